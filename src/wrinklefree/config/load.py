@@ -1,0 +1,160 @@
+"""Reading ``params.yaml`` and presets, and telling a user what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from wrinklefree.config.parameters import Parameters
+from wrinklefree.config.section import Section
+from wrinklefree.errors import UserError
+
+_MAX_PROBLEMS = 8
+_NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, without its null entries.
+
+    Raises
+    ------
+    UserError : the file is missing, is no YAML, repeats a key or holds no mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a params file or preset")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def overlay(parameters: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
+    """``preset`` laid over ``parameters``: mappings merge, other values replace, null removes.
+
+    These are the semantics of ``snakemake --configfile`` followed by :func:`without_nulls`.
+    """
+    merged = dict(parameters)
+    for key, value in preset.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = overlay(below, value)
+        else:
+            merged[key] = value
+    return without_nulls(merged)
+
+
+def without_nulls(parameters: dict[str, Any]) -> dict[str, Any]:
+    """``parameters`` without entries that are null, at any depth."""
+    return {
+        key: without_nulls(value) if isinstance(value, dict) else value
+        for key, value in parameters.items()
+        if value is not None
+    }
+
+
+def validate(parameters: dict[str, Any], origin: str = "params.yaml") -> Parameters:
+    """The typed settings.
+
+    Raises
+    ------
+    UserError : names every key that is unknown, missing or wrong, its value and what was expected.
+    """
+    return _checked(TypeAdapter(Parameters), without_nulls(parameters), origin)
+
+
+def validate_section(section: type[Section] | Any, value: Any, origin: str) -> Any:
+    """One section, for a stage that was handed only its own part of the settings."""
+    if isinstance(value, dict):
+        value = without_nulls(value)
+    return _checked(TypeAdapter(section), value, origin)
+
+
+def _checked(adapter: TypeAdapter, value: Any, origin: str) -> Any:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            checked = adapter.validate_python(value)
+        except ValidationError as error:
+            raise UserError(_explain(error, value, origin)) from None
+    for warning in caught:
+        warnings.warn(f"{origin}: {warning.message}", warning.category, stacklevel=3)
+    return checked
+
+
+def _explain(error: ValidationError, value: Any, origin: str) -> str:
+    problems = error.errors(include_url=False)
+    lines = [f"{origin}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
+    for problem in problems[:_MAX_PROBLEMS]:
+        path = _locate(problem["loc"], value)
+        lines.append(f"  {path or '(top level)'}: {_describe(problem)}")
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"  … and {len(problems) - _MAX_PROBLEMS} more")
+    return "\n".join(lines)
+
+
+def _locate(location: tuple[int | str, ...], value: Any) -> str:
+    """The dotted path as in the file: pydantic puts the tag of a union in front of its fields."""
+    path: list[str] = []
+    tagged = False
+    for key in location:
+        if isinstance(value, dict):
+            if not tagged and key in (value.get("kind"), value.get("name")):
+                tagged = True
+                continue
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+            value = value[key]
+        tagged = False
+        path.append(str(key))
+    return ".".join(path)
+
+
+def _describe(problem: Any) -> str:
+    kind, found = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        close = difflib.get_close_matches(key, _known_keys(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"unknown setting{hint}"
+    if kind == "missing":
+        return "this setting is required and missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    described = f"{message}; found {found!r} ({type(found).__name__})"
+    if isinstance(found, str) and _NUMBER.match(found):
+        described += ". YAML 1.1 reads this as text: write it with a point, as 1.0e-4"
+    return described
+
+
+def _known_keys() -> set[str]:
+    """Every name of a setting, for suggestions."""
+    names: set[str] = set()
+    pending: list[type] = [Section]
+    while pending:
+        section = pending.pop()
+        names.update(getattr(section, "model_fields", {}))
+        pending.extend(section.__subclasses__())
+    return names
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a repeated key, of which YAML 1.1 would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} appears twice, {key_node.start_mark}")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)

@@ -1,0 +1,29 @@
+"""``evaluate`` and ``export``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from wrinklefree.config.section import NonNegativeInt, PositiveInt, Section
+
+
+class EvaluateSettings(Section):
+    """The comparison of every model of the run."""
+
+    rows_per_domain: PositiveInt
+    """Held-out rows scored per domain, at most."""
+    batch_size: PositiveInt
+    likelihood_draws: PositiveInt
+    """Random maskings per block when the likelihood of a diffusion model is estimated."""
+    prompts: list[str] = Field(min_length=1)
+    new_tokens: NonNegativeInt
+    """Tokens generated for every prompt."""
+
+
+class ExportSettings(Section):
+    """The distilled autoregressive student for other tools."""
+
+    linear_class: Literal["bitlinear", "autobitlinear"]
+    """Which of the two ternary layers of transformers loads the weights."""

@@ -1,0 +1,58 @@
+"""Presets: files of ``params/`` laid over ``params.yaml``."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from wrinklefree.config.load import overlay, read_yaml, validate, without_nulls
+from wrinklefree.errors import UserError
+
+FOLDER = Path("params")
+
+
+def find_preset(name: str) -> Path:
+    """The file of a preset, given its name or its path.
+
+    Raises
+    ------
+    UserError : there is none; names those that exist.
+    """
+    for candidate in (FOLDER / f"{name}.yaml", Path(name)):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
+    raise UserError(f"no preset {name}; presets in {FOLDER}/: {known}")
+
+
+def lay_into(params: Path, preset: Path) -> str:
+    """The text of ``params`` with ``preset`` laid over it; comments outside of it stay.
+
+    Raises
+    ------
+    UserError : either file is unreadable, or the result is not valid.
+    """
+    changes = read_yaml(preset)
+    validate(overlay(read_yaml(params), changes), origin=f"{params} with {preset}")
+    yaml = YAML()
+    yaml.width = 100
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(params.read_text(encoding="utf-8"))
+    _lay(document, changes)
+    buffer = io.StringIO()
+    yaml.dump(document, buffer)
+    return buffer.getvalue()
+
+
+def _lay(document: Any, changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if value is None:
+            document.pop(key, None)
+        elif isinstance(value, dict) and isinstance(document.get(key), dict):
+            _lay(document[key], value)
+        else:
+            document[key] = without_nulls(value) if isinstance(value, dict) else value

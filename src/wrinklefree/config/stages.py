@@ -1,0 +1,59 @@
+"""Which part of ``params.yaml`` each stage reads: the contract that both engines are held to.
+
+A stage is rerun when something that it reads changes, so a path listed here and not used costs time,
+and a path used and not listed would be a stale result. Stages get nothing but these sections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrinklefree.errors import UserError
+
+READS: dict[str, tuple[str, ...]] = {
+    "fetch": ("sources.{instance}", "held_out"),
+    "tokenizer": ("sources", "tokenizer", "base.source"),
+    "tokenize": ("sources.{instance}",),
+    "mixture": ("sources", "mixture"),
+    "base": ("seed", "base"),
+    "subln": ("seed", "subln"),
+    "stage2": ("seed", "stage2"),
+    "dlm": ("seed", "dlm"),
+    "distill": ("seed", "distill.{instance}"),
+    "evaluate": ("seed", "evaluate"),
+    "export": ("export",),
+}
+
+
+def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) -> dict[str, Any]:
+    """The sections of ``parameters`` that ``stage`` may read, nested as in the file.
+
+    Parameters
+    ----------
+    parameters : the whole of ``params.yaml``, or an already narrowed part of it.
+    instance : the source of ``fetch`` and ``tokenize``, the student of ``distill``.
+
+    Raises
+    ------
+    UserError : a path is missing, or ``stage`` is no stage.
+    """
+    narrowed: dict[str, Any] = {}
+    for path in reads(stage, instance):
+        value: Any = parameters
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise UserError(f"settings of stage {stage}: {path} is missing")
+            value = value[key]
+        target = narrowed
+        *parents, last = path.split(".")
+        for key in parents:
+            target = target.setdefault(key, {})
+        target[last] = value
+    return narrowed
+
+
+def reads(stage: str, instance: str | None = None) -> list[str]:
+    """Dotted paths of the settings that ``stage`` reads."""
+    if stage not in READS:
+        raise UserError(f"unknown stage {stage}; stages: {', '.join(READS)}")
+    return [path.format(instance=instance) for path in READS[stage]]

@@ -1,0 +1,192 @@
+"""What every training stage has, and what each adds: ``base``, ``stage2``, ``dlm``, ``distill``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from wrinklefree.config.optimizer import OptimizerSettings, ScheduleSettings, ZClipSettings
+from wrinklefree.config.section import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Sha256,
+)
+
+
+class LambdaWarmupSettings(Section):
+    """Quantization strength over steps, from 0 (full precision) to 1 (ternary)."""
+
+    warmup_steps: NonNegativeInt
+    """0: fully quantized from the first step."""
+    schedule: Literal["linear", "cosine"]
+
+
+class TrainingSettings(Section):
+    """The one training loop."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    """Rows per micro-batch."""
+    gradient_accumulation_steps: PositiveInt
+    """Micro-batches per optimizer step."""
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    zclip: ZClipSettings
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Compute type of the forward pass; parameters and optimizer state stay fp32."""
+    checkpoint_interval: PositiveInt
+    """Steps between resumable checkpoints. Has no effect on the result."""
+    log_interval: PositiveInt
+    """Steps between lines of output. Has no effect on the result."""
+
+
+class QuantizedTrainingSettings(TrainingSettings):
+    """Training with quantization in the loop."""
+
+    lambda_warmup: LambdaWarmupSettings
+
+
+class ModelSettings(Section):
+    """The shape of a Llama-like model trained from scratch."""
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    key_value_heads: PositiveInt
+    rope_theta: PositiveFloat
+    initializer_range: PositiveFloat
+
+
+class ScratchBaseSettings(Section):
+    """No model to start from: it is trained here, see ``base.scratch``."""
+
+    kind: Literal["scratch"]
+
+
+class HubBaseSettings(Section):
+    """A dense model of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str
+    """A commit, so that the run can be repeated."""
+
+
+class FolderBaseSettings(Section):
+    """A dense model in a folder on this machine, in safetensors."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class GgufBaseSettings(Section):
+    """A dense model in a GGUF file inside a wheel of a package registry."""
+
+    kind: Literal["gguf"]
+    package: str
+    version: str
+    sha256: Sha256
+    """Of the wheel."""
+    member: str
+    """Path of the GGUF file inside the wheel."""
+
+
+BaseSource = Annotated[
+    ScratchBaseSettings | HubBaseSettings | FolderBaseSettings | GgufBaseSettings,
+    Field(discriminator="kind"),
+]
+
+
+class ScratchSettings(Section):
+    """Shape and training of a dense model made here."""
+
+    model: ModelSettings
+    training: TrainingSettings
+
+
+class BaseSettings(Section):
+    """The dense model that everything starts from."""
+
+    source: BaseSource
+    scratch: ScratchSettings | None = None
+    """With ``source.kind: scratch``, and only then."""
+
+    @model_validator(mode="after")
+    def _scratch_if_from_scratch(self) -> BaseSettings:
+        if (self.source.kind == "scratch") != (self.scratch is not None):
+            raise ValueError(
+                f"source.kind is {self.source.kind}, so scratch"
+                f" {'is required' if self.scratch is None else 'must be left out (null)'}"
+            )
+        return self
+
+
+class SublnSettings(Section):
+    """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
+
+    gain: Literal["calibrated", "calibrated_scalar", "ones"]
+    """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
+    calibration_rows: PositiveInt
+    """Training rows on which gains are fitted and the damage is measured."""
+
+
+class DiffusionSettings(Section):
+    """Block diffusion: what is masked, how tokens are read, how the loss is weighted."""
+
+    block_size: PositiveInt
+    mask_init: Literal["mean", "random", "zero"]
+    """Initial embedding of the mask token."""
+    token_shift: Literal["none", "noisy", "clean_boundary"]
+    """From which row a token is predicted (docs: diffusion)."""
+    loss_weighting: Literal["unit", "elbo"]
+    complementary_masks: bool
+    """Train on the unmasked half as well, masked in a second view."""
+
+
+class DlmSettings(QuantizedTrainingSettings):
+    """Conversion to a block-diffusion model."""
+
+    diffusion: DiffusionSettings
+
+
+class RelationSettings(Section):
+    """Distillation of Q, K and V relations at one layer (arXiv 2510.13998, section 3.3)."""
+
+    layer_fraction: Fraction
+    """Depth of the layer: 0.8 of 28 layers is layer 22."""
+    heads: PositiveInt
+    """Relation heads, independent of the number of attention heads."""
+    temperature: PositiveFloat
+    causal: bool
+    """Compare only rows' own past."""
+
+
+class DistillationWeights(Section):
+    """Factors of the terms of the loss."""
+
+    cross_entropy: NonNegativeFloat
+    logits: NonNegativeFloat
+    relations: NonNegativeFloat
+
+
+class DistillSettings(QuantizedTrainingSettings):
+    """Distillation of the dense teacher into a ternary student."""
+
+    weights: DistillationWeights
+    temperature: PositiveFloat
+    temperature_squared: bool
+    """Multiply the logits term by temperature squared, as the paper's code and not its text."""
+    relations: RelationSettings
+
+
+class DistillStudents(Section):
+    """One distillation per student."""
+
+    ar: DistillSettings
+    dlm: DistillSettings

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ruamel.yaml import YAML
+
+from wrinklefree.config.load import overlay, read_yaml, validate, without_nulls
+from wrinklefree.errors import UserError
+
+PROJECT = Path(__file__).parents[2]
+PRESETS = sorted((PROJECT / "params").glob("*.yaml"))
+
+
+@pytest.fixture
+def parameters() -> dict[str, Any]:
+    return read_yaml(PROJECT / "params.yaml")
+
+
+def changed(parameters: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    result = copy.deepcopy(parameters)
+    section = result
+    *parents, last = path.split(".")
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    return result
+
+
+@pytest.mark.parametrize("file", [PROJECT / "params.yaml", *PRESETS], ids=lambda file: file.name)
+def test_yaml_1_1_and_1_2_read_the_same_settings(file: Path):
+    text = file.read_text()
+    assert yaml.safe_load(text) == YAML(typ="safe").load(text)
+
+
+@pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
+def test_presets_are_valid_over_the_default(parameters: dict[str, Any], file: Path):
+    validate(overlay(parameters, read_yaml(file)))
+
+
+MISTAKES = [
+    ("stage2.stepz", 3, ["stage2.stepz", "unknown setting", "did you mean steps"]),
+    ("stage2.steps", "many", ["stage2.steps", "valid integer", "'many'"]),
+    ("stage2.steps", 0, ["stage2.steps", "greater than 0"]),
+    ("stage2.optimizer.lr", "1e-3", ["stage2.optimizer.lr", "write it with a point"]),
+    ("stage2.optimizer.lrr", 0.1, ["stage2.optimizer.lrr", "unknown setting"]),
+    ("stage2.optimizer.name", "sgd", ["stage2.optimizer", "'muon'", "sgd"]),
+    ("mixture.weights.code", 0.3, ["mixture", "weights sum to 1.2", "expected 1"]),
+    ("mixture.weights.web", 0.0, ["mixture.weights names web", "no source has that domain"]),
+    ("sources.code.sha256", "abc", ["sources.code.sha256", "pattern"]),
+    ("sources.code.sha", "abc", ["sources.code.sha", "unknown setting"]),
+    ("tokenizer", {"kind": "base"}, ["tokenizer.kind is base", "scratch"]),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_a_mistake_is_named_with_its_place_and_what_was_expected(
+    parameters: dict[str, Any], path: str, value: Any, expected: list[str]
+):
+    with pytest.raises(UserError) as caught:
+        validate(changed(parameters, path, value))
+    message = str(caught.value)
+    assert message.startswith("params.yaml: ")
+    assert len(message.splitlines()) <= 4
+    for part in expected:
+        assert part in message
+
+
+def test_an_adamw_rate_with_muon_is_refused(parameters: dict[str, Any]):
+    optimizer = {"name": "muon", "lr": 0.0003, "adamw_lr": 0.0003, "scale": "original"}
+    with pytest.raises(UserError, match="lr 0.0003 is outside 0.001..0.003"):
+        validate(changed(parameters, "stage2.optimizer", optimizer))
+
+
+def test_scratch_settings_of_a_pretrained_base_are_refused(parameters: dict[str, Any]):
+    source = {"kind": "hub", "repository": "a/b", "revision": "0" * 40}
+    with pytest.raises(UserError, match="scratch must be left out"):
+        validate(changed(parameters, "base.source", source))
+
+
+def test_a_missing_setting_is_named(parameters: dict[str, Any]):
+    del parameters["stage2"]["zclip"]
+    with pytest.raises(UserError, match=r"stage2\.zclip: this setting is required"):
+        validate(parameters)
+
+
+def test_pretrained_base_with_a_new_tokenizer_is_refused(parameters: dict[str, Any]):
+    base = {"source": {"kind": "hub", "repository": "a/b", "revision": "0" * 40}}
+    with pytest.raises(UserError, match="use tokenizer.kind: base"):
+        validate(changed(parameters, "base", base))
+
+
+def test_a_repeated_key_is_refused(tmp_path: Path):
+    file = tmp_path / "params.yaml"
+    file.write_text("seed: 1\nheld_out:\n  fraction: 0.1\n  fraction: 0.2\n")
+    with pytest.raises(UserError, match="'fraction' appears twice"):
+        read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [", "not valid YAML"), ("- a", "expected a mapping"), ("", "expected a mapping")],
+)
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: str, message: str):
+    file = tmp_path / "params.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_yaml(file)
+
+
+def test_overlay_merges_replaces_and_removes():
+    below = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
+    above = {"a": {"x": None, "z": {"w": 4, "v": None}}, "b": [5]}
+    assert overlay(below, above) == {"a": {"y": 2, "z": {"w": 4}}, "b": [5], "c": 3}
+    assert below["a"] == {"x": 1, "y": 2}
+
+
+def test_overlay_is_what_snakemake_does_with_a_second_configfile(parameters: dict[str, Any]):
+    from snakemake.utils import update_config
+
+    for file in PRESETS:
+        theirs = copy.deepcopy(parameters)
+        update_config(theirs, read_yaml(file))
+        assert without_nulls(theirs) == overlay(parameters, read_yaml(file))
