@@ -1,0 +1,82 @@
+"""``wrinklefree``: small commands around ``params.yaml``, artifacts and the two engines."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from wrinklefree.errors import UserError
+
+PARAMS = Path("params.yaml")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    parser = argparse.ArgumentParser(prog="wrinklefree", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="check params.yaml, with a preset over it if given")
+    check.add_argument("preset", nargs="?")
+    preset = commands.add_parser("preset", help="lay a preset into params.yaml, for DVC")
+    preset.add_argument("name", help="a name in params/, or the path of a YAML file")
+    verify = commands.add_parser("verify", help="check the files of artifacts against manifests")
+    verify.add_argument("folders", nargs="+", type=Path)
+    code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
+    code.add_argument("--write", action="store_true", help="bring dvc.yaml up to date")
+    arguments = parser.parse_args()
+    try:
+        {"check": _check, "preset": _preset, "verify": _verify, "code": _code}[arguments.command](
+            arguments
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from wrinklefree.config.load import overlay, read_yaml, validate
+    from wrinklefree.config.presets import find_preset
+
+    parameters = read_yaml(PARAMS)
+    origin = str(PARAMS)
+    if arguments.preset:
+        path = find_preset(arguments.preset)
+        parameters = overlay(parameters, read_yaml(path))
+        origin = f"{PARAMS} with {path}"
+    validate(parameters, origin)
+    print(f"{origin}: all settings are valid")
+
+
+def _preset(arguments: argparse.Namespace) -> None:
+    from wrinklefree.config.presets import find_preset, lay_into
+    from wrinklefree.tracking.files import write_atomically
+
+    path = find_preset(arguments.name)
+    write_atomically(PARAMS, lay_into(PARAMS, path))
+    print(f"{PARAMS} now has {path} laid over it; git diff {PARAMS} shows what changed")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from wrinklefree.tracking.artifact import open_artifact
+
+    for folder in arguments.folders:
+        manifest = open_artifact(folder).manifest
+        print(f"{folder}: whole, {len(manifest.files)} files, stage {manifest.stage}")
+
+
+def _code(arguments: argparse.Namespace) -> None:
+    from wrinklefree.tracking.dvc_code import with_current_code
+    from wrinklefree.tracking.files import write_atomically
+
+    path = Path("dvc.yaml")
+    current = with_current_code(path.resolve())
+    if current == path.read_text(encoding="utf-8"):
+        print(f"{path}: up to date")
+    elif arguments.write:
+        write_atomically(path, current)
+        print(f"{path}: code dependencies brought up to date")
+    else:
+        raise UserError(
+            f"{path}: lists other modules than the stages import;"
+            " run `wrinklefree code --write` and commit the result"
+        )

@@ -1,0 +1,70 @@
+"""Which files of this project a script runs, found by reading imports, and their digest.
+
+An engine that knows these files reruns a stage when one of them is edited, and no other stage.
+Imports inside functions count, and so do the ``__init__.py`` of the packages above a module.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "wrinklefree"
+
+
+def code_files(script: Path, source: Path) -> list[Path]:
+    """``script`` and every module of the package that it imports, directly or not, sorted.
+
+    Parameters
+    ----------
+    source : the folder that holds the package's folder (``src``).
+    """
+    found: set[Path] = set()
+    pending = [script]
+    while pending:
+        file = pending.pop()
+        if file in found:
+            continue
+        found.add(file)
+        pending.extend(_imported_files(file, source))
+    return sorted(found)
+
+
+def code_digest(script: Path, source: Path) -> str:
+    """SHA-256 over names and bytes of :func:`code_files`."""
+    digest = hashlib.sha256()
+    for file in code_files(script, source):
+        name = file.relative_to(source) if file.is_relative_to(source) else Path(file.name)
+        content = file.read_bytes()
+        digest.update(f"{name.as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+@cache
+def _imported_modules(file: Path, content: bytes) -> frozenset[str]:
+    """Absolute names that may be modules: ``from a.b import c`` yields ``a.b`` and ``a.b.c``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(content, filename=str(file))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
+
+
+def _imported_files(file: Path, source: Path) -> set[Path]:
+    files: set[Path] = set()
+    for name in _imported_modules(file, file.read_bytes()):
+        parts = name.split(".")
+        if parts[0] != PACKAGE:
+            continue
+        for depth in range(1, len(parts) + 1):
+            stem = source.joinpath(*parts[:depth])
+            for candidate in (stem / "__init__.py", stem.with_suffix(".py")):
+                if candidate.is_file():
+                    files.add(candidate)
+    return files

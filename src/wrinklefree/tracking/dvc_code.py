@@ -1,0 +1,41 @@
+"""The code that each stage of ``dvc.yaml`` depends on, kept equal to what its script imports."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from wrinklefree.tracking.code import PACKAGE, code_files
+
+_SCRIPTS = "workflow/scripts/"
+
+
+def with_current_code(dvc_yaml: Path) -> str:
+    """The text of ``dvc.yaml`` with every stage's code dependencies as they are now.
+
+    Other dependencies, comments and order stay. It must lie in the project's folder.
+    """
+    project = dvc_yaml.parent
+    yaml = YAML()
+    yaml.width = 100
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(dvc_yaml.read_text(encoding="utf-8"))
+    for stage in document["stages"].values():
+        _update(stage.get("do", stage), project)
+    buffer = io.StringIO()
+    yaml.dump(document, buffer)
+    return buffer.getvalue()
+
+
+def _update(stage: Any, project: Path) -> None:
+    script = next(dep for dep in stage["deps"] if dep.startswith(_SCRIPTS))
+    files = code_files(project / script, project / "src")
+    code = [file.relative_to(project).as_posix() for file in files]
+    others = [dep for dep in stage["deps"] if not dep.startswith((_SCRIPTS, f"src/{PACKAGE}/"))]
+    wanted = others + [script] + [file for file in code if file != script]
+    if list(stage["deps"]) != wanted:
+        stage["deps"][:] = wanted

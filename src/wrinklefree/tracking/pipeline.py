@@ -1,0 +1,34 @@
+"""Which run of the pipeline a process belongs to."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+VARIABLE = "WRINKLEFREE_PIPELINE"
+_ENGINES = ("snakemake", "dvc")
+
+
+def pipeline_identity() -> str:
+    """A name that all stages of one invocation of an engine share.
+
+    It is the engine's own process, the outermost above this one; ``WRINKLEFREE_PIPELINE`` sets it
+    where stages run on other machines than the engine. A stage run by hand is a pipeline of its own.
+    """
+    if given := os.environ.get(VARIABLE):
+        return given
+    identity = _name("script", psutil.Process())
+    for parent in psutil.Process().parents():
+        try:
+            words = [os.path.basename(word) for word in parent.cmdline()[:3]]
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        for engine in _ENGINES:
+            if engine in words:
+                identity = _name(engine, parent)
+    return identity
+
+
+def _name(engine: str, process: psutil.Process) -> str:
+    return f"{engine}-{process.pid}-{int(process.create_time())}"

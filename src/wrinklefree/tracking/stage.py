@@ -1,0 +1,225 @@
+"""The frame of every stage: arguments, settings, checked inputs, lock, tracking, artifact.
+
+A script hands its stage function to :func:`stage_main`; everything that is alike for all stages
+happens here, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.metadata
+import json
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wrinklefree.config.load import read_yaml, validate, validate_section, without_nulls
+from wrinklefree.config.parameters import Parameters
+from wrinklefree.config.stages import narrow
+from wrinklefree.errors import UserError
+from wrinklefree.tracking.artifact import Artifact, Origin, open_artifact, writing_artifact
+from wrinklefree.tracking.code import code_digest
+from wrinklefree.tracking.files import sha256_of_json
+from wrinklefree.tracking.locks import exclusive_lock
+from wrinklefree.tracking.runs import StageRun
+from wrinklefree.tracking.terminal import Terminal
+
+_RECORDED_LIBRARIES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
+_KEY_LENGTH = 16
+_SEED_DIGITS = 12
+_WORK = Path("work")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage function works with."""
+
+    name: str
+    instance: str | None
+    """The source of ``fetch`` and ``tokenize``, the student of ``distill``."""
+    settings: dict[str, Any]
+    """The sections of ``params.yaml`` that the stage may read, nested as there."""
+    inputs: dict[str, Path]
+    """Folders of the input artifacts by name, all checked."""
+    folder: Path
+    """An empty folder to write the artifact's files into."""
+    work: Path
+    """A folder that outlives a killed stage; its name changes when settings or inputs do."""
+    run: StageRun
+    terminal: Terminal
+
+    def section(self, path: str, kind: type[_T] | Any) -> Any:
+        """The settings at a dotted path, as the pydantic type ``kind``."""
+        value: Any = self.settings
+        for key in path.split("."):
+            value = value[key]
+        return validate_section(kind, value, f"settings of {self.name}: {path}")
+
+    def collection(self, name: str) -> dict[str, Path]:
+        """Folders of one input artifact per source, by the source's name."""
+        prefix = f"{name}."
+        return {
+            key.removeprefix(prefix): path
+            for key, path in self.inputs.items()
+            if key.startswith(prefix)
+        }
+
+    @property
+    def seed(self) -> int:
+        """The stage's own seed, from the pipeline's: stages must not repeat each other's draws."""
+        own = sha256_of_json([self.settings["seed"], self.name, self.instance])
+        return int(own[:_SEED_DIGITS], 16)
+
+    @property
+    def downloads(self) -> Path:
+        """Where downloaded packages are kept between stages, by hash."""
+        return _WORK / "downloads"
+
+
+StageFunction = Callable[[Stage], dict[str, Any]]
+
+
+def stage_main(
+    name: str,
+    function: StageFunction,
+    *,
+    inputs: Sequence[str] = (),
+    collections: Sequence[str] = (),
+    instance: str | None = None,
+) -> None:
+    """Run one stage from the command line, and exit.
+
+    Parameters
+    ----------
+    function : makes the artifact in ``stage.folder`` and returns facts for its manifest.
+    inputs : names of input artifacts; each is an option whose value is a folder.
+    collections : names of options whose folder holds one artifact per source.
+    instance : name of the option that says which source or student, where a stage has several.
+    """
+    arguments = _parse(name, inputs, collections, instance)
+    chosen = getattr(arguments, instance) if instance else None
+    label = f"{name}.{chosen}" if chosen else name
+    signal.signal(signal.SIGTERM, _terminated)
+    with Terminal(label) as terminal:
+        warnings.showwarning = terminal.show_warning
+        try:
+            settings = _settings(arguments.settings, name, chosen)
+            paths = {key: Path(getattr(arguments, key)) for key in inputs}
+            for key in collections:
+                root = Path(getattr(arguments, key))
+                paths.update({f"{key}.{s}": root / s for s in sorted(settings["sources"])})
+            busy = f"{label} is already running here,"
+            with exclusive_lock(_WORK / "locks" / f"{label}.lock", busy=busy):
+                terminal.open_log()
+                _run(name, chosen, function, settings, paths, Path(arguments.output), terminal)
+        except UserError as error:
+            terminal.say(f"error: {label}: {error}")
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            terminal.say(
+                f"error: {label}: no space left on the disk while writing"
+                f" {error.filename or arguments.output}; what was there before is unchanged."
+                " Free some space and run again"
+            )
+            sys.exit(2)
+        except KeyboardInterrupt:
+            terminal.say(f"{label}: interrupted; run again to go on from the last checkpoint")
+            sys.exit(130)
+
+
+def _run(
+    name: str,
+    instance: str | None,
+    function: StageFunction,
+    settings: dict[str, Any],
+    paths: dict[str, Path],
+    output: Path,
+    terminal: Terminal,
+) -> None:
+    started = time.monotonic()
+    artifacts = {key: open_artifact(path) for key, path in paths.items()}
+    script = Path(sys.argv[0]).resolve()
+    origin = Origin(
+        stage=name,
+        inputs={key: artifact.manifest.digest for key, artifact in artifacts.items()},
+        settings=settings,
+        code=code_digest(script, Path(__file__).resolve().parents[2]),
+        versions=_versions(),
+    )
+    label = f"{name}.{instance}" if instance else name
+    run = StageRun(label)
+    run.log_parameters(settings)
+    run.log_inputs(artifacts)
+    succeeded = False
+    try:
+        with writing_artifact(output, origin) as (folder, facts):
+            key = sha256_of_json(asdict(origin))[:_KEY_LENGTH]
+            work = _WORK / label / key
+            stage = Stage(name, instance, settings, paths, folder, work, run, terminal)
+            facts.update(function(stage))
+        shutil.rmtree(work, ignore_errors=True)  # superseded by the artifact
+        run.log_output(open_artifact(output))
+        succeeded = True
+    finally:
+        run.finish(succeeded)
+    terminal.say(f"{label}: {output} done in {time.monotonic() - started:.0f} s")
+
+
+def _parse(
+    name: str, inputs: Sequence[str], collections: Sequence[str], instance: str | None
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=f"The {name} stage (docs/stages.md).")
+    parser.add_argument(
+        "--settings",
+        required=True,
+        help="a params file, or the JSON of the sections that this stage reads",
+    )
+    if instance:
+        parser.add_argument(f"--{instance}", required=True)
+    for key in inputs:
+        option = "--" + key.replace("_", "-")
+        parser.add_argument(option, required=True, help="folder of an artifact")
+    for key in collections:
+        parser.add_argument(f"--{key}", required=True, help="folder of one artifact per source")
+    parser.add_argument("--output", required=True, help="folder to write")
+    return parser.parse_args()
+
+
+def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
+    """The stage's sections, from a params file or from JSON, checked."""
+    if given.lstrip().startswith("{"):
+        try:
+            parameters = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--settings: not valid JSON: {error}") from error
+        settings = narrow(without_nulls(parameters), name, instance)
+        for key in settings:
+            if key not in Parameters.model_fields:
+                raise UserError(f"--settings: unknown section {key}")
+        return settings
+    parameters = without_nulls(read_yaml(Path(given)))
+    validate(parameters, origin=given)
+    return narrow(parameters, name, instance)
+
+
+def _versions() -> dict[str, str]:
+    versions = {library: importlib.metadata.version(library) for library in _RECORDED_LIBRARIES}
+    return {"python": ".".join(map(str, sys.version_info[:2])), **versions}
+
+
+def _terminated(*_: object) -> None:
+    """Leave through the same clean-up as an exception does."""
+    raise SystemExit(143)
+
+
+__all__ = ["Artifact", "Stage", "stage_main"]

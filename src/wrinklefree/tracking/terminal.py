@@ -1,0 +1,119 @@
+"""What a person sees of a stage: a progress bar on a terminal, plain lines elsewhere, a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 10.0
+
+
+class Terminal:
+    """Output of one stage, on stderr and in ``logs/<label>.log``."""
+
+    def __init__(self, label: str, *, stream: TextIO | None = None) -> None:
+        self.label = label
+        self._stream = stream or sys.stderr
+        self._log: TextIO | None = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._log:
+            self._log.close()
+
+    def open_log(self, folder: Path = Path("logs")) -> None:
+        """Start the log file anew. Called when it is certain that no other process writes it."""
+        folder.mkdir(exist_ok=True)
+        self._log = (folder / f"{self.label}.log").open("w", encoding="utf-8")
+
+    def say(self, line: str) -> None:
+        """Print a line, above a progress bar if there is one."""
+        tqdm.write(line, file=self._stream)
+        self._stream.flush()
+        self._record(line)
+
+    def show_warning(
+        self, message: Warning | str, category: type[Warning], *_: Any, **__: Any
+    ) -> None:
+        """Replacement of ``warnings.showwarning``: one line, without a source excerpt."""
+        self.say(f"warning: {self.label}: {message}")
+
+    def progress(self, *, total: int, done: int = 0, unit: str = "step") -> Progress:
+        """A bar from ``done`` to ``total``."""
+        return Progress(self, self._stream, total=total, done=done, unit=unit)
+
+    def _record(self, line: str) -> None:
+        if self._log:
+            self._log.write(line + "\n")
+            self._log.flush()
+
+
+class Progress:
+    """Advance of long work: a bar on a terminal, else a line now and then with the time left."""
+
+    def __init__(
+        self, terminal: Terminal, stream: TextIO, *, total: int, done: int, unit: str
+    ) -> None:
+        self._terminal = terminal
+        self._unit = unit
+        self._first = done
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=unit,
+            desc=terminal.label,
+            file=stream,
+            disable=not stream.isatty(),
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total} left {remaining}{postfix}",
+        )
+        self._total = total
+        self._done = done
+
+    def advance(self, amount: int = 1, note: str = "", *, line: bool = False) -> None:
+        """Count ``amount`` units as done.
+
+        Parameters
+        ----------
+        note : shown behind the bar, such as loss and speed.
+        line : print a plain line now where there is no bar; otherwise one every ten seconds.
+        """
+        self._done += amount
+        if not self._bar.disable:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(amount)
+            return
+        now = time.monotonic()
+        finished = self._done >= self._total
+        if line or finished or now - self._last_line >= _LINE_SECONDS:
+            self._last_line = now
+            self._terminal.say(f"{self._terminal.label} {self._state(now)} {note}".rstrip())
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+    def _state(self, now: float) -> str:
+        covered = max(self._done - self._first, 1)
+        left = (now - self._started) / covered * max(self._total - self._done, 0)
+        return f"{self._unit} {self._done}/{self._total}, {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
