@@ -1,0 +1,77 @@
+# make stage2   set up, then the pipeline up to stage 2      make all     set up, then everything
+# make test     set up, then the test suite                  make check   linters, types, formats
+# make report   the HTML report of the last run              make bench   the figures that docs quote
+
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+# What a stage starts (python, dvc, mlflow) is the environment's, not the system's.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup stage2 all report test test-unit test-end-to-end check format bench \
+	dvc-accept snakemake-accept clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d; name another: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+stage2: setup
+	snakemake --cores $(CORES) stage2
+
+all: setup
+	snakemake --cores $(CORES) all
+	$(MAKE) report
+
+report: setup
+	snakemake --report report.html all
+	@echo "report.html is the report; it needs no network"
+
+test: test-unit test-end-to-end
+
+test-unit: setup
+	pytest -m "not end_to_end"
+
+test-end-to-end: setup
+	pytest -m end_to_end
+
+check: setup
+	ruff check .
+	ruff format --check .
+	snakefmt --check workflow Snakefile
+	pyright
+	wrinklefree check
+	wrinklefree code
+	snakemake --lint
+
+format: setup
+	ruff check --fix .
+	ruff format .
+	snakefmt workflow Snakefile
+
+bench: setup
+	for file in benchmarks/*.py; do python $$file || exit 1; done
+
+# After Snakemake ran: tell DVC that what stands in the folders is the result.
+dvc-accept: setup
+	dvc commit --force --quiet
+	@dvc status
+
+# After DVC ran, or `dvc checkout`: tell Snakemake that what stands in the folders is the result.
+snakemake-accept: setup
+	snakemake --cores 1 --touch --forceall --quiet all
+	@snakemake --cores 1 --dry-run --quiet all
+
+clean:
+	rm -rf data models results work logs report.html .snakemake

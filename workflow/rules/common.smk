@@ -1,0 +1,41 @@
+# What the rules share: checked settings, the sections that a stage reads, digests of its code.
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from wrinklefree.config.load import validate, without_nulls
+from wrinklefree.config.stages import narrow
+from wrinklefree.errors import UserError
+from wrinklefree.tracking.code import code_digest
+
+PROJECT = Path(str(workflow.current_basedir)).parents[1]
+
+try:
+    with warnings.catch_warnings():
+        # Every stage says its own warnings; the engine reads the settings many times.
+        warnings.simplefilter("ignore")
+        validate(config)
+except UserError as error:
+    # One screen, no traceback: this is the user's mistake, not the workflow's.
+    sys.exit(f"error: {error}")
+
+PARAMETERS = without_nulls(config)
+SOURCES = sorted(PARAMETERS["sources"])
+STUDENTS = {"ar": "stage2", "dlm": "dlm"}
+
+
+def settings(stage):
+    """JSON of the settings that a stage reads, as a function of the rule's wildcards."""
+
+    def of_instance(wildcards):
+        instance = wildcards.get("source", wildcards.get("student"))
+        return json.dumps(narrow(PARAMETERS, stage, instance), sort_keys=True)
+
+    return of_instance
+
+
+def code(stage):
+    """Digest of a stage's script and all that it imports: an edit of it reruns the stage."""
+    return code_digest(PROJECT / "workflow" / "scripts" / f"{stage}.py", PROJECT / "src")

@@ -1,0 +1,51 @@
+rule evaluate:
+    message:
+        "Compare every model of the run"
+    input:
+        base="models/base/manifest.json",
+        subln="models/subln/manifest.json",
+        stage2="models/stage2/manifest.json",
+        distill_ar="models/distill/ar/manifest.json",
+        dlm="models/dlm/manifest.json",
+        distill_dlm="models/distill/dlm/manifest.json",
+        mixture="data/mixture/manifest.json",
+    output:
+        "results/manifest.json",
+    params:
+        settings=settings("evaluate"),
+        code=code("evaluate"),
+    log:
+        "logs/evaluate.log",
+    benchmark:
+        "logs/benchmarks/evaluate.jsonl"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+    shell:
+        "python -P workflow/scripts/evaluate.py --settings {params.settings:q}"
+        " --base models/base --subln models/subln --stage2 models/stage2"
+        " --distill-ar models/distill/ar --dlm models/dlm --distill-dlm models/distill/dlm"
+        " --mixture data/mixture --output results"
+
+
+rule export:
+    message:
+        "Write the distilled student for other tools, and check it there"
+    input:
+        model="models/distill/ar/manifest.json",
+        mixture="data/mixture/manifest.json",
+    output:
+        "models/export/manifest.json",
+    params:
+        settings=settings("export"),
+        code=code("export"),
+    log:
+        "logs/export.log",
+    benchmark:
+        "logs/benchmarks/export.jsonl"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+    shell:
+        "python -P workflow/scripts/export.py --settings {params.settings:q}"
+        " --model models/distill/ar --mixture data/mixture --output models/export"

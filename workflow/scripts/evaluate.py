@@ -1,0 +1,23 @@
+"""The comparison of every model of the run."""
+
+from typing import Any
+
+from wrinklefree.config.outcome import EvaluateSettings
+from wrinklefree.evaluate.stage import evaluate_models
+from wrinklefree.tracking.stage import Stage, stage_main
+
+MODELS = ["base", "subln", "stage2", "distill_ar", "dlm", "distill_dlm"]
+
+
+def evaluate(stage: Stage) -> dict[str, Any]:
+    return evaluate_models(
+        stage.section("evaluate", EvaluateSettings),
+        {name: stage.inputs[name] for name in MODELS},
+        stage.inputs["mixture"],
+        stage.folder,
+        seed=stage.seed,
+    )
+
+
+if __name__ == "__main__":
+    stage_main("evaluate", evaluate, inputs=[*MODELS, "mixture"])

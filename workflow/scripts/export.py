@@ -1,0 +1,16 @@
+"""The distilled autoregressive student as a folder that transformers loads."""
+
+from typing import Any
+
+from wrinklefree.config.outcome import ExportSettings
+from wrinklefree.export.stage import export_student
+from wrinklefree.tracking.stage import Stage, stage_main
+
+
+def export(stage: Stage) -> dict[str, Any]:
+    settings = stage.section("export", ExportSettings)
+    return export_student(settings, stage.inputs["model"], stage.inputs["mixture"], stage.folder)
+
+
+if __name__ == "__main__":
+    stage_main("export", export, inputs=["model", "mixture"])

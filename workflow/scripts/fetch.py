@@ -1,0 +1,22 @@
+"""Documents of one source, as parquet with a held-out split."""
+
+from typing import Any
+
+from wrinklefree.config.sources import HeldOutSettings, Source
+from wrinklefree.data.fetch import fetch_source
+from wrinklefree.tracking.stage import Stage, stage_main
+
+
+def fetch(stage: Stage) -> dict[str, Any]:
+    assert stage.instance
+    return fetch_source(
+        stage.instance,
+        stage.section(f"sources.{stage.instance}", Source),
+        stage.section("held_out", HeldOutSettings),
+        stage.folder,
+        cache=stage.downloads,
+    )
+
+
+if __name__ == "__main__":
+    stage_main("fetch", fetch, instance="source")
