@@ -70,8 +70,8 @@ dvc-accept: setup
 
 # After DVC ran, or `dvc checkout`: tell Snakemake that what stands in the folders is the result.
 snakemake-accept: setup
-	snakemake --cores 1 --touch --forceall --quiet all
-	@snakemake --cores 1 --dry-run --quiet all
+	snakemake all --cores 1 --touch --forceall --quiet all
+	@snakemake all --cores 1 --dry-run --quiet
 
 clean:
 	rm -rf data models results work logs report.html .snakemake

@@ -1,3 +1,12 @@
+PLOTS = {
+    "held_out_loss": "Comparison",
+    "training_loss": "Training",
+    "domain_loss": "Training",
+    "gradient_norms": "Training",
+    "ternary_shares": "Ternary weights",
+}
+
+
 rule evaluate:
     message:
         "Compare every model of the run"
@@ -10,7 +19,13 @@ rule evaluate:
         distill_dlm="models/distill/dlm/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
-        "results/manifest.json",
+        manifest="results/manifest.json",
+        table=report("results/table.md", caption="../report/table.rst", category="Comparison"),
+        samples=report("results/samples.md", caption="../report/samples.rst", category="Comparison"),
+        plots=[
+            report(f"results/plots/{plot}.svg", caption=f"../report/{plot}.rst", category=category)
+            for plot, category in PLOTS.items()
+        ],
     params:
         settings=settings("evaluate"),
         code=code("evaluate"),

@@ -10,13 +10,16 @@ MODELS = ["base", "subln", "stage2", "distill_ar", "dlm", "distill_dlm"]
 
 
 def evaluate(stage: Stage) -> dict[str, Any]:
-    return evaluate_models(
+    facts = evaluate_models(
         stage.section("evaluate", EvaluateSettings),
         {name: stage.inputs[name] for name in MODELS},
         stage.inputs["mixture"],
         stage.folder,
         seed=stage.seed,
+        say=stage.terminal.say,
     )
+    stage.terminal.say((stage.folder / "table.txt").read_text(encoding="utf-8"))
+    return facts
 
 
 if __name__ == "__main__":

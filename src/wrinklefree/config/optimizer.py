@@ -1,7 +1,7 @@
 """Optimizers and their learning-rate guard.
 
-Muon's update has a size of its own, so a rate that is right for AdamW leaves the weights almost still
-(an expensive way to learn nothing). The guard is keyed on (optimizer, scale).
+Muon's update has a size of its own, so a rate that is right for AdamW leaves the weights almost
+still (an expensive way to learn nothing). The guard is keyed on (optimizer, scale).
 """
 
 from __future__ import annotations

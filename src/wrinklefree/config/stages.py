@@ -1,7 +1,7 @@
 """Which part of ``params.yaml`` each stage reads: the contract that both engines are held to.
 
-A stage is rerun when something that it reads changes, so a path listed here and not used costs time,
-and a path used and not listed would be a stale result. Stages get nothing but these sections.
+A stage is rerun when something that it reads changes, so a path listed here and not used costs
+time, and a path used and not listed would be a stale result. Stages get nothing but these sections.
 """
 
 from __future__ import annotations

@@ -89,9 +89,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["files"] = {
-            name: FileRecord(**record) for name, record in content["files"].items()
-        }
+        content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
         manifest = Manifest(**content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import psutil
 
@@ -14,14 +15,14 @@ def pipeline_identity() -> str:
     """A name that all stages of one invocation of an engine share.
 
     It is the engine's own process, the outermost above this one; ``WRINKLEFREE_PIPELINE`` sets it
-    where stages run on other machines than the engine. A stage run by hand is a pipeline of its own.
+    where stages run on other machines than the engine. A stage run by hand is its own pipeline.
     """
     if given := os.environ.get(VARIABLE):
         return given
     identity = _name("script", psutil.Process())
     for parent in psutil.Process().parents():
         try:
-            words = [os.path.basename(word) for word in parent.cmdline()[:3]]
+            words = [Path(word).name for word in parent.cmdline()[:3]]
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         for engine in _ENGINES:

@@ -145,9 +145,7 @@ class StageRun:
         with exclusive_lock(_LOCK):
             client = MlflowClient(tracking_uri())
             experiment = client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = (
-                experiment.experiment_id if experiment else _create_experiment(client)
-            )
+            experiment_id = experiment.experiment_id if experiment else _create_experiment(client)
             found = client.search_runs(
                 [experiment_id], f"tags.`wrinklefree.pipeline` = '{identity}'", max_results=1
             )

@@ -1,4 +1,4 @@
-"""What a person sees of a stage: a progress bar on a terminal, plain lines elsewhere, a log file."""
+"""What a person sees of a stage: a bar on a terminal, plain lines elsewhere, a log file."""
 
 from __future__ import annotations
 

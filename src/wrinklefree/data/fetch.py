@@ -1,0 +1,139 @@
+"""``fetch``: the documents of one source as a parquet file, split into training and held out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wrinklefree.config.sources import HeldOutSettings, Source, SourceBase
+from wrinklefree.data.document import Document
+from wrinklefree.data.progress import progress
+from wrinklefree.data.sources import SOURCES
+from wrinklefree.errors import UserError
+
+DOCUMENTS_FILE = "documents.parquet"
+SPLITS = ("train", "held_out")
+ROW_GROUP_BYTES = 8 * 2**20
+SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "domain", "split")])
+
+
+@dataclass
+class _Counts:
+    documents: int = 0
+    bytes: int = 0
+    held_out_documents: int = 0
+    held_out_bytes: int = 0
+    dropped_empty: int = 0
+    dropped_duplicates: int = 0
+
+
+def fetch_source(
+    name: str, source: Source, held_out: HeldOutSettings, folder: Path, *, cache: Path
+) -> dict[str, Any]:
+    """Write ``documents.parquet`` (columns id, text, domain, split) and return its facts.
+
+    Documents without a printing character and exact duplicates of an earlier one are dropped.
+    Memory holds one row group of text and 16 bytes per document. The same source gives the same
+    bytes. ``cache`` keeps downloads between runs. Facts count all documents kept, bytes in UTF-8.
+    Raises UserError for a source without documents and for text that has no UTF-8 form.
+    """
+    counts = _Counts()
+    found = islice(SOURCES[source.kind](source, cache=cache), source.max_documents)
+    kept = _kept_documents(name, progress(found, f"fetch {name}", "documents"), counts)
+    with pq.ParquetWriter(folder / DOCUMENTS_FILE, SCHEMA, compression="zstd") as writer:
+        for group in _row_groups(kept):
+            splits = [split_of(document.id, source, held_out) for document in group]
+            _count(counts, group, splits)
+            columns = {
+                "id": [document.id for document in group],
+                "text": [document.text for document in group],
+                "domain": [source.domain] * len(group),
+                "split": splits,
+            }
+            writer.write_table(pa.table(columns, schema=SCHEMA))
+    if counts.documents == 0:
+        raise UserError(
+            f"source {name} has no documents ({counts.dropped_empty} empty ones were dropped);"
+            f" check sources.{name} in params.yaml"
+        )
+    facts: dict[str, Any] = {**asdict(counts), "domain": source.domain, "licence": source.licence}
+    if sha256 := getattr(source, "sha256", None):
+        facts["sha256"] = sha256
+    return facts
+
+
+def split_of(identity: str, source: SourceBase, held_out: HeldOutSettings) -> str:
+    """``train`` or ``held_out``: a function of the settings, the domain and the document's id."""
+    pattern = source.held_out_pattern
+    if pattern is not None and re.search(pattern, identity):
+        return "held_out"
+    digest = hashlib.sha256(f"{source.domain}\0{identity}".encode()).digest()
+    below = int.from_bytes(digest[:8], "big") < held_out.fraction * 2**64
+    return "held_out" if below else "train"
+
+
+def read_texts(path: Path, split: str) -> Iterator[str]:
+    """Texts of one split of a fetched folder, in order, a row group in memory at a time."""
+    with pq.ParquetFile(path / DOCUMENTS_FILE) as file:
+        for batch in file.iter_batches(batch_size=1024, columns=["text", "split"]):
+            texts, splits = batch.column("text").to_pylist(), batch.column("split").to_pylist()
+            yield from (text for text, kind in zip(texts, splits, strict=True) if kind == split)
+
+
+def read_domain(path: Path) -> str:
+    """The domain of a fetched folder."""
+    with pq.ParquetFile(path / DOCUMENTS_FILE) as file:
+        return next(file.iter_batches(batch_size=1, columns=["domain"])).column("domain")[0].as_py()
+
+
+def _kept_documents(
+    name: str, documents: Iterator[Document], counts: _Counts
+) -> Iterator[Document]:
+    seen: set[bytes] = set()
+    for document in documents:
+        if not document.text.strip():
+            counts.dropped_empty += 1
+            continue
+        try:
+            digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"document {document.id!r} of source {name} has no UTF-8 form ({error.reason} at"
+                f" character {error.start}); correct or exclude it"
+            ) from error
+        if digest in seen:
+            counts.dropped_duplicates += 1
+            continue
+        seen.add(digest)
+        yield document
+
+
+def _row_groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    group: list[Document] = []
+    size = 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text)
+        if size >= ROW_GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _count(counts: _Counts, group: list[Document], splits: list[str]) -> None:
+    for document, split in zip(group, splits, strict=True):
+        size = len(document.text.encode())
+        counts.documents += 1
+        counts.bytes += size
+        if split == "held_out":
+            counts.held_out_documents += 1
+            counts.held_out_bytes += size

@@ -1,0 +1,1 @@
+"""Text that is computed rather than collected."""

@@ -1,0 +1,19 @@
+"""Where documents come from: one file per kind.
+
+Each has ``documents(source, *, cache) -> Iterator[Document]``, which reads lazily, in an order that
+is always the same; ``cache`` is a folder for downloads that outlives the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from wrinklefree.data.document import Document
+from wrinklefree.data.sources import files, generated, hub, package
+
+SOURCES: dict[str, Callable[..., Iterator[Document]]] = {
+    "package": package.documents,
+    "files": files.documents,
+    "hub": hub.documents,
+    "generated": generated.documents,
+}

@@ -1,0 +1,1 @@
+"""Block diffusion: masks, corruption, loss, likelihood and decoding."""

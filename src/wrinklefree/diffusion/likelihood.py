@@ -1,0 +1,112 @@
+"""An unbiased estimate of how well a block-diffusion model predicts a text.
+
+A block of n supervised tokens is charged the negative evidence lower bound over the orders in which
+it may be decoded: draw l uniformly from 1..n, mask exactly l of the n, weigh the sum of the masked
+tokens' losses by n / l (LLaDA, arXiv 2502.09992, eq. 6; the any-order likelihood of 2110.02037). n
+is counted, not taken to be ``block_size``: the last block of a document piece may be short, and
+with a token shift the first token of a piece is given. Blocks of one token leave nothing to chance.
+
+Earlier blocks are seen clean, except that token shift ``noisy`` reads the first token of a block
+off the noisy row before it.
+
+Shapes: D draws, B rows, T tokens of a row, N masked tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wrinklefree.data.loader import Batch
+from wrinklefree.diffusion.corruption import keyed_generator
+from wrinklefree.diffusion.masks import Blocks, block_diffusion_mask, find_blocks
+from wrinklefree.diffusion.objective import masked_cross_entropy, noisy_and_clean
+from wrinklefree.diffusion.shift import TokenShift, predictor_rows, supervised_tokens
+from wrinklefree.models.forward import next_token_logits
+
+
+@dataclass(frozen=True)
+class NegativeElbo:
+    """Estimates of a micro-batch; the mean over draws is unbiased, their spread is its error."""
+
+    nats_DB: Tensor
+    """float64: sum over the supervised tokens of a row."""
+    tokens_B: Tensor
+    """int64: supervised tokens of a row."""
+
+
+@torch.no_grad()
+def negative_elbo(
+    model: PreTrainedModel,
+    batch: Batch,
+    *,
+    block_size: int,
+    token_shift: TokenShift,
+    mask_token_id: int,
+    draws: int,
+    seed: int,
+) -> NegativeElbo:
+    """Estimate the negative evidence lower bound of every row, ``draws`` times.
+
+    A function of (seed, draw, sample): it depends neither on the batch size nor on the device.
+    """
+    blocks = find_blocks(batch.document_ids_BT, batch.positions_BT, block_size)
+    supervised_BT = supervised_tokens(batch.tokens_BT, blocks, token_shift, mask_token_id)
+    nats = []
+    for draw in range(draws):
+        masked_BT, weight_BT = draw_masks(
+            blocks, supervised_BT, batch.sample_B, seed=seed, draw=draw
+        )
+        loss_BT = masked_token_losses(
+            model, batch, blocks, masked_BT, token_shift=token_shift, mask_token_id=mask_token_id
+        )
+        nats.append((loss_BT.double() * weight_BT).sum(1))
+    return NegativeElbo(torch.stack(nats), supervised_BT.sum(1))
+
+
+def draw_masks(
+    blocks: Blocks, supervised_BT: Tensor, sample_B: Tensor, *, seed: int, draw: int
+) -> tuple[Tensor, Tensor]:
+    """Mask l ~ U{1..n} of the n supervised tokens of every block.
+
+    Returns the mask, bool [B, T], and the weight n / l of every masked token, float64 [B, T], 0
+    elsewhere.
+    """
+    supervised = supervised_BT.cpu().numpy()
+    block = blocks.block_BT.cpu().numpy()
+    weight = np.zeros(supervised.shape)
+    for row, sample in enumerate(sample_B.tolist()):
+        generator = keyed_generator("likelihood", seed, draw, sample)
+        for name in np.unique(block[row, supervised[row]]):
+            members = np.flatnonzero(supervised[row] & (block[row] == name))
+            chosen = generator.permutation(members)[: generator.integers(1, len(members) + 1)]
+            weight[row, chosen] = len(members) / len(chosen)
+    weight_BT = torch.from_numpy(weight).to(supervised_BT.device)
+    return weight_BT > 0, weight_BT
+
+
+@torch.no_grad()
+def masked_token_losses(
+    model: PreTrainedModel,
+    batch: Batch,
+    blocks: Blocks,
+    masked_BT: Tensor,
+    *,
+    token_shift: TokenShift,
+    mask_token_id: int,
+) -> Tensor:
+    """Cross-entropy (nats) of every masked token given the rest, [B, T]; 0 where not masked."""
+    tokens, positions = noisy_and_clean(
+        batch.tokens_BT, batch.positions_BT, masked_BT, mask_token_id
+    )
+    logits = next_token_logits(model, tokens, positions, block_diffusion_mask(blocks))
+    row_N, position_N = masked_BT.nonzero(as_tuple=True)
+    logits_NV = logits[row_N, predictor_rows(blocks, token_shift)[row_N, position_N]]
+    loss_N = masked_cross_entropy(logits_NV, batch.tokens_BT[row_N, position_N], mask_token_id)
+    loss_BT = torch.zeros(masked_BT.shape, dtype=loss_N.dtype, device=loss_N.device)
+    loss_BT[row_N, position_N] = loss_N
+    return loss_BT

@@ -1,0 +1,1 @@
+"""Losses that compare a student with its teacher."""

@@ -1,0 +1,127 @@
+"""Greedy continuations of a few prompts: what the numbers sound like.
+
+Shapes: B = 1 row, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from wrinklefree.config.outcome import EvaluateSettings
+from wrinklefree.diffusion.decode import decode
+from wrinklefree.diffusion.shift import TokenShift
+from wrinklefree.errors import UserError
+from wrinklefree.evaluate.scores import LABELS
+from wrinklefree.models.folder import ModelFormat
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what a model made of it."""
+
+    prompt: str
+    text: str
+    """The continuation alone, without the end-of-text token."""
+    tokens: int
+    """New tokens, the end-of-text token included."""
+    forward_passes: int
+    """One per token from an autoregressive model; fewer where tokens are decoded in parallel."""
+    ended: bool
+    """Whether the model ended the text by itself."""
+
+    def as_json(self) -> dict[str, Any]:
+        """An entry of ``samples.<model>`` of ``evaluation.json``."""
+        return asdict(self)
+
+
+def generate_samples(
+    model: PreTrainedModel,
+    model_format: ModelFormat,
+    tokenizer: Tokenizer,
+    end_of_text_id: int,
+    settings: EvaluateSettings,
+) -> list[Sample]:
+    """A greedy continuation of every prompt of the settings.
+
+    Raises
+    ------
+    UserError : a prompt is empty, or together with its continuation longer than the model allows.
+    """
+    samples = []
+    for number, prompt in enumerate(settings.prompts, start=1):
+        prompt_ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
+        _check_length(number, len(prompt_ids), settings.new_tokens, model)
+        if model_format.diffusion:
+            decoded = decode(
+                model,
+                prompt_ids,
+                block_size=model_format.diffusion.block_size,
+                token_shift=cast(TokenShift, model_format.diffusion.token_shift),
+                mask_token_id=model_format.diffusion.mask_token_id,
+                end_of_text_id=end_of_text_id,
+                new_tokens=settings.new_tokens,
+            )
+            new_ids, passes = decoded.tokens, decoded.forward_passes
+        else:
+            new_ids = decode_greedily(
+                model, prompt_ids, new_tokens=settings.new_tokens, end_of_text_id=end_of_text_id
+            )
+            passes = len(new_ids)
+        ended = new_ids[-1:] == [end_of_text_id]
+        text = tokenizer.decode(new_ids[:-1] if ended else new_ids, skip_special_tokens=False)
+        samples.append(Sample(prompt, text, len(new_ids), passes, ended))
+    return samples
+
+
+@torch.no_grad()
+def decode_greedily(
+    model: PreTrainedModel, prompt: list[int], *, new_tokens: int, end_of_text_id: int
+) -> list[int]:
+    """The most likely next token, again and again, over the model's own key-value cache.
+
+    Returns at most ``new_tokens`` tokens; the last is ``end_of_text_id`` if the model stopped.
+    """
+    new: list[int] = []
+    pending = torch.tensor([prompt], device=model.device)
+    cache = None
+    while len(new) < new_tokens and new[-1:] != [end_of_text_id]:
+        output = model(input_ids=pending, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        pending = output.logits[:, -1:].argmax(-1)
+        new.append(int(pending))
+    return new
+
+
+def samples_markdown(samples: dict[str, list[Sample]], new_tokens: int) -> str:
+    """All continuations, prompt by prompt, the models below each other."""
+    lines = ["# Samples", "", f"Greedy continuations by at most {new_tokens} tokens."]
+    prompts = next(iter(samples.values()))
+    for number, first in enumerate(prompts):
+        lines += ["", f"## Prompt {number + 1}", "", *_indented(first.prompt)]
+        for name, continuations in samples.items():
+            sample = continuations[number]
+            end = "ended by itself" if sample.ended else "cut"
+            passes = f"{sample.tokens} tokens in {sample.forward_passes} forward passes, {end}"
+            lines += ["", f"**{LABELS.get(name, name)}** ({passes})", "", *_indented(sample.text)]
+    return "\n".join(lines) + "\n"
+
+
+def _check_length(number: int, prompt_length: int, new_tokens: int, model: PreTrainedModel) -> None:
+    if not prompt_length:
+        raise UserError(f"evaluate.prompts: prompt {number} is empty; give it at least one word")
+    limit = model.config.max_position_embeddings
+    if prompt_length + new_tokens > limit:
+        raise UserError(
+            f"evaluate.prompts: prompt {number} has {prompt_length} tokens and evaluate.new_tokens"
+            f" is {new_tokens}, but the model ends at {limit} positions; shorten one of them"
+        )
+
+
+def _indented(text: str) -> list[str]:
+    """An indented code block, which shows any text as it is."""
+    return [f"    {line}".rstrip() for line in text.splitlines()] or ["    (nothing)"]

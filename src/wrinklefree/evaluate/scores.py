@@ -1,0 +1,169 @@
+"""Held-out scores of a model and how they are aggregated. Imports no torch.
+
+Within a domain a score is a ratio of sums over rows, sum of nats / sum of scored tokens. Overall it
+is the mean over domains weighted by the mixture's weights: the loss on text that is composed like
+the training data, whatever number of held-out rows each domain happens to have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from wrinklefree.errors import UserError
+
+Kind = Literal["autoregressive", "block_diffusion"]
+
+LABELS = {
+    "base": "dense base",
+    "naive": "naive ternary",
+    "subln": "SubLN, untrained",
+    "stage2": "stage 2",
+    "distill_ar": "distilled",
+    "dlm": "diffusion",
+    "distill_dlm": "distilled diffusion",
+}
+"""What tables and plots call the models; a model of another name is called by it."""
+
+_LARGEST_EXPONENT = 700.0
+"""exp of more than this may overflow a double."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A loss and the same number in other units."""
+
+    loss: float
+    """Nats per scored token; of a block-diffusion model the NELBO, an upper bound."""
+    loss_standard_error: float | None
+    """Over rows; None when a domain has a single row."""
+    bytes_per_token: float
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(loss); None where that overflows."""
+        return math.exp(self.loss) if self.loss < _LARGEST_EXPONENT else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte of the scored tokens; None when they stand for no bytes.
+
+        Special tokens cost nats and stand for no bytes, so the end of a document is paid for.
+        """
+        if not self.bytes_per_token:
+            return None
+        return self.loss / (math.log(2.0) * self.bytes_per_token)
+
+    def as_json(self) -> dict[str, float | None]:
+        """The four numbers that are reported."""
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "loss_standard_error": self.loss_standard_error,
+        }
+
+
+@dataclass(frozen=True)
+class DomainScore:
+    """A model's score on the held-out rows of one domain."""
+
+    score: Score
+    rows: int
+    """Rows with at least one scored token."""
+    tokens: int
+    bytes: int
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """The score with the sample that it was measured on."""
+        counts = {"rows": self.rows, "tokens": self.tokens, "bytes": self.bytes}
+        return self.score.as_json() | counts
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """A model's scores on every domain and overall."""
+
+    kind: Kind
+    quantized: bool
+    overall: Score
+    domains: dict[str, DomainScore]
+
+    def as_json(self) -> dict[str, Any]:
+        """``models.<name>`` of ``evaluation.json``."""
+        domains = {name: domain.as_json() for name, domain in self.domains.items()}
+        about = {"kind": self.kind, "quantized": self.quantized}
+        return about | self.overall.as_json() | {"domains": domains}
+
+
+def domain_score(
+    row_nats: Sequence[float], row_tokens: Sequence[int], row_bytes: Sequence[int], where: str
+) -> DomainScore:
+    """The score of a domain from sums over each of its rows.
+
+    The standard error is that of a ratio of means (linearised; rows drawn independently):
+    ``sqrt(n / (n - 1) * sum_r (nats_r - loss * tokens_r)^2) / tokens``.
+
+    Raises
+    ------
+    UserError : the loss is not finite; ``where`` says of which model and domain.
+    """
+    rows = [row for row in zip(row_nats, row_tokens, row_bytes, strict=True) if row[1]]
+    assert rows, "a domain without scored tokens has no score"
+    tokens = sum(row[1] for row in rows)
+    loss = math.fsum(row[0] for row in rows) / tokens
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{where}: the held-out loss is {loss}, so the model's weights or activations are not"
+            " finite; see the gradient norms in the history.jsonl of its stage and rerun it"
+        )
+    error = None
+    if len(rows) > 1:
+        squares = math.fsum((nats - loss * count) ** 2 for nats, count, _ in rows)
+        error = math.sqrt(len(rows) / (len(rows) - 1) * squares) / tokens
+    count_bytes = sum(row[2] for row in rows)
+    score = Score(loss, error, count_bytes / tokens)
+    return DomainScore(score, len(rows), tokens, count_bytes)
+
+
+def overall_score(domains: dict[str, DomainScore], weights: dict[str, float]) -> Score:
+    """Mean of the domains' losses weighted by their shares of the training tokens.
+
+    Bits per byte follow from the weighted mean of bytes per token, so that they too speak of text
+    composed like the mixture. A domain of weight 0 is reported but does not count.
+
+    Raises
+    ------
+    UserError : a domain with a weight was not scored, or no domain has one.
+    """
+    weighted = {name: weight for name, weight in weights.items() if weight > 0.0}
+    if missing := sorted(set(weighted) - set(domains)):
+        raise UserError(
+            f"domain {missing[0]} has weight {weighted[missing[0]]:g} in the mixture but no"
+            " held-out rows; raise held_out.fraction or the source's max_documents"
+        )
+    total = math.fsum(weighted.values())
+    if not total:
+        raise UserError("every weight of the mixture is 0; give a domain a weight and rerun it")
+    shares = {name: weight / total for name, weight in weighted.items()}
+    loss = math.fsum(share * domains[name].score.loss for name, share in shares.items())
+    bytes_per_token = math.fsum(
+        share * domains[name].score.bytes_per_token for name, share in shares.items()
+    )
+    errors = [domains[name].score.loss_standard_error for name in shares]
+    known = [error for error in errors if error is not None]
+    overall_error = None
+    if len(known) == len(errors):
+        pairs = zip(shares.values(), known, strict=True)
+        overall_error = math.sqrt(math.fsum((share * error) ** 2 for share, error in pairs))
+    return Score(loss, overall_error, bytes_per_token)
+
+
+def recovered_share(loss: float, *, naive: float, base: float) -> float | None:
+    """How much of the damage of naive ternarization is undone: 0 as naive, 1 as the dense base.
+
+    Negative when worse than naive; None when naive ternarization did no damage.
+    """
+    return (naive - loss) / (naive - base) if naive > base else None

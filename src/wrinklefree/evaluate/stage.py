@@ -1,0 +1,211 @@
+"""The ``evaluate`` stage: every model of a run on the same held-out text, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel
+
+from wrinklefree.config.outcome import EvaluateSettings
+from wrinklefree.data.loader import HeldOutData
+from wrinklefree.data.rows import read_mixture
+from wrinklefree.data.tokenizer import load_tokenizer
+from wrinklefree.evaluate import plots
+from wrinklefree.evaluate.canvas import save_svg
+from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
+from wrinklefree.evaluate.history import HISTORY, History, read_history
+from wrinklefree.evaluate.likelihood import score_model
+from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
+from wrinklefree.evaluate.table import markdown_table, plain_table
+from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
+from wrinklefree.models.folder import ModelFormat, load_model
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.quant.bitlinear import set_quantization_lambda
+
+SCHEMA = 1
+BASE, NAIVE = "base", "naive"
+TRAINED = ("stage2", "distill_ar", "dlm", "distill_dlm")
+"""Models that a training stage of ours wrote, so that a history must lie beside them."""
+SHOWN_TERNARY = ("distill_ar", "stage2", "distill_dlm", "dlm", NAIVE)
+"""Whose codes are plotted: the first of these that there is."""
+
+
+@dataclass
+class _Examination:
+    """What all models are examined on, and what was found about each by name."""
+
+    settings: EvaluateSettings
+    held_out: HeldOutData
+    weights: dict[str, float]
+    seed: int
+    scores: dict[str, ModelScore] = field(default_factory=dict)
+    ternary: dict[str, list[LayerTernary]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def examine(
+        self, name: str, model: PreTrainedModel, model_format: ModelFormat, tokenizer: Tokenizer
+    ) -> None:
+        """Score and sample one model, fully quantized if it is a quantized one."""
+        set_quantization_lambda(model, 1.0)
+        if model_format.bitlinear:
+            self.ternary[name] = ternary_layers(model, name)
+        self.scores[name] = score_model(
+            name,
+            model,
+            model_format,
+            self.held_out,
+            self.weights,
+            self.settings,
+            seed=self.seed,
+        )
+        self.samples[name] = generate_samples(
+            model, model_format, tokenizer, self.held_out.end_of_text_id, self.settings
+        )
+
+    def recovered(self) -> dict[str, float | None]:
+        """By name of the ternary autoregressive models: a NELBO is no loss like the base's."""
+        naive, base = (self.scores[name].overall.loss for name in (NAIVE, BASE))
+        return {
+            name: recovered_share(score.overall.loss, naive=naive, base=base)
+            for name, score in self.scores.items()
+            if score.quantized and score.kind == "autoregressive"
+        }
+
+
+@torch.no_grad()
+def evaluate_models(
+    settings: EvaluateSettings,
+    models: dict[str, Path],
+    mixture: Path,
+    folder: Path,
+    *,
+    seed: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Score, sample and describe every model, and write what was found into ``folder``.
+
+    To the models given, ``naive`` is added: the dense base with ternary layers put in and nothing
+    else done, the damage against which every other ternary model is measured.
+
+    Parameters
+    ----------
+    models : model folders by name, in the order of the table. ``base`` must be among them, dense
+        and autoregressive. Those of :data:`TRAINED` hold a ``history.jsonl``, and so does a base
+        that was trained here.
+    mixture : folder of the mixture artifact, for held-out rows and the weights of the domains.
+    seed : of the maskings that estimate the likelihood of a diffusion model.
+    say : is told a line for every model that is done.
+
+    Returns
+    -------
+    Facts: ``loss`` and ``recovered`` by model, ``zero_share`` by ternary model.
+
+    Files
+    -----
+    ``evaluation.json``::
+
+        schema     1
+        seed       int
+        weights    {domain: weight in the mixture}
+        models     {model: {
+                       kind                 "autoregressive" | "block_diffusion"
+                       quantized            bool
+                       loss                 nats per token, mean over domains by weight;
+                                            for block_diffusion the NELBO, an upper bound
+                       perplexity           exp(loss); null where it overflows
+                       bits_per_byte        null where the scored tokens stand for no bytes
+                       loss_standard_error  over rows; null where a domain has one row
+                       domains              {domain: the four numbers above and
+                                             rows, tokens, bytes: what was scored}}}
+        recovered  {ternary autoregressive model: share of the naive damage undone, or null}
+        ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
+        samples    {model: [{prompt, text, tokens, forward_passes, ended}]}
+
+    ``table.md`` and ``table.txt`` (100 and 80 columns), ``samples.md``, ``ternary.csv`` (a line per
+    ternary layer), ``plots/*.svg``. All are functions of the arguments alone.
+
+    Raises
+    ------
+    UserError : a model, its tokenizer or its history is missing or damaged, or not finite.
+    """
+    assert BASE in models, "every comparison is with the dense base"
+    histories = _histories(models)
+    weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
+    found = _Examination(settings, HeldOutData(mixture), weights, seed)
+    for name, path in models.items():
+        model, model_format = load_model(path)
+        nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = load_tokenizer(path)
+        found.examine(name, model, model_format, tokenizer)
+        if name == BASE:
+            insert_bitlinear(model)
+            found.examine(NAIVE, model, ModelFormat(bitlinear=True), tokenizer)
+        say(f"{LABELS.get(name, name)}: {found.scores[name].overall.loss:.3f} nats per token")
+    _write(folder, found)
+    _plot(folder / "plots", found, histories)
+    return _facts(found)
+
+
+def _histories(models: dict[str, Path]) -> dict[str, History]:
+    """Of the models that were trained here; a pretrained base has an empty history or none."""
+    histories = {}
+    for name, path in models.items():
+        file = path / HISTORY
+        trained_base = name == BASE and file.is_file() and file.stat().st_size > 0
+        if trained_base or name in TRAINED:
+            histories[name] = read_history(path)
+    return histories
+
+
+def _write(folder: Path, found: _Examination) -> None:
+    recovered = found.recovered()
+    evaluation = {
+        "schema": SCHEMA,
+        "seed": found.seed,
+        "weights": found.weights,
+        "models": {name: score.as_json() for name, score in found.scores.items()},
+        "recovered": recovered,
+        "ternary": {name: pooled(layers) for name, layers in found.ternary.items()},
+        "samples": {
+            name: [sample.as_json() for sample in samples]
+            for name, samples in found.samples.items()
+        },
+    }
+    content = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    texts = {
+        "evaluation.json": content,
+        "table.md": markdown_table(found.scores, recovered),
+        "table.txt": plain_table(found.scores, recovered),
+        "samples.md": samples_markdown(found.samples, found.settings.new_tokens),
+        "ternary.csv": ternary_csv(found.ternary),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> None:
+    shown = next(name for name in SHOWN_TERNARY if name in found.ternary)
+    save_svg(plots.held_out_loss(found.scores), folder / "held_out_loss.svg")
+    save_svg(plots.ternary_shares(found.ternary[shown], shown), folder / "ternary_shares.svg")
+    if histories:
+        save_svg(plots.training_loss(histories), folder / "training_loss.svg")
+        save_svg(plots.gradient_norms(histories), folder / "gradient_norms.svg")
+    if "stage2" in histories:
+        figure = plots.domain_loss(histories["stage2"], "stage2")
+        save_svg(figure, folder / "domain_loss.svg")
+
+
+def _facts(found: _Examination) -> dict[str, Any]:
+    return {
+        "loss": {name: score.overall.loss for name, score in found.scores.items()},
+        "recovered": found.recovered(),
+        "zero_share": {name: pooled(layers)["zero"] for name, layers in found.ternary.items()},
+    }

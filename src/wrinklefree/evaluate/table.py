@@ -1,0 +1,136 @@
+"""The comparison of all models as Markdown and as plain text. Imports no torch.
+
+Where the columns of all domains would make the table too wide, they follow in further tables with
+the models as rows again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from wrinklefree.evaluate.scores import LABELS, ModelScore
+
+MARKDOWN_WIDTH = 100
+TERMINAL_WIDTH = 80
+_LONGEST_HEADER = 24
+_ABSENT = "–"
+
+Column = list[str]
+"""A header and a cell per model."""
+Layout = Callable[[Sequence[Column]], list[str]]
+
+_NOTE = """\
+Held-out loss in nats per token, ± its standard error over rows; the mean over domains is weighted
+as the mixture is. ppl = exp(loss); bits/byte: per UTF-8 byte of text. A value after ≤ is a bound:
+the NELBO of a diffusion model. recovered: how much of the damage of naive ternarization was undone,
+0 % as naive ternary, 100 % as the dense base.
+"""
+
+
+def markdown_table(models: dict[str, ModelScore], recovered: dict[str, float | None]) -> str:
+    """The comparison as Markdown, at most 100 columns wide, with a note on how to read it.
+
+    Parameters
+    ----------
+    models : scores by name of the model, in the order of the rows.
+    recovered : :func:`wrinklefree.evaluate.scores.recovered_share` of the models that have one.
+    """
+    tables = _tables(models, recovered, _markdown, MARKDOWN_WIDTH)
+    return "\n\n".join(tables) + "\n\n" + _NOTE
+
+
+def plain_table(models: dict[str, ModelScore], recovered: dict[str, float | None]) -> str:
+    """The comparison for a terminal, at most 80 columns wide."""
+    return "\n\n".join(_tables(models, recovered, _plain, TERMINAL_WIDTH)) + "\n"
+
+
+def _tables(
+    models: dict[str, ModelScore],
+    recovered: dict[str, float | None],
+    layout: Layout,
+    width: int,
+) -> list[str]:
+    names = ["model", *(LABELS.get(name, name) for name in models)]
+    overall, domains = _overall_columns(models, recovered), _domain_columns(models)
+    whole = layout([names, *overall, *domains])
+    if _width(whole) <= width:
+        return ["\n".join(whole)]
+    tables = ["\n".join(layout([names, *overall]))]
+    while domains:
+        count = len(domains)
+        while count > 1 and _width(layout([names, *domains[:count]])) > width:
+            count -= 1
+        tables.append("\n".join(layout([names, *domains[:count]])))
+        domains = domains[count:]
+    return tables
+
+
+def _overall_columns(
+    models: dict[str, ModelScore], recovered: dict[str, float | None]
+) -> list[Column]:
+    loss, perplexity = ["loss"], ["ppl"]
+    bits, recovery = ["bits/byte"], ["recovered"]
+    for name, model in models.items():
+        bound = _bound(model)
+        error = model.overall.loss_standard_error
+        spread = f" ± {error:.3f}" if error is not None else ""
+        loss.append(f"{bound}{model.overall.loss:.3f}{spread}")
+        perplexity.append(bound + _perplexity(model.overall.perplexity))
+        bits_per_byte = model.overall.bits_per_byte
+        bits.append(_ABSENT if bits_per_byte is None else f"{bound}{bits_per_byte:.3f}")
+        share = recovered.get(name)
+        recovery.append(_ABSENT if share is None else f"{100 * share:.1f} %")
+    return [loss, perplexity, bits, recovery]
+
+
+def _domain_columns(models: dict[str, ModelScore]) -> list[Column]:
+    domains = list(dict.fromkeys(name for model in models.values() for name in model.domains))
+    columns = []
+    for domain in domains:
+        scores = [(model, model.domains.get(domain)) for model in models.values()]
+        columns.append(
+            [
+                domain if len(domain) <= _LONGEST_HEADER else domain[: _LONGEST_HEADER - 1] + "…",
+                *(
+                    _ABSENT if found is None else f"{_bound(model)}{found.score.loss:.3f}"
+                    for model, found in scores
+                ),
+            ]
+        )
+    return columns
+
+
+def _bound(model: ModelScore) -> str:
+    return "≤ " if model.kind == "block_diffusion" else ""
+
+
+def _perplexity(value: float | None) -> str:
+    if value is None:
+        return "overflow"
+    return f"{value:.2f}" if value < 10_000 else f"{value:.1e}"
+
+
+def _markdown(columns: Sequence[Column]) -> list[str]:
+    widths = [max(map(len, column)) for column in columns]
+    rows = [_aligned(row, widths, " | ") for row in zip(*columns, strict=True)]
+    first, *others = ["-" * width for width in widths]
+    rule = " | ".join([first, *(dashes[:-1] + ":" for dashes in others)])
+    return [f"| {row} |" for row in (rows[0], rule, *rows[1:])]
+
+
+def _plain(columns: Sequence[Column]) -> list[str]:
+    widths = [max(map(len, column)) for column in columns]
+    rows = [_aligned(row, widths, "  ") for row in zip(*columns, strict=True)]
+    return [rows[0], "-" * len(rows[0]), *rows[1:]]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], separator: str) -> str:
+    """Names to the left, numbers to the right."""
+    name, *numbers = row
+    cells = [name.ljust(widths[0])]
+    cells.extend(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+    return separator.join(cells)
+
+
+def _width(lines: Sequence[str]) -> int:
+    return max(map(len, lines))

@@ -1,0 +1,94 @@
+"""What became of the weights of every ternary layer: shares of the codes and the scale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from wrinklefree.errors import UserError
+from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.ternary import ternary_codes
+
+_DECODER_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)$")
+
+
+@dataclass(frozen=True)
+class LayerTernary:
+    """The codes of one ternary linear layer."""
+
+    name: str
+    """Of the module, as in the model's state dict."""
+    weights: int
+    minus: float
+    """Share of the code -1; with ``zero`` and ``plus`` it sums to 1."""
+    zero: float
+    plus: float
+    scale: float
+    """What a code of 1 stands for."""
+
+    @property
+    def depth(self) -> int:
+        """Index of the decoder layer; 0 for a module outside of one."""
+        found = _DECODER_LAYER.search(self.name)
+        return int(found[1]) if found else 0
+
+    @property
+    def kind(self) -> str:
+        """Which linear of its decoder layer, such as ``q_proj``."""
+        found = _DECODER_LAYER.search(self.name)
+        path = found[2] if found else self.name
+        # Under SubLN a projection is a wrapper that holds the norm and the linear.
+        return path.removesuffix(".linear").rpartition(".")[2]
+
+
+@torch.no_grad()
+def ternary_layers(model: nn.Module, name: str) -> list[LayerTernary]:
+    """Statistics of every ``BitLinear`` of ``model``, in the order of its modules.
+
+    Raises
+    ------
+    UserError : a weight is not finite; ``name`` says of which model.
+    """
+    layers = []
+    for path, module in model.named_modules():
+        if not isinstance(module, BitLinear):
+            continue
+        if not torch.isfinite(module.weight).all():
+            raise UserError(
+                f"model {name}, layer {path}: weights are not finite and have no ternary codes;"
+                " see the gradient norms in the stage's history.jsonl and rerun it"
+            )
+        codes, scale = ternary_codes(module.weight)
+        minus, zero, plus = ((codes == code).sum().item() for code in (-1, 0, 1))
+        count = codes.numel()
+        layers.append(
+            LayerTernary(path, count, minus / count, zero / count, plus / count, scale.item())
+        )
+    return layers
+
+
+def pooled(layers: Sequence[LayerTernary]) -> dict[str, float | int]:
+    """Number of ternary weights of a model and shares of their codes over all layers."""
+    total = sum(layer.weights for layer in layers)
+
+    def share(of: str) -> float:
+        return sum(layer.weights * getattr(layer, of) for layer in layers) / total
+
+    shares: dict[str, float | int] = {name: share(name) for name in ("minus", "zero", "plus")}
+    return shares | {"layers": len(layers), "weights": total}
+
+
+def ternary_csv(models: dict[str, list[LayerTernary]]) -> str:
+    """A line per layer: model, layer, weights, minus, zero, plus (shares), scale."""
+    lines = ["model,layer,weights,minus,zero,plus,scale"]
+    for model, layers in models.items():
+        lines.extend(
+            f"{model},{layer.name},{layer.weights},{layer.minus:.6f},{layer.zero:.6f},"
+            f"{layer.plus:.6f},{layer.scale:.8e}"
+            for layer in layers
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,83 @@
+"""The ``README.md`` of an exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- bitnet
+- 1.58-bit
+---
+
+# A 1.58-bit language model
+
+Weights of all linear layers in the decoder are -1, 0 or 1 times one scale per matrix, four weights
+in a byte; activations are 8-bit integers per token (BitNet b1.58, arXiv 2402.17764), with norms
+before the output projections (arXiv 2510.13998). Embeddings, norms and head are float32.
+
+| | |
+|---|---|
+| parameters | {parameters:,}, of which {ternary_parameters:,} ternary |
+| layers, hidden size | {layers}, {hidden} |
+| vocabulary | {vocabulary:,} |
+| size | {exported_bytes:,} bytes, as float32 {float32_bytes:,} |
+| linear class | `{linear_class}` |
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```
+
+Needs `transformers` 5 and `accelerate`. The ternary layers of transformers are compiled when they
+first run, which needs a C compiler. Without one, switch the compiler off before the first call:
+
+```python
+import torch
+
+torch.compiler.set_stance("force_eager")
+```
+
+or set the environment variable `TORCHDYNAMO_DISABLE=1` before Python starts.
+
+## Checked when it was written
+
+Loaded by transformers and compared with the model it was exported from: each layer on the same
+input within {layer:.2g} of what it adds, logits within {relative:.2g} of their size (RMS; the
+model's own answer to rounding noise is {sensitivity:.2g}), {greedy} greedy tokens compared, of
+which {ties} rows part at a tie.
+The weights here are the codes. Quantizing this model again, or converting it by a tool that does,
+changes its scales.
+"""
+
+
+def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, Any]) -> None:
+    """Write ``README.md`` from the model's configuration and the facts of its export."""
+    gate = facts["gate"]
+    text = CARD.format(
+        parameters=facts["parameters"],
+        ternary_parameters=facts["ternary_parameters"],
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        exported_bytes=facts["exported_bytes"],
+        float32_bytes=facts["float32_bytes"],
+        linear_class=facts["linear_class"],
+        layer=gate["layer_relative_difference"],
+        sensitivity=gate["logits_relative_sensitivity"],
+        relative=gate["logits_relative_difference"],
+        greedy=gate["greedy_tokens"],
+        ties=gate["greedy_ties"],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

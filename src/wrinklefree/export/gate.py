@@ -1,0 +1,182 @@
+"""The exported folder must compute what our model computes, in the runtime it is meant for.
+
+Two runtimes add in another order. A difference in the last bit moves an activation across a
+rounding boundary now and then, to the next of its 255 codes, and the layers after it see that. How
+far it grows is a property of the model: a 30-layer model that was quantized and not yet trained
+answers noise of one part in 10^7 on its embeddings with logits that are 28 % off. So the comparison
+is first layer by layer on equal inputs, where nothing can grow and a wrong scale, layout or norm
+shows at once; then of the logits, against the model's own answer to such noise.
+
+Shapes: B rows, T tokens of a row, S tokens of a continued row, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from wrinklefree.models.surgery import decoder_layers
+
+GREEDY_TOKENS = 32
+LAYER_TOLERANCE = 1e-2
+"""Bound of the difference of what a layer adds to its input, relative to what it adds. About 1e-3
+was seen where activations crossed a boundary."""
+LOGITS_TOLERANCE = 1e-2
+"""Bound of the relative difference of logits, of a model that does not amplify rounding."""
+AMPLIFICATION_MARGIN = 4.0
+"""How many times its own answer to noise a model's logits may be off."""
+ROUNDING_NOISE = 1e-7
+
+
+@torch.no_grad()
+def compare_with_stock(ours: PreTrainedModel, folder: Path, tokens_BT: Tensor) -> dict[str, Any]:
+    """Load ``folder`` with stock transformers and compare with our model, fully quantized.
+
+    Parameters
+    ----------
+    tokens_BT : int64 rows without padding; their logits are compared, and each is continued by
+        32 greedy tokens.
+
+    Returns
+    -------
+    facts : ``layer_relative_difference``, of the worst layer on equal inputs;
+        ``logits_max_difference`` (absolute); ``logits_relative_difference`` (RMS over RMS), and the
+        same under ``logits_relative_sensitivity`` for our model against itself with rounding noise
+        on its embeddings; ``greedy_tokens`` compared, and ``greedy_ties``: rows whose continuations
+        part at a token where our two logits are closer than the runtimes are to each other.
+
+    Raises
+    ------
+    RuntimeError : layers or logits are off beyond rounding, or greedy tokens differ without a tie.
+    """
+    # The stock layers are compiled on first use, which needs a C compiler.
+    with torch.compiler.set_stance("force_eager"):
+        stock = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
+        if type(stock).__name__ != "BitNetForCausalLM":
+            raise RuntimeError(f"{folder} loads as {type(stock).__name__}")
+        layer_difference = _compare_layers(ours, stock, folder, tokens_BT)
+        ours_BTV, stock_BTV = _logits(ours, tokens_BT), _logits(stock, tokens_BT)
+        relative = _relative(stock_BTV, ours_BTV)
+        sensitivity = _relative(_noisy_logits(ours, tokens_BT), ours_BTV)
+        allowed = max(LOGITS_TOLERANCE, AMPLIFICATION_MARGIN * sensitivity)
+        if not relative <= allowed:
+            raise RuntimeError(
+                f"{folder}: logits in transformers differ from ours by {relative:.2g} of their"
+                f" size, allowed {allowed:.2g}"
+            )
+        largest = (ours_BTV - stock_BTV).abs().max().item()
+        ours_BS, stock_BS = _greedy(ours, tokens_BT), _greedy(stock, tokens_BT)
+        ties = _check_greedy(ours, folder, ours_BS, stock_BS, tokens_BT.shape[1], largest)
+    return {
+        "layer_relative_difference": layer_difference,
+        "logits_max_difference": largest,
+        "logits_relative_difference": relative,
+        "logits_relative_sensitivity": sensitivity,
+        "greedy_tokens": tokens_BT.shape[0] * GREEDY_TOKENS,
+        "greedy_ties": ties,
+    }
+
+
+def _compare_layers(
+    ours: PreTrainedModel, stock: PreTrainedModel, folder: Path, tokens_BT: Tensor
+) -> float:
+    """The largest difference of any part of the two models on the same input."""
+    stock_parts, differences = _parts(stock), {}
+
+    def compare(name: str, added_to_input: bool) -> Any:
+        def hook(
+            module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor
+        ) -> None:
+            start = arguments[0] if added_to_input else 0.0
+            theirs = stock_parts[name](*arguments, **named)
+            differences[name] = _relative(theirs - start, output - start)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(compare(name, name.startswith("layer")), with_kwargs=True)
+        for name, module in _parts(ours).items()
+    ]
+    try:
+        _logits(ours, tokens_BT)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, difference in differences.items():
+        if not difference <= LAYER_TOLERANCE:
+            raise RuntimeError(
+                f"{folder}: {name} in transformers differs from ours on the same input by"
+                f" {difference:.2g} of its output, allowed {LAYER_TOLERANCE:g}"
+            )
+    return max(differences.values())
+
+
+def _parts(model: PreTrainedModel) -> dict[str, nn.Module]:
+    layers = {f"layer {index}": layer for index, layer in enumerate(decoder_layers(model))}
+    norm = model.get_decoder().get_submodule("norm")
+    head = model.get_output_embeddings()
+    assert head is not None
+    return {"embedding": model.get_input_embeddings(), **layers, "norm": norm, "head": head}
+
+
+def _relative(value: Tensor, truth: Tensor) -> float:
+    """RMS of the difference over the RMS of ``truth``."""
+    difference = (value.double() - truth.double()).norm()
+    return (difference / truth.double().norm()).item()
+
+
+def _logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    return model(input_ids=tokens_BT, use_cache=False).logits
+
+
+def _noisy_logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(module: nn.Module, arguments: tuple[Any, ...], output_BTD: Tensor) -> Tensor:
+        noise_BTD = torch.randn(output_BTD.shape, generator=generator).to(output_BTD)
+        return output_BTD * (1.0 + ROUNDING_NOISE * noise_BTD)
+
+    handle = model.get_input_embeddings().register_forward_hook(disturb)
+    try:
+        return _logits(model, tokens_BT)
+    finally:
+        handle.remove()
+
+
+def _greedy(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    """``tokens_BT`` and 32 more of each row; the end of text does not stop it."""
+    tokens_BS, step_BT, cache = tokens_BT, tokens_BT, None
+    for _ in range(GREEDY_TOKENS):
+        output = model(input_ids=step_BT, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        step_BT = output.logits[:, -1:].argmax(-1)
+        tokens_BS = torch.cat([tokens_BS, step_BT], dim=1)
+    return tokens_BS
+
+
+def _check_greedy(
+    ours: PreTrainedModel,
+    folder: Path,
+    ours_BS: Tensor,
+    stock_BS: Tensor,
+    prompt_length: int,
+    rounding: float,
+) -> int:
+    """Number of rows that part at a tie; RuntimeError for any that parts elsewhere."""
+    parted = (ours_BS != stock_BS).any(dim=1).nonzero().flatten().tolist()
+    for row in parted:
+        position = int((ours_BS[row] != stock_BS[row]).nonzero()[0])
+        logits_V = _logits(ours, ours_BS[row : row + 1, :position])[0, -1]
+        chosen, other = int(ours_BS[row, position]), int(stock_BS[row, position])
+        gap = (logits_V[chosen] - logits_V[other]).item()
+        # Either of the two logits may be off by the rounding.
+        if gap > 2 * rounding:
+            raise RuntimeError(
+                f"{folder}: greedy token {position - prompt_length} of row {row} is {other} in"
+                f" transformers and {chosen} here, by {gap:.3g} in the logits"
+            )
+    return len(parted)

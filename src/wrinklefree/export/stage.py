@@ -1,0 +1,25 @@
+"""The ``export`` stage: the distilled student, and held-out text to check the written model on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wrinklefree.config.outcome import ExportSettings
+from wrinklefree.data.loader import HeldOutData
+from wrinklefree.export.hf import export_hf
+
+
+def export_student(
+    settings: ExportSettings, model: Path, mixture: Path, folder: Path
+) -> dict[str, Any]:
+    """Write ``model`` to ``folder`` for stock transformers; arguments and errors as ``export_hf``."""
+    held_out = HeldOutData(mixture)
+    rows = [
+        batch.tokens_BT
+        for domain in held_out.domains
+        for batch in held_out.batches(domain, rows=1, batch_size=1)
+    ]
+    return export_hf(settings, model, folder, tokens_BT=torch.cat(rows))

@@ -1,0 +1,1 @@
+"""One folder per operation: plain torch reference, Triton kernel, dispatch, and the maths."""

@@ -1,0 +1,70 @@
+"""Absmax int8 codes per token in Triton: one program per token. See README.md.
+
+Shapes: M tokens (any leading dimensions), N features of a token.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wrinklefree.kernels.quantize_activation.reference import LARGEST_CODE, MINIMUM_ABSMAX
+
+
+@triton.jit
+def _round_half_to_even(value):
+    floor = tl.floor(value)
+    fraction = value - floor
+    floor_is_odd = floor - 2.0 * tl.floor(floor * 0.5)
+    up = (fraction > 0.5) | ((fraction == 0.5) & (floor_is_odd == 1.0))
+    return floor + up.to(tl.float32)
+
+
+@triton.jit
+def _codes_kernel(
+    activation_pointer,
+    codes_pointer,
+    scale_pointer,
+    features,
+    LARGEST: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    feature = tl.arange(0, BLOCK)
+    inside = feature < features
+    offsets = token * features + feature
+    value = tl.load(activation_pointer + offsets, mask=inside, other=0.0).to(tl.float32)
+    absmax = tl.maximum(tl.max(tl.abs(value), axis=0), MINIMUM)
+    # A maximum may skip NaN, and a finite scale would then hide it from the loss.
+    has_nan = tl.sum((value != value).to(tl.int32), axis=0) > 0
+    scale = tl.math.div_rn(tl.full((), 1.0, tl.float32), absmax) * LARGEST
+    scale = tl.where(has_nan, float("nan"), scale)
+    codes = _round_half_to_even(value * scale)
+    codes = tl.minimum(tl.maximum(codes, -LARGEST - 1.0), LARGEST)
+    tl.store(codes_pointer + offsets, codes.to(tl.int8), mask=inside)
+    tl.store(scale_pointer + token, scale)
+
+
+def quantize_activation(activation_MN: Tensor) -> tuple[Tensor, Tensor]:
+    """The same codes (int8) and scales (float32, [..., 1]) as the reference, bit for bit."""
+    activation_MN = activation_MN.contiguous()
+    features = activation_MN.shape[-1]
+    tokens = activation_MN.numel() // features
+    codes_MN = torch.empty_like(activation_MN, dtype=torch.int8)
+    scale_M1 = activation_MN.new_empty((*activation_MN.shape[:-1], 1), dtype=torch.float32)
+    _codes_kernel[(tokens,)](
+        activation_MN,
+        codes_MN,
+        scale_M1,
+        features,
+        LARGEST=float(LARGEST_CODE),
+        MINIMUM=MINIMUM_ABSMAX,
+        BLOCK=triton.next_power_of_2(features),
+        # A product fused with the subtraction that follows it would decide ties on more digits
+        # than the reference has.
+        enable_fp_fusion=False,  # pyright: ignore[reportCallIssue]
+    )
+    return codes_MN, scale_M1

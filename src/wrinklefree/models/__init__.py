@@ -1,0 +1,1 @@
+"""Models: attention masks, folders on disk, surgery, dense bases."""

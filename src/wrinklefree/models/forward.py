@@ -1,0 +1,29 @@
+"""The forward pass that training and evaluation share.
+
+Shapes: B rows, T tokens of a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def next_token_logits(
+    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, mask_B1TT: Tensor
+) -> Tensor:
+    """Logits, float [B, T, V], of the token after each position.
+
+    Parameters
+    ----------
+    tokens_BT, positions_BT : int64. Positions may restart or repeat.
+    mask_B1TT : bool, True where the query may attend to the key. It is used as given: nothing
+        causal is added, so that block-diffusion inputs of two halves pass as well.
+    """
+    assert mask_B1TT.ndim == 4, "a mask of fewer dimensions would be combined with a causal one"
+    return model(
+        input_ids=tokens_BT,
+        position_ids=positions_BT,
+        attention_mask=mask_B1TT,
+        use_cache=False,
+    ).logits

@@ -1,0 +1,95 @@
+"""What is put into a dense model: ternary linear layers, and norms before two of them (SubLN).
+
+Works on every architecture whose decoder layers have ``self_attn.{q,k,v,o}_proj`` and
+``mlp.{gate,up,down}_proj``: Llama, Qwen2, Qwen3. Embeddings, head and norms are never touched.
+
+Shapes: M tokens (any leading dimensions), N input features of a linear layer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from wrinklefree.errors import UserError
+from wrinklefree.quant.bitlinear import BitLinear
+
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+SUBLN_SITES = (("self_attn", "o_proj"), ("mlp", "down_proj"))
+"""Which linear layers of a decoder layer get a norm, in the order in which data meets them."""
+
+
+class SublnLinear(nn.Module):
+    """A linear layer behind an RMSNorm of its input (arXiv 2510.13998, section 3.1).
+
+    The norm's arithmetic is that of transformers' BitNet, so that an exported model agrees.
+    """
+
+    def __init__(self, norm: LlamaRMSNorm, linear: nn.Linear | BitLinear) -> None:
+        super().__init__()
+        self.norm = norm
+        self.linear = linear
+
+    def forward(self, activation_MN: Tensor) -> Tensor:
+        """float [..., N] to float [..., output features]."""
+        return self.linear(self.norm(activation_MN))
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers in order.
+
+    Raises
+    ------
+    UserError : the architecture is none that surgery knows.
+    """
+    layers = list(getattr(model.get_decoder(), "layers", []))
+    expected = [f"self_attn.{name}" for name in ATTENTION_PROJECTIONS]
+    expected += [f"mlp.{name}" for name in MLP_PROJECTIONS]
+    for layer in layers:
+        names = dict(layer.named_modules())
+        if missing := [name for name in expected if name not in names]:
+            raise UserError(
+                f"{type(model).__name__}: decoder layers lack {missing[0]}; supported are"
+                " architectures built like Llama, Qwen2 and Qwen3"
+            )
+    if not layers:
+        raise UserError(f"{type(model).__name__}: no decoder layers found")
+    return layers
+
+
+def insert_bitlinear(model: PreTrainedModel) -> None:
+    """Turn every linear layer inside the decoder layers into a ``BitLinear``, in place.
+
+    Parameters stay the same objects. Names of parameters do not change.
+    """
+    for layer in decoder_layers(model):
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, nn.Linear):
+                layer.set_submodule(name, BitLinear.from_linear(module))
+
+
+def insert_subln(model: PreTrainedModel) -> None:
+    """Put an RMSNorm with unit gain on the input of every ``o_proj`` and ``down_proj``, in place.
+
+    Unit gain changes the model's function: see ``models.calibration``.
+    """
+    for layer in decoder_layers(model):
+        for parent_name, name in SUBLN_SITES:
+            parent = layer.get_submodule(parent_name)
+            linear = parent.get_submodule(name)
+            assert isinstance(linear, nn.Linear | BitLinear), "SubLN is already there"
+            norm = LlamaRMSNorm(linear.in_features, eps=model.config.rms_norm_eps)
+            norm = norm.to(linear.weight.device, linear.weight.dtype)
+            setattr(parent, name, SublnLinear(norm, linear))
+
+
+def subln_modules(layer: nn.Module) -> dict[str, SublnLinear]:
+    """The SubLN modules of one decoder layer by name, in the order in which data meets them."""
+    modules = {
+        f"{parent}.{name}": layer.get_submodule(f"{parent}.{name}") for parent, name in SUBLN_SITES
+    }
+    for name, module in modules.items():
+        assert isinstance(module, SublnLinear), f"{name} has no SubLN"
+    return modules  # pyright: ignore[reportReturnType]

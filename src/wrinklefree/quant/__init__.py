@@ -1,0 +1,1 @@
+"""Ternary linear layers (BitNet b1.58): weights, activations, the layer, its warmup."""

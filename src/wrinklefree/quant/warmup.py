@@ -1,0 +1,20 @@
+"""How the strength of quantization grows over the steps of a stage. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+
+from wrinklefree.config.training import LambdaWarmupSettings
+
+
+def quantization_lambda(step: int, settings: LambdaWarmupSettings) -> float:
+    """Strength at ``step`` (0 is the first): 0 there, exactly 1 from ``warmup_steps`` on.
+
+    With ``warmup_steps`` 0 it is 1 from the first step.
+    """
+    if step >= settings.warmup_steps:
+        return 1.0
+    progress = step / settings.warmup_steps
+    if settings.schedule == "cosine":
+        return 0.5 * (1.0 - math.cos(math.pi * progress))
+    return progress

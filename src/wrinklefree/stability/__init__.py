@@ -1,0 +1,1 @@
+"""Keeping training stable, and noticing when it is not."""

@@ -1,0 +1,64 @@
+"""Signs of trouble in gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import nn
+
+from wrinklefree.stability.zclip import ClipStats
+
+LARGE_NORM = 100.0
+SMALL_NORM = 0.001
+
+
+class GradientWarning(StrEnum):
+    """What a norm before clipping says; the value is a message."""
+
+    LARGE = f"the gradient norm is above {LARGE_NORM:g}: lower the learning rate, check the data"
+    SMALL = f"the gradient norm is below {SMALL_NORM:g}: gradients vanish, check the initialisation"
+
+
+@dataclass(frozen=True)
+class GradientHealth:
+    """The gradients of one step."""
+
+    norm_before_clipping: float
+    norm_after_clipping: float
+    largest: float
+    """Largest entry, with its sign, after clipping."""
+    smallest: float
+    """Smallest entry, with its sign, after clipping."""
+    warning: GradientWarning | None
+
+
+def gradient_health(parameters: Iterable[nn.Parameter], clip: ClipStats) -> GradientHealth:
+    """Look at gradients that ``clip`` was made of, after clipping; 0 where there are none.
+
+    A norm that is not finite gives no warning: it is an error, see :func:`first_non_finite`.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    extremes = [gradient.aminmax() for gradient in gradients if gradient.numel()]
+    warning = None
+    if math.isfinite(clip.raw_norm) and clip.raw_norm > LARGE_NORM:
+        warning = GradientWarning.LARGE
+    elif clip.raw_norm < SMALL_NORM:
+        warning = GradientWarning.SMALL
+    return GradientHealth(
+        norm_before_clipping=clip.raw_norm,
+        norm_after_clipping=clip.clipped_norm,
+        largest=max((extreme.max.item() for extreme in extremes), default=0.0),
+        smallest=min((extreme.min.item() for extreme in extremes), default=0.0),
+        warning=warning,
+    )
+
+
+def first_non_finite(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """Name of the first parameter whose gradient holds NaN or infinity, or None."""
+    for name, parameter in named_parameters:
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return name
+    return None

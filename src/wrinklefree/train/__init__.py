@@ -1,0 +1,1 @@
+"""The one training loop, its objectives, its state on disk and its progress display."""

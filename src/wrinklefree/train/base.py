@@ -1,0 +1,68 @@
+"""The ``base`` stage: the dense model, trained here or brought from elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from wrinklefree.config.training import (
+    BaseSettings,
+    BaseSource,
+    FolderBaseSettings,
+    GgufBaseSettings,
+    HubBaseSettings,
+    ScratchSettings,
+)
+from wrinklefree.data.loader import TrainingData
+from wrinklefree.data.tokenizer import vocabulary_size
+from wrinklefree.models.base import (
+    build_scratch,
+    check_vocabulary,
+    load_folder,
+    load_gguf,
+    load_hub,
+)
+from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.stability.initial_loss import check_initial_loss
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.loop import HISTORY, Trainer
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.state import write_history
+
+
+def make_base(stage: Stage) -> dict[str, Any]:
+    """Train the dense model from scratch, or load the pretrained one, into ``stage.folder``."""
+    settings: BaseSettings = stage.section("base", BaseSettings)
+    if settings.scratch:
+        return _train(stage, settings.scratch)
+    model = _load(stage, settings.source)
+    check_vocabulary(model.config, vocabulary_size(stage.inputs["tokenizer"]))
+    save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
+    write_history(stage.folder / HISTORY, [])
+    return {"parameters": model.num_parameters()}
+
+
+def _load(stage: Stage, source: BaseSource) -> PreTrainedModel:
+    if isinstance(source, HubBaseSettings):
+        return load_hub(source)
+    if isinstance(source, FolderBaseSettings):
+        return load_folder(source)
+    assert isinstance(source, GgufBaseSettings)
+    return load_gguf(source, cache=stage.downloads)
+
+
+def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
+    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    model = build_scratch(
+        settings.model,
+        vocabulary_size=data.vocabulary_size,
+        sequence_length=data.sequence_length,
+        end_of_text_id=data.end_of_text_id,
+        seed=stage.seed,
+    )
+    trainer = Trainer(stage, model, CausalLanguageModel(), data, settings.training)
+    facts = trainer.run()
+    check_initial_loss(facts["loss_first"], data.vocabulary_size)
+    save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
+    return {"parameters": model.num_parameters(), **facts}

@@ -1,0 +1,47 @@
+"""The ``distill`` stage: the dense model teaches a ternary student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from wrinklefree.config.load import validate_section
+from wrinklefree.config.training import DiffusionSettings, DistillSettings
+from wrinklefree.data.loader import TrainingData
+from wrinklefree.distill.vocabulary import check_tokenizers
+from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.tracking.artifact import read_manifest
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.base import Objective
+from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+
+
+def distill_student(stage: Stage) -> dict[str, Any]:
+    """Train the student ``stage.instance`` under the dense teacher, into ``stage.folder``."""
+    settings: DistillSettings = stage.section(f"distill.{stage.instance}", DistillSettings)
+    check_tokenizers(stage.inputs["teacher"], stage.inputs["model"])
+    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    student, student_format = load_model(stage.inputs["model"])
+    teacher, _ = load_model(stage.inputs["teacher"])
+    if torch.cuda.is_available():
+        teacher.cuda()
+    objective = _objective(stage, settings, student_format, teacher)
+    facts = Trainer(stage, student, objective, data, settings).run()
+    save_model(stage.folder, student, student_format, stage.inputs["model"])
+    return facts
+
+
+def _objective(
+    stage: Stage, settings: DistillSettings, student: ModelFormat, teacher: PreTrainedModel
+) -> Objective:
+    if student.diffusion is None:
+        return Distillation(settings, teacher)
+    # The student goes on with the noise that it was converted with.
+    converted = read_manifest(stage.inputs["model"]).settings["dlm"]["diffusion"]
+    diffusion = validate_section(DiffusionSettings, converted, str(stage.inputs["model"]))
+    return DiffusionDistillation(
+        settings, diffusion, teacher, student.diffusion.mask_token_id, stage.seed
+    )

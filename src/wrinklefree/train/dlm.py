@@ -1,0 +1,37 @@
+"""The ``dlm`` stage: the ternary autoregressive model becomes a block-diffusion model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from wrinklefree.config.training import DlmSettings
+from wrinklefree.data.loader import TrainingData
+from wrinklefree.models.folder import DiffusionFormat, load_model, save_model
+from wrinklefree.models.mask_token import add_mask_token
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.diffusion import BlockDiffusion
+
+
+def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
+    """Add a mask token and train on masked blocks, into ``stage.folder``."""
+    settings: DlmSettings = stage.section("dlm", DlmSettings)
+    diffusion = settings.diffusion
+    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    model, model_format = load_model(stage.inputs["model"])
+    tokenizer = stage.work / "tokenizer"
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    mask_token_id = add_mask_token(
+        model, stage.inputs["model"], tokenizer, diffusion.mask_init, stage.seed
+    )
+    objective = BlockDiffusion(diffusion, mask_token_id, stage.seed)
+    facts = Trainer(stage, model, objective, data, settings).run()
+    diffusion_format = DiffusionFormat(
+        block_size=diffusion.block_size,
+        token_shift=diffusion.token_shift,
+        mask_token_id=mask_token_id,
+    )
+    model_format = replace(model_format, diffusion=diffusion_format)
+    save_model(stage.folder, model, model_format, tokenizer)
+    return {"mask_token_id": mask_token_id, **facts}

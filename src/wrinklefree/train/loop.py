@@ -1,0 +1,273 @@
+"""The one training loop.
+
+A step is a function of (settings, data, step): learning rate, quantization strength, rows and noise
+all follow from the step's number, so a run that was killed and resumed takes the same steps.
+
+Parameters and optimizer state are fp32 (a model cast to bf16 loses most updates of a normal size);
+bfloat16 is used inside autocast only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wrinklefree.config.training import QuantizedTrainingSettings, TrainingSettings
+from wrinklefree.data.loader import Batch, TrainingData
+from wrinklefree.errors import UserError
+from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.schedule import learning_rate_fraction
+from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.quant.warmup import quantization_lambda
+from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
+from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
+from wrinklefree.stability.zclip import ZClip
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.objectives.base import LossOutput, Objective
+from wrinklefree.train.state import TrainingState, write_history
+
+HISTORY = "history.jsonl"
+MOVEMENT_STEPS = 100
+
+
+@dataclass(frozen=True)
+class _StepTotals:
+    """Sums over the micro-batches of one step."""
+
+    objective: float
+    row_loss: float
+    row_tokens: float
+    domains: dict[str, float]
+    terms: dict[str, float]
+    tokens: int
+
+
+class Trainer:
+    """Takes a model through the steps of one stage, with checkpoints, tracking and progress."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: PreTrainedModel,
+        objective: Objective,
+        data: TrainingData,
+        settings: TrainingSettings,
+    ) -> None:
+        _refuse_low_precision(model)
+        self.stage = stage
+        self.settings = settings
+        self.objective = objective
+        self.data = data
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device)
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, settings.optimizer)
+        self.clipper = ZClip(settings.zclip)
+        self.warnings: Counter[GradientWarning] = Counter()
+        self.state = TrainingState(
+            self.model, {"optimizer": self.optimizer, "clipper": self.clipper}
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step and write ``history.jsonl`` into the stage's folder.
+
+        Returns
+        -------
+        Facts: steps, tokens, first and last loss (nats per token).
+        """
+        complaint = self.state.restore(self.stage.work)
+        terminal = self.stage.terminal
+        if complaint:
+            terminal.say(f"warning: a checkpoint was passed over: {complaint}")
+        if self.state.step:
+            terminal.say(f"{terminal.label}: going on from step {self.state.step}")
+        progress = terminal.progress(total=self.settings.steps, done=self.state.step)
+        # Made after the checkpoint is loaded: it compares with the parameters of this moment.
+        self.movement = MovementCheck(self.model, self.optimizer, steps=MOVEMENT_STEPS)
+        with contextlib.closing(progress):
+            while self.state.step < self.settings.steps:
+                started = time.monotonic()
+                entry = self._step(self.state.step)
+                self.state.history.append(entry)
+                self.state.step += 1
+                self._check_movement()
+                self._report(progress, entry, time.monotonic() - started)
+                if self._checkpoint_is_due():
+                    self.state.save(self.stage.work)
+        self._set_lambda(self.settings.steps)
+        write_history(self.stage.folder / HISTORY, self.state.history)
+        return self._facts()
+
+    def _step(self, step: int) -> dict[str, float]:
+        rate = self._set_learning_rate(step)
+        strength = self._set_lambda(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = self._backward(step)
+        clip = self.clipper.clip(list(self.model.parameters()))
+        if not (clip.finite and math.isfinite(totals.objective)):
+            raise UserError(self._divergence(step, totals))
+        health = gradient_health(self.model.parameters(), clip)
+        if health.warning:
+            self._warn(step, health.warning)
+        self.optimizer.step()
+        self.movement.observe()
+        tokens = self.state.history[-1]["tokens"] if self.state.history else 0
+        entry: dict[str, float] = {
+            "step": step + 1,
+            "tokens": tokens + totals.tokens,
+            "train/loss": totals.row_loss / totals.row_tokens,
+            "train/objective": totals.objective,
+            "train/learning_rate": rate,
+            "train/grad_norm_raw": clip.raw_norm,
+            "train/grad_norm_clipped": clip.clipped_norm,
+            "train/grad_norm": clip.clipped_norm,
+            "train/grad_clipped": float(clip.was_clipped),
+            "train/grad_largest": health.largest,
+            "train/grad_smallest": health.smallest,
+            "train/zclip_ema_mean": clip.ema_mean,
+            "train/zclip_ema_std": clip.ema_std,
+        }
+        if strength is not None:
+            entry["train/lambda"] = strength
+        return entry | totals.domains | totals.terms
+
+    def _backward(self, step: int) -> _StepTotals:
+        """Gradients of the whole step, micro-batch by micro-batch, under one denominator."""
+        count = self.settings.gradient_accumulation_steps
+        prepared = [
+            self.objective.prepare(self._batch(step, index), step) for index in range(count)
+        ]
+        denominator = sum(self.objective.denominator(micro) for micro in prepared)
+        assert denominator > 0, "a step without a supervised token"
+        outputs = []
+        for micro in prepared:
+            with self._autocast():
+                output = self.objective.loss(self.model, micro, denominator)
+            output.loss.backward()
+            outputs.append(replace(output, loss=output.loss.detach()))
+        return self._totals([micro.batch for micro in prepared], outputs)
+
+    def _totals(self, batches: list[Batch], outputs: list[LossOutput]) -> _StepTotals:
+        loss_B = torch.cat([output.row_loss_B for output in outputs]).double()
+        tokens_B = torch.cat([output.row_tokens_B for output in outputs]).double()
+        domain_B = torch.cat([batch.domain_B for batch in batches])
+        domains = {}
+        for index, name in enumerate(self.data.domains):
+            chosen_B = domain_B == index
+            if (count := tokens_B[chosen_B].sum().item()) > 0:
+                domains[f"train/loss/{name}"] = loss_B[chosen_B].sum().item() / count
+        terms: dict[str, float] = {}
+        for output in outputs:
+            for name, value in output.terms.items():
+                terms[name] = terms.get(name, 0.0) + float(value)
+        return _StepTotals(
+            objective=sum(output.loss.item() for output in outputs),
+            row_loss=loss_B.sum().item(),
+            row_tokens=tokens_B.sum().item(),
+            domains=domains,
+            terms=terms,
+            tokens=sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches),
+        )
+
+    def _batch(self, step: int, micro_batch: int) -> Batch:
+        batch = self.data.batch(
+            step,
+            micro_batch,
+            batch_size=self.settings.batch_size,
+            micro_batches=self.settings.gradient_accumulation_steps,
+        )
+        return batch_to(batch, self.device)
+
+    def _set_learning_rate(self, step: int) -> float:
+        fraction = learning_rate_fraction(step, self.settings.steps, self.settings.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * fraction
+        return self.settings.optimizer.lr * fraction
+
+    def _set_lambda(self, step: int) -> float | None:
+        if not isinstance(self.settings, QuantizedTrainingSettings):
+            return None
+        strength = quantization_lambda(step, self.settings.lambda_warmup)
+        set_quantization_lambda(self.model, strength)
+        return strength
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.settings.autocast == "none":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _warn(self, step: int, warning: GradientWarning) -> None:
+        """Say a warning when it first comes; after that it is counted only."""
+        if not self.warnings[warning]:
+            self.stage.terminal.say(f"warning: step {step + 1}: {warning}")
+        self.warnings[warning] += 1
+
+    def _check_movement(self) -> None:
+        """After 100 steps, or at the end of a shorter run: did every parameter move?"""
+        last = self.state.step == self.settings.steps and self.movement.observed < MOVEMENT_STEPS
+        if not (self.movement.due or last):
+            return
+        try:
+            report = self.movement.check()
+        except FrozenParameterError as error:
+            raise UserError(str(error)) from error
+        self.stage.run.log_metrics(self.state.step, report.metrics())
+
+    def _checkpoint_is_due(self) -> bool:
+        step = self.state.step
+        return step % self.settings.checkpoint_interval == 0 or step == self.settings.steps
+
+    def _report(self, progress: Any, entry: dict[str, float], seconds: float) -> None:
+        step = self.state.step
+        before = self.state.history[-2]["tokens"] if step > 1 else 0
+        speed = (entry["tokens"] - before) / seconds
+        metrics = {name: value for name, value in entry.items() if "/" in name}
+        self.stage.run.log_metrics(
+            step, {**metrics, "train/tokens": entry["tokens"], "train/tokens_per_second": speed}
+        )
+        note = f"loss {entry['train/loss']:.3f} {speed:,.0f} tokens/s"
+        progress.advance(note=note, line=step % self.settings.log_interval == 0)
+
+    def _divergence(self, step: int, totals: _StepTotals) -> str:
+        name = first_non_finite(self.model.named_parameters())
+        where = f"the gradient of {name}" if name else "the gradient norm"
+        return (
+            f"step {step + 1}: {where} is not finite (loss {totals.objective:g});"
+            " the step was not applied and the last checkpoint is untouched."
+            " Lower the learning rate or lengthen its warmup, and run again"
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        history = self.state.history
+        return {
+            "steps": len(history),
+            "tokens": int(history[-1]["tokens"]),
+            "loss_first": history[0]["train/loss"],
+            "loss_last": history[-1]["train/loss"],
+            "steps_clipped": int(sum(entry["train/grad_clipped"] for entry in history)),
+        }
+
+
+def batch_to(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` with its tensors on ``device``."""
+    moved: dict[str, Tensor] = {
+        item.name: getattr(batch, item.name).to(device) for item in fields(batch)
+    }
+    return Batch(**moved)
+
+
+def _refuse_low_precision(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UserError(
+                f"parameter {name} is {parameter.dtype}, and training needs float32: smaller types"
+                " lose most updates of a normal size. Use autocast: bfloat16 for speed instead"
+            )

@@ -1,0 +1,22 @@
+"""The ``stage2`` stage: continued pretraining with quantization in the loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrinklefree.config.training import QuantizedTrainingSettings
+from wrinklefree.data.loader import TrainingData
+from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+
+
+def continue_pretraining(stage: Stage) -> dict[str, Any]:
+    """Train the SubLN model on the mixture under lambda warmup, into ``stage.folder``."""
+    settings = stage.section("stage2", QuantizedTrainingSettings)
+    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    model, model_format = load_model(stage.inputs["model"])
+    facts = Trainer(stage, model, CausalLanguageModel(), data, settings).run()
+    save_model(stage.folder, model, model_format, stage.inputs["model"])
+    return facts

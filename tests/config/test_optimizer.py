@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from wrinklefree.config.optimizer import OptimizerSettings, UnusualLearningRateWarning
+
+ADAPTER: TypeAdapter[Any] = TypeAdapter(OptimizerSettings)
+MUON = {"name": "muon", "scale": "original", "lr": 2e-3, "adamw_lr": 3e-4}
+ADAMW = {"name": "adamw", "lr": 3e-4}
+
+
+def parse(base: dict[str, object], **change: object) -> Any:
+    return ADAPTER.validate_python(base | change)
+
+
+@pytest.mark.parametrize("name", ["muon", "muonclip"])
+@pytest.mark.parametrize("rate", [3e-4, 9.9e-4, 3.1e-3, 0.02])
+def test_muon_original_refuses_the_rate_of_another_optimizer(name: str, rate: float) -> None:
+    with pytest.raises(ValidationError) as caught:
+        parse(MUON, name=name, lr=rate)
+    (error,) = caught.value.errors()
+    message = error["msg"]
+    assert f"lr {rate:g}" in message
+    assert "0.001..0.003" in message
+    assert "allow_unusual_lr: true" in message
+
+
+@pytest.mark.parametrize("name", ["muon", "muonclip"])
+@pytest.mark.parametrize("rate", [1e-3, 2e-3, 3e-3])
+def test_muon_original_accepts_its_own_range_and_both_ends(name: str, rate: float) -> None:
+    assert parse(MUON, name=name, lr=rate).lr == rate
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1.0])
+def test_allow_unusual_lr_silences_every_guard(rate: float) -> None:
+    for base in (MUON, MUON | {"scale": "match_rms"}):
+        assert parse(base, lr=rate, adamw_lr=rate, allow_unusual_lr=True).lr == rate
+    assert parse(ADAMW, lr=rate, allow_unusual_lr=True).lr == rate
+
+
+@pytest.mark.parametrize("rate", [4e-5, 2e-3])
+def test_muon_match_rms_warns_outside_the_range_of_adamw(rate: float) -> None:
+    with pytest.warns(UnusualLearningRateWarning, match=f"^lr {rate:g} .*match_rms"):
+        assert parse(MUON, scale="match_rms", lr=rate).lr == rate
+
+
+@pytest.mark.parametrize("rate", [4e-5, 2e-3])
+def test_adamw_warns_outside_its_range(rate: float) -> None:
+    with pytest.warns(UnusualLearningRateWarning, match=f"^lr {rate:g} .*AdamW"):
+        parse(ADAMW, lr=rate)
+    with pytest.warns(UnusualLearningRateWarning, match=f"^adamw_lr {rate:g} .*AdamW"):
+        parse(MUON, adamw_lr=rate)
+
+
+@pytest.mark.parametrize("rate", [5e-5, 1e-3])
+def test_the_ends_of_the_range_of_adamw_are_usual(rate: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parse(ADAMW, lr=rate)
+        parse(MUON, scale="match_rms", lr=rate, adamw_lr=rate)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 0.0},
+        {"momentum": 1.5},
+        {"scale": "rms"},
+        {"weight_decay": -0.1},
+        {"adamw_betas": [0.9]},
+        {"lr": "2e-3"},
+        {"nesterov": 1},
+        {"learning_rate": 2e-3},
+        {"name": "lion"},
+    ],
+)
+def test_wrong_values_unknown_keys_and_silent_conversions_are_refused(
+    change: dict[str, object],
+) -> None:
+    with pytest.raises(ValidationError):
+        parse(MUON, **change)
+
+
+def test_muonclip_has_no_nesterov_and_muon_no_threshold() -> None:
+    with pytest.raises(ValidationError, match="nesterov"):
+        parse(MUON, name="muonclip", nesterov=False)
+    with pytest.raises(ValidationError, match="qk_clip_threshold"):
+        parse(MUON, qk_clip_threshold=50.0)

@@ -1,0 +1,99 @@
+"""Small artifacts for the data tests: wheels, fetched folders, tokenizers, token folders."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wrinklefree.config.tokens import BpeTokenizerSettings
+from wrinklefree.data.download import file_sha256
+from wrinklefree.data.fetch import DOCUMENTS_FILE, SCHEMA
+from wrinklefree.data.generators.mathematics import document
+from wrinklefree.data.shards import SPLITS, TokenWriter
+from wrinklefree.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size
+
+
+@pytest.fixture
+def make_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, bytes]], tuple[Path, str]]:
+    """Builds demo_text 1.0 in a folder that is pip's only index; (path, sha256)."""
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+
+    def make(members: dict[str, bytes]) -> tuple[Path, str]:
+        path = links / "demo_text-1.0-py3-none-any.whl"
+        information = "demo_text-1.0.dist-info"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+            metadata = b"Metadata-Version: 2.1\nName: demo-text\nVersion: 1.0\n"
+            archive.writestr(f"{information}/METADATA", metadata)
+            archive.writestr(f"{information}/WHEEL", b"Wheel-Version: 1.0\nTag: py3-none-any\n")
+            archive.writestr(f"{information}/RECORD", b"")
+        return path, file_sha256(path)
+
+    return make
+
+
+def write_raw(folder: Path, domain: str, texts: dict[str, list[str]]) -> Path:
+    """A fetched folder with ``texts`` by split."""
+    folder.mkdir(parents=True)
+    records = [
+        {"id": f"{split}{n}", "text": text, "domain": domain, "split": split}
+        for split in SPLITS
+        for n, text in enumerate(texts.get(split, []))
+    ]
+    pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), folder / DOCUMENTS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a fetched folder: raw(domain, {split: texts})."""
+
+    def make(domain: str, texts: dict[str, list[str]]) -> Path:
+        return write_raw(tmp_path_factory.mktemp("raw") / domain, domain, texts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(raw: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 320 ids."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = raw("maths", {"train": [document(5, n) for n in range(40)]})
+    settings = BpeTokenizerSettings(kind="bpe", vocabulary_size=320, max_megabytes_per_source=1)
+    train_tokenizer(settings, {"maths": text}, folder)
+    return folder
+
+
+@pytest.fixture
+def token_folder(
+    tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Writes a token folder: token_folder(domain, {split: documents of token ids})."""
+
+    def make(domain: str, documents: dict[str, list[list[int]]]) -> Path:
+        folder = tmp_path_factory.mktemp(domain)
+        writer = TokenWriter(
+            folder,
+            domain=domain,
+            vocabulary_size=vocabulary_size(tokenizer_folder),
+            end_of_text_id=end_of_text_id(tokenizer_folder),
+        )
+        for split, ids in documents.items():
+            writer.append(split, ids)
+        writer.close()
+        return folder
+
+    return make

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wrinklefree.config.tokens import MixtureSettings
+from wrinklefree.data import mixture as mixture_module
+from wrinklefree.data.mixture import build_mixture
+from wrinklefree.data.rows import Rows, read_mixture
+from wrinklefree.data.tokenizer import token_bytes
+from wrinklefree.errors import UserError
+
+END = 0
+
+
+def mixed(sequence_length: int = 8, **weights: float) -> MixtureSettings:
+    return MixtureSettings(
+        sequence_length=sequence_length, shuffle_buffer_size=4, weights=weights or {"d": 1.0}
+    )
+
+
+def pieces(rows: Rows) -> list[list[int]]:
+    """All pieces of a split, read through the reader."""
+    found = []
+    for number in range(len(rows)):
+        tokens, ids, positions = rows.read(number, 320)
+        assert (tokens[ids == -1] == END).all()
+        for piece in range(ids.max() + 1):
+            assert positions[ids == piece].tolist() == list(range((ids == piece).sum()))
+            found.append(tokens[ids == piece].tolist())
+    return found
+
+
+def cut(documents: list[list[int]], length: int) -> list[list[int]]:
+    ended = [[*ids, END] for ids in documents]
+    return [ids[at : at + length] for ids in ended for at in range(0, len(ids), length)]
+
+
+DOCUMENTS = st.lists(st.lists(st.integers(3, 319), max_size=30), min_size=1, max_size=25)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(first=DOCUMENTS, second=DOCUMENTS, held=DOCUMENTS)
+def test_rows_hold_every_piece_of_all_sources_of_a_domain_once(
+    token_folder, tokenizer_folder: Path, tmp_path: Path, first, second, held
+) -> None:
+    tokens = {
+        "a": token_folder("d", {"train": first, "held_out": held}),
+        "b": token_folder("d", {"train": second}),
+    }
+    facts = build_mixture(mixed(), tokens, tokenizer_folder, tmp_path)["domains"]["d"]
+    (domain,) = read_mixture(tmp_path).domains
+    for rows, documents, split in (
+        (domain.train, first + second, "train"),
+        (domain.held_out, held, "held_out"),
+    ):
+        assert sorted(pieces(rows)) == sorted(cut(documents, 8))
+        count = sum(len(ids) + 1 for ids in documents)
+        assert facts[split]["tokens"] == count
+        assert facts[split]["utilisation"] == pytest.approx(count / (len(rows) * 8))
+
+
+def test_writing_in_parts_changes_nothing(
+    token_folder, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(3)
+    documents = [random.integers(3, 320, size=n).tolist() for n in random.integers(0, 40, size=60)]
+    tokens = {"a": token_folder("d", {"train": documents, "held_out": documents[:5]})}
+    files = []
+    for part in (1 << 22, 8, 24):
+        monkeypatch.setattr(mixture_module, "ROWS_PER_WRITE_TOKENS", part)
+        build_mixture(mixed(), tokens, tokenizer_folder, tmp_path)
+        files.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    assert files[0] == files[1] == files[2]
+
+
+def test_sources_of_a_domain_alternate_in_proportion_to_their_size(
+    token_folder, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    held = {"held_out": [[5]]}
+    tokens = {
+        "large": token_folder("d", {"train": [[3] * 7] * 60, **held}),
+        "small": token_folder("d", {"train": [[4] * 7] * 20}),
+    }
+    build_mixture(mixed(), tokens, tokenizer_folder, tmp_path)
+    first_tokens = read_mixture(tmp_path).domains[0].train.tokens[:, 0]
+    for start in range(0, 80, 20):
+        assert (first_tokens[start : start + 20] == 4).sum() == 5
+
+
+def test_index_lists_domains_by_name_with_their_settings(
+    token_folder, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    documents = {"train": [[3, 4]], "held_out": [[5]]}
+    tokens = {name: token_folder(name, documents) for name in ("web", "code", "maths")}
+    settings = mixed(16, web=0.75, maths=0.25, code=0.0)
+    facts = build_mixture(settings, tokens, tokenizer_folder, tmp_path)
+    mixture = read_mixture(tmp_path)
+    assert [(d.name, d.weight) for d in mixture.domains] == [
+        ("code", 0.0),
+        ("maths", 0.25),
+        ("web", 0.75),
+    ]
+    assert (mixture.sequence_length, mixture.shuffle_buffer_size) == (16, 4)
+    assert (mixture.vocabulary_size, mixture.end_of_text_id) == (320, END)
+    assert mixture.token_bytes_V.tolist() == token_bytes(tokenizer_folder).tolist()
+    assert "epoch_samples" not in facts["domains"]["code"]
+    assert facts["domains"]["maths"]["epoch_samples"] == pytest.approx(4.0)
+    assert facts["domains"]["web"]["epoch_samples"] == pytest.approx(4 / 3)
+
+
+def test_domain_without_text_to_train_on_or_to_measure_is_an_error(
+    token_folder, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    no_train = {"a": token_folder("d", {"held_out": [[5]]})}
+    with pytest.raises(UserError, match="domain d has weight 1 but no training documents"):
+        build_mixture(mixed(), no_train, tokenizer_folder, tmp_path)
+    no_held_out = {"a": token_folder("d", {"train": [[5]]})}
+    with pytest.raises(UserError, match="domain d has no held-out documents"):
+        build_mixture(mixed(), no_held_out, tokenizer_folder, tmp_path)
+    both = {"a": token_folder("d", {"train": [[5]], "held_out": [[5]]})}
+    with pytest.raises(UserError, match=r"domain e has weight 0\.5 but no training documents"):
+        build_mixture(mixed(d=0.5, e=0.5), both, tokenizer_folder, tmp_path)
+    with pytest.raises(UserError, match=r"is of domain d, which mixture\.weights does not name"):
+        build_mixture(mixed(e=1.0), both, tokenizer_folder, tmp_path)
+
+
+def test_tokens_of_another_tokenizer_are_refused(
+    token_folder, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = token_folder("d", {"train": [[5]], "held_out": [[5]]})
+    index = json.loads((folder / "tokens.json").read_text())
+    (folder / "tokens.json").write_text(json.dumps({**index, "vocabulary_size": 321}))
+    with pytest.raises(UserError, match="another tokenizer: vocabulary 321"):
+        build_mixture(mixed(), {"a": folder}, tokenizer_folder, tmp_path)

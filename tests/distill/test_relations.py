@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from wrinklefree.distill.relations import (
+    Projections,
+    capture_projections,
+    relation_layer,
+    relation_mask,
+    relations_divergence,
+)
+from wrinklefree.errors import UserError
+from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.models.forward import next_token_logits
+
+
+def projections(heads, key_heads, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((2, heads, 6, size), (2, key_heads, 6, size), (2, key_heads, 6, size))
+    return Projections(
+        *(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    )
+
+
+def slow_relations(x, row, head, heads, query, temperature, allowed):
+    """One row of one relation head's softmax, as a dictionary over the allowed tokens."""
+    flat = [torch.cat(list(x[row, :, token])) for token in range(x.shape[2])]
+    width = len(flat[0]) // heads
+    parts = [vector[head * width : (head + 1) * width] for vector in flat]
+    unit = [part / part.norm() for part in parts]
+    scores = {key: math.exp(float(unit[query] @ unit[key]) / temperature) for key in allowed}
+    return {key: score / sum(scores.values()) for key, score in scores.items()}
+
+
+def slow_divergence(teacher, student, pieces, causal, heads, temperature):
+    result = torch.zeros(2, 6, dtype=torch.float64)
+    for name in ("query_BHTD", "key_BKTD", "value_BKTD"):
+        for row in range(2):
+            for query in range(6):
+                allowed = [
+                    key
+                    for key in range(6)
+                    if key == query
+                    or (pieces[row][key] == pieces[row][query] >= 0 and (not causal or key < query))
+                ]
+                for head in range(heads):
+                    arguments = (row, head, heads, query, temperature, allowed)
+                    p = slow_relations(getattr(teacher, name), *arguments)
+                    q = slow_relations(getattr(student, name), *arguments)
+                    divergence = sum(p[key] * math.log(p[key] / q[key]) for key in allowed)
+                    result[row, query] += divergence / heads
+    return result
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "temperature"), [(4, 1.0), (2, 0.3)])
+def test_divergence_follows_its_definition_though_head_counts_differ(causal, heads, temperature):
+    teacher, student = projections(4, 2, 8, seed=1), projections(6, 3, 4, seed=2)
+    pieces = [[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, 0, 0]]
+    mask = relation_mask(torch.tensor(pieces), causal=causal)
+    ours = relations_divergence(teacher, student, mask, heads=heads, temperature=temperature)
+    expected = slow_divergence(teacher, student, pieces, causal, heads, temperature)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_other_documents_padding_and_with_causal_the_future_are_not_compared():
+    pieces = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]])
+    teacher, student = projections(4, 2, 8, seed=1), projections(4, 2, 8, seed=2)
+    for causal in (False, True):
+        mask = relation_mask(pieces, causal=causal)
+        before = relations_divergence(teacher, student, mask, heads=4, temperature=1.0)
+        changed = projections(4, 2, 8, seed=2)
+        changed.query_BHTD[:, :, 2] += 1.0
+        after = relations_divergence(teacher, changed, mask, heads=4, temperature=1.0)
+        moved = (before - after).abs() > 1e-12
+        past = not causal
+        assert moved[0].tolist() == [past, past, True, False, False, False]
+        assert moved[1].tolist() == [past, past, True, True, False, False]
+        assert before[pieces < 0].abs().max() < 1e-12
+
+
+def test_heads_must_divide_every_projection():
+    teacher = projections(4, 2, 8, seed=1)
+    mask = relation_mask(torch.zeros(2, 6, dtype=torch.int64), causal=True)
+    with pytest.raises(UserError, match=r"relations.heads is 5.*4 heads of size 8.*divisor of 32"):
+        relations_divergence(teacher, teacher, mask, heads=5, temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "fraction", "layer"), [(28, 0.8, 22), (28, 0.86, 24), (28, 1.0, 27), (2, 0.0, 0)]
+)
+def test_the_layer_is_a_fraction_of_the_depth(tiny_model, layers, fraction, layer):
+    model = tiny_model()
+    model.config.num_hidden_layers = layers
+    assert relation_layer(model, fraction) == layer
+
+
+def forward(model, batch):
+    mask = causal_document_mask(batch.document_ids_BT)
+    return next_token_logits(model, batch.tokens_BT, batch.positions_BT, mask)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_captured_projections_are_those_of_the_layer(tiny_model, pack, layer):
+    model, other, batch = tiny_model(), tiny_model(1), pack([[7, 4]], 12)
+    attention = model.model.layers[layer].self_attn
+    inputs = {}
+    hook = attention.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.update(kwargs), with_kwargs=True
+    )
+    plain = forward(model, batch)
+    hook.remove()
+    with capture_projections(model, layer) as capture:
+        watched = forward(model, batch)
+        forward(other, batch)
+    assert torch.equal(plain, watched)
+    query, key, value = (
+        projection(inputs["hidden_states"]).unflatten(-1, (-1, 16)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *inputs["position_embeddings"])
+    assert torch.equal(capture.projections.query_BHTD, query)
+    assert torch.equal(capture.projections.key_BKTD, key)
+    assert torch.equal(capture.projections.value_BKTD, value)
+    capture.projections.key_BKTD.sum().backward()
+    assert attention.k_proj.weight.grad is not None
+
+
+def test_queries_and_keys_are_taken_after_their_norms(pack):
+    config = Qwen3Config(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        attn_implementation="sdpa",
+    )
+    model = Qwen3ForCausalLM(config).eval()
+    attention = model.model.layers[0].self_attn
+    nn.init.constant_(attention.q_norm.weight, 3.0)
+    with capture_projections(model, 0) as capture:
+        forward(model, pack([[9]], 9))
+    # A rotation keeps the norm, which qk-norm has set: 3 sqrt(16) and sqrt(16).
+    query, key = capture.projections.query_BHTD, capture.projections.key_BKTD
+    for projection, norm in ((query, 12.0), (key, 4.0)):
+        expected = torch.full(projection.shape[:-1], norm)
+        torch.testing.assert_close(projection.norm(dim=-1), expected, rtol=1e-3, atol=0)
+
+
+def test_the_attention_function_is_restored_also_after_an_error(tiny_model):
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with pytest.raises(RuntimeError), capture_projections(tiny_model(), 0):
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+        raise RuntimeError
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+def test_eager_attention_is_refused(tiny_model):
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    with (
+        pytest.raises(UserError, match="attention implementation eager"),
+        capture_projections(model, 0),
+    ):
+        pass

@@ -1,0 +1,167 @@
+"""A tiny run: a tokenizer, a mixture with three domains, and models in folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from wrinklefree.data.rows import (
+    MIXTURE_FILE,
+    OFFSET_DTYPE,
+    PIECE_DTYPE,
+    TOKEN_BYTES_DTYPE,
+    TOKEN_BYTES_FILE,
+)
+from wrinklefree.data.tokenizer import token_bytes
+from wrinklefree.models.folder import DiffusionFormat, ModelFormat, save_model
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+
+VOCABULARY, LENGTH, END, MASK = 300, 17, 0, 2
+HELD_OUT_ROWS = {"code": 5, "prose": 7, "spare": 3}
+WEIGHTS = {"code": 0.25, "prose": 0.75, "spare": 0.0}
+DIFFUSION = DiffusionFormat(block_size=4, token_shift="clean_boundary", mask_token_id=MASK)
+
+
+def tiny_model(seed: int, *, scale: float = 0.3) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=scale,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=None,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., PreTrainedModel]:
+    """``tiny_llama(seed)``: a random model of two layers."""
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|padding|>", "|<MASK>|"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    text = "the population of the city is small and the code defines a function that returns it"
+    tokenizer.train_from_iterator([text] * 5, trainer)
+    assert tokenizer.get_vocab_size() == VOCABULARY
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixture(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    generator = np.random.default_rng(4)
+    domains = []
+    for name, rows in HELD_OUT_ROWS.items():
+        counts = {}
+        for split, number in (("train", 1), ("held_out", rows)):
+            counts[split] = _write_rows(folder / f"{name}.{split}", number, generator)
+        domains.append({"name": name, "weight": WEIGHTS[name], "splits": counts})
+    index = {
+        "sequence_length": LENGTH,
+        "shuffle_buffer_size": 10,
+        "vocabulary_size": VOCABULARY,
+        "end_of_text_id": END,
+        "dtype": "uint16",
+        "domains": domains,
+    }
+    (folder / MIXTURE_FILE).write_text(json.dumps(index))
+    token_bytes(tokenizer_folder).astype(TOKEN_BYTES_DTYPE).tofile(folder / TOKEN_BYTES_FILE)
+    return folder
+
+
+def _write_rows(stem: Path, rows: int, generator: np.random.Generator) -> dict[str, int]:
+    """Rows of random documents: one of a single token, one that goes on, a padded tail."""
+    tokens = generator.integers(3, VOCABULARY, size=(rows, LENGTH)).astype("<u2")
+    pieces: list[int] = []
+    offsets = [0]
+    for row in range(rows):
+        lengths = [1 + row % 2, 6, LENGTH - 7 - row % 2 - row % 3]
+        ends = np.cumsum(lengths)
+        tokens[row, ends[:2] - 1] = END
+        tokens[row, ends[2] :] = END
+        pieces += lengths
+        offsets.append(len(pieces))
+    tokens.tofile(f"{stem}.rows")
+    np.array(pieces, dtype=PIECE_DTYPE).tofile(f"{stem}.pieces")
+    np.array(offsets, dtype=OFFSET_DTYPE).tofile(f"{stem}.offsets")
+    return {"rows": rows, "pieces": len(pieces), "tokens": sum(pieces)}
+
+
+def write_history(folder: Path, steps: int = 30, *, quantized: bool = True) -> None:
+    lines = []
+    for step in range(1, steps + 1):
+        record = {
+            "step": step,
+            "tokens": step * 100,
+            "train/loss": 5.0 - step / steps,
+            "train/learning_rate": 1e-3,
+            "train/grad_norm_raw": 1.0 + (step == 20) * 9.0,
+            "train/grad_norm_clipped": 1.0,
+            "train/grad_norm": 1.0,
+            "train/grad_clipped": float(step == 20),
+            "train/zclip_ema_mean": 1.0,
+            "train/zclip_ema_std": 0.1,
+            "train/loss/prose": 4.9 - step / steps,
+        }
+        if quantized:
+            record["train/lambda"] = min(step / 10, 1.0)
+        if step % 3:
+            record["train/loss/code"] = 4.0 - step / steps
+        lines.append(json.dumps(record))
+    (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def run_models(
+    tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], dict[str, Path]]:
+    """A function that makes a fresh copy of the model folders of a run."""
+
+    def build() -> dict[str, Path]:
+        root = tmp_path_factory.mktemp("models")
+        folders = {}
+        for seed, name in enumerate(["base", "subln", "stage2", "distill_ar", "dlm"]):
+            model = tiny_model(seed)
+            if name != "base":
+                insert_subln(model)
+                insert_bitlinear(model)
+            model_format = ModelFormat(
+                subln=name != "base",
+                bitlinear=name != "base",
+                diffusion=DIFFUSION if name == "dlm" else None,
+            )
+            save_model(root / name, model, model_format, tokenizer_folder)
+            if name != "subln":
+                write_history(root / name, quantized=name != "base")
+            folders[name] = root / name
+        return folders
+
+    return build

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wrinklefree.config.outcome import EvaluateSettings
+from wrinklefree.data.loader import HeldOutData
+from wrinklefree.data.tokenizer import load_tokenizer
+from wrinklefree.errors import UserError
+from wrinklefree.evaluate.likelihood import score_model
+from wrinklefree.evaluate.stage import evaluate_models
+from wrinklefree.models.folder import ModelFormat, load_model
+from wrinklefree.models.surgery import insert_bitlinear
+
+SETTINGS = EvaluateSettings(
+    rows_per_domain=4,
+    batch_size=2,
+    likelihood_draws=2,
+    prompts=["the city", "a function"],
+    new_tokens=5,
+)
+WEIGHTS = {"code": 0.25, "prose": 0.75, "spare": 0.0}
+FILES = {
+    "evaluation.json",
+    "table.md",
+    "table.txt",
+    "samples.md",
+    "ternary.csv",
+    "plots/held_out_loss.svg",
+    "plots/training_loss.svg",
+    "plots/gradient_norms.svg",
+    "plots/domain_loss.svg",
+    "plots/ternary_shares.svg",
+}
+
+
+@pytest.fixture(scope="module")
+def models(run_models: Callable[[], dict[str, Path]]) -> dict[str, Path]:
+    return run_models()
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def results(
+    models: dict[str, Path], mixture: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("results")
+    return folder, evaluate_models(SETTINGS, models, mixture, folder, seed=3)
+
+
+@pytest.fixture(scope="module")
+def evaluation(results: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+    return json.loads((results[0] / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def test_the_same_seed_gives_the_same_files(
+    results: tuple[Path, dict[str, Any]],
+    models: dict[str, Path],
+    mixture: Path,
+    tmp_path: Path,
+):
+    facts = evaluate_models(SETTINGS, models, mixture, tmp_path, seed=3)
+    assert _contents(tmp_path) == _contents(results[0])
+    assert set(_contents(tmp_path)) == FILES
+    assert facts == results[1]
+
+
+def test_naive_ternary_is_the_base_with_its_linears_replaced_and_nothing_else(
+    models: dict[str, Path], mixture: Path, evaluation: dict[str, Any]
+):
+    model, _ = load_model(models["base"])
+    held_out = HeldOutData(mixture)
+
+    def loss(model_format: ModelFormat) -> float:
+        scored = score_model("m", model, model_format, held_out, WEIGHTS, SETTINGS, seed=0)
+        return scored.overall.loss
+
+    assert evaluation["models"]["base"]["loss"] == loss(ModelFormat())
+    insert_bitlinear(model)
+    assert evaluation["models"]["naive"]["loss"] == loss(ModelFormat(bitlinear=True))
+    assert evaluation["models"]["naive"]["loss"] != evaluation["models"]["base"]["loss"]
+
+
+def test_models_are_in_order_and_each_says_what_it_is(evaluation: dict[str, Any]):
+    assert list(evaluation["models"]) == ["base", "naive", "subln", "stage2", "distill_ar", "dlm"]
+    kinds = {name: model["kind"] for name, model in evaluation["models"].items()}
+    assert kinds.pop("dlm") == "block_diffusion"
+    assert set(kinds.values()) == {"autoregressive"}
+    dense = [name for name, model in evaluation["models"].items() if not model["quantized"]]
+    assert dense == ["base"]
+    assert list(evaluation["ternary"]) == ["naive", "subln", "stage2", "distill_ar", "dlm"]
+
+
+def test_the_headline_is_weighted_as_the_mixture(evaluation: dict[str, Any]):
+    assert evaluation["weights"] == WEIGHTS
+    for model in evaluation["models"].values():
+        domains = model["domains"]
+        expected = 0.25 * domains["code"]["loss"] + 0.75 * domains["prose"]["loss"]
+        assert model["loss"] == pytest.approx(expected, rel=1e-12)
+        assert domains["spare"]["rows"] == 3
+
+
+def test_only_ternary_autoregressive_models_recover_a_share(
+    results: tuple[Path, dict[str, Any]], evaluation: dict[str, Any]
+):
+    recovered = evaluation["recovered"]
+    assert list(recovered) == ["naive", "subln", "stage2", "distill_ar"]
+    losses = {name: model["loss"] for name, model in evaluation["models"].items()}
+    naive, base = losses["naive"], losses["base"]
+    for name, share in recovered.items():
+        if naive > base:
+            assert share == pytest.approx((naive - losses[name]) / (naive - base))
+        else:
+            assert share is None
+    assert results[1]["loss"] == losses
+    assert results[1]["recovered"] == recovered
+
+
+def test_each_setting_reaches_what_it_is_for(
+    models: dict[str, Path], mixture: Path, evaluation: dict[str, Any], tmp_path: Path
+):
+    few = {name: models[name] for name in ("base", "dlm")}
+
+    def evaluated(seed: int = 3, **update: Any) -> dict[str, Any]:
+        settings = SETTINGS.model_copy(update=update)
+        evaluate_models(settings, few, mixture, tmp_path, seed=seed)
+        return json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+
+    fewer = evaluated(rows_per_domain=2, prompts=["the"], new_tokens=2)
+    assert fewer["models"]["base"]["domains"]["prose"]["rows"] == 2
+    assert [sample["prompt"] for sample in fewer["samples"]["base"]] == ["the"]
+    assert {sample["tokens"] for sample in fewer["samples"]["dlm"]} == {2}
+    redrawn = evaluated(likelihood_draws=3, batch_size=4)
+    assert redrawn["models"]["dlm"]["loss"] != evaluation["models"]["dlm"]["loss"]
+    base = evaluation["models"]["base"]["loss"]
+    assert redrawn["models"]["base"]["loss"] == pytest.approx(base, rel=1e-6)
+    reseeded = evaluated(seed=4)
+    assert reseeded["models"]["dlm"]["loss"] != evaluation["models"]["dlm"]["loss"]
+    assert reseeded["models"]["base"] == evaluation["models"]["base"]
+
+
+def test_samples_are_continuations_by_the_model_they_stand_under(
+    results: tuple[Path, dict[str, Any]], evaluation: dict[str, Any]
+):
+    texts = {
+        name: tuple(sample["text"] for sample in samples)
+        for name, samples in evaluation["samples"].items()
+    }
+    assert len(set(texts.values())) == len(texts)
+    markdown = (results[0] / "samples.md").read_text(encoding="utf-8")
+    assert markdown.count("forward passes") == 2 * len(texts)
+
+
+@pytest.mark.parametrize("name", ["stage2", "distill_ar", "dlm"])
+def test_a_trained_model_without_its_history_is_refused_before_anything_is_scored(
+    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path, name: str
+):
+    folders = run_models()
+    (folders[name] / "history.jsonl").unlink()
+    (folders["base"] / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"{name}/history\.jsonl: missing"):
+        evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
+
+
+def test_a_damaged_history_is_refused(
+    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path
+):
+    folders = run_models()
+    with (folders["base"] / "history.jsonl").open("a") as file:
+        file.write('{"step": 31, "tok')
+    with pytest.raises(UserError, match="line 31: not JSON"):
+        evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
+
+
+def test_a_pretrained_base_has_no_curve(
+    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path
+):
+    folders = {name: path for name, path in run_models().items() if name in ("base", "subln")}
+    (folders["base"] / "history.jsonl").write_text("")
+    evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
+    assert not (tmp_path / "plots/training_loss.svg").exists()
+    assert (tmp_path / "plots/held_out_loss.svg").exists()
+
+
+def test_a_tokenizer_that_is_missing_is_named(
+    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path
+):
+    folders = run_models()
+    load_tokenizer(folders["base"])
+    (folders["base"] / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wrinklefree.evaluate.scores import Kind, ModelScore, Score, domain_score, overall_score
+from wrinklefree.evaluate.table import markdown_table, plain_table
+
+
+def _model(loss: float, domains: list[str], kind: Kind = "autoregressive") -> ModelScore:
+    scores = {
+        domain: domain_score([loss * 10, (loss + 0.5) * 10], [10, 10], [32, 32], domain)
+        for domain in domains
+    }
+    overall = overall_score(scores, dict.fromkeys(domains, 1.0))
+    return ModelScore(kind, loss > 3.0, overall, scores)
+
+
+def test_the_table_of_a_small_run_reads_as_expected():
+    models = {
+        "base": _model(3.0, ["code", "web"]),
+        "naive": _model(9.5, ["code", "web"]),
+        "dlm": _model(5.0, ["code", "web"], "block_diffusion"),
+        "mine": ModelScore("autoregressive", True, Score(800.0, None, 0.0), {}),
+    }
+    lines = plain_table(models, {"naive": 0.0, "mine": -1.5}).splitlines()
+    assert lines == [
+        "model                     loss       ppl  bits/byte  recovered     code      web",
+        "--------------------------------------------------------------------------------",
+        "dense base       3.250 ± 0.177     25.79      1.465          –    3.250    3.250",
+        "naive ternary    9.750 ± 0.177   1.7e+04      4.396      0.0 %    9.750    9.750",
+        "diffusion      ≤ 5.250 ± 0.177  ≤ 190.57    ≤ 2.367          –  ≤ 5.250  ≤ 5.250",
+        "mine                   800.000  overflow          –   -150.0 %        –        –",
+    ]
+
+
+def test_markdown_has_a_rule_of_one_cell_per_column_and_says_how_to_read_it():
+    models = {"base": _model(3.0, ["code", "web"])}
+    lines = markdown_table(models, {}).splitlines()
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 8
+    assert set(lines[1]) == set("|-: ")
+    assert "nats per token" in "\n".join(lines[3:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,40}", fullmatch=True), min_size=1, max_size=12),
+    st.floats(0.1, 800.0),
+)
+def test_tables_fit_their_widths_and_leave_no_domain_out(domains: list[str], loss: float):
+    domains = sorted(set(domains))
+    models = {
+        name: _model(loss, domains, "block_diffusion") for name in ("base", "naive", "distill_dlm")
+    }
+    recovered: dict[str, float | None] = dict.fromkeys(models, -0.123)
+    for table, width in ((markdown_table, 100), (plain_table, 80)):
+        lines = table(models, recovered).splitlines()
+        assert max(map(len, lines)) <= width
+        headers = " ".join(line for line in lines if line.lstrip("| ").startswith("model"))
+        assert all(domain[:23] in headers for domain in domains)

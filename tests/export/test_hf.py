@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from wrinklefree.config.outcome import ExportSettings
+from wrinklefree.errors import UserError
+from wrinklefree.export import hf
+from wrinklefree.export.gate import compare_with_stock
+from wrinklefree.export.hf import export_hf
+from wrinklefree.models.folder import DiffusionFormat, ModelFormat, load_model, save_model
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.quant.packing import unpack_ternary
+from wrinklefree.quant.ternary import quantize_weight, ternary_codes
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning"  # raised by torch itself
+)
+CLASSES = pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
+TERNARY = ModelFormat(subln=True, bitlinear=True)
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def write_student(
+    folder: Path, model: PreTrainedModel, model_format: ModelFormat = TERNARY
+) -> Path:
+    """The model folder of ``model`` after surgery, with norms that are not 1."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    (folder / "tokenizer").mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8"
+    )
+    if model_format.subln:
+        insert_subln(model)
+    if model_format.bitlinear:
+        insert_bitlinear(model)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    save_model(folder / "model", model, model_format, folder / "tokenizer")
+    return folder / "model"
+
+
+def llama(**changes: Any) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **changes}))
+
+
+def settings_of(linear_class: str) -> ExportSettings:
+    return ExportSettings.model_validate({"linear_class": linear_class})
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(0, 97, (3, 21))
+
+
+@CLASSES
+@pytest.mark.parametrize("tied", [True, False])
+def test_stock_transformers_computes_what_we_compute(
+    tmp_path: Path, tokens: Tensor, linear_class: str, tied: bool
+) -> None:
+    student = write_student(tmp_path, llama(tie_word_embeddings=tied))
+    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    ours, _ = load_model(student)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        difference = (stock(input_ids=tokens).logits - ours(input_ids=tokens).logits).abs().max()
+        generated = stock.generate(tokens[:1], max_new_tokens=5, do_sample=False)
+    assert type(stock).__name__ == "BitNetForCausalLM"
+    assert stock.get_submodule("model.layers.0.mlp.down_proj").weight is not None
+    assert (stock.lm_head.weight is stock.model.embed_tokens.weight) == tied
+    assert difference.item() == pytest.approx(facts["gate"]["logits_max_difference"], abs=1e-6)
+    assert facts["gate"]["greedy_tokens"] == 96
+    assert generated.shape[1] > 21
+    words = AutoTokenizer.from_pretrained(tmp_path / "out").convert_ids_to_tokens([5, 7])
+    assert words == ["w5", "w7"]
+
+
+def test_files_hold_the_codes_of_the_latent_weights_and_the_scale_each_class_wants(
+    tmp_path: Path, tokens: Tensor
+) -> None:
+    student = write_student(tmp_path, llama())
+    latent = load_file(student / "model.safetensors")["model.layers.1.mlp.down_proj.linear.weight"]
+    codes, scale = ternary_codes(latent)
+    factors = {"bitlinear": 1 / scale, "autobitlinear": scale}
+    for linear_class, factor in factors.items():
+        folder = tmp_path / linear_class
+        export_hf(settings_of(linear_class), student, folder, tokens_BT=tokens)
+        stored = load_file(folder / "model.safetensors")
+        assert torch.equal(unpack_ternary(stored["model.layers.1.mlp.down_proj.weight"]), codes)
+        torch.testing.assert_close(
+            stored["model.layers.1.mlp.down_proj.weight_scale"], factor.reshape(1)
+        )
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert config["quantization_config"]["linear_class"] == linear_class
+        assert "lm_head.weight" not in stored
+
+
+def test_sizes_in_the_facts_are_those_of_the_files(tmp_path: Path, tokens: Tensor) -> None:
+    student = write_student(tmp_path, llama())
+    facts = export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    assert facts["float32_bytes"] == (student / "model.safetensors").stat().st_size
+    assert facts["exported_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    # Two bits instead of thirty-two, up to the header and the scales.
+    saved = facts["float32_bytes"] - facts["exported_bytes"]
+    assert saved == pytest.approx(facts["ternary_parameters"] * (4 - 1 / 4), rel=0.03)
+    assert "force_eager" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_exporting_again_gives_the_same_bytes(tmp_path: Path, tokens: Tensor) -> None:
+    student = write_student(tmp_path, llama())
+    for name in "ab":
+        export_hf(settings_of("bitlinear"), student, tmp_path / name, tokens_BT=tokens)
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"
+    )
+    assert first == second
+
+
+def write_quantized_floats(student: Path) -> None:
+    """The mistake of exporting from floats that were quantized already."""
+    tensors = load_file(student / "model.safetensors")
+    for name in tensors:
+        if name.endswith(("_proj.weight", "linear.weight")):
+            tensors[name] = quantize_weight(tensors[name])
+    save_file(tensors, student / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_quantized_floats_are_not_the_model(tmp_path: Path, tokens: Tensor) -> None:
+    student = write_student(tmp_path, llama())
+    ours, _ = load_model(student)
+    write_quantized_floats(student)
+    export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    with pytest.raises(RuntimeError, match="layer 0 in transformers differs"):
+        compare_with_stock(ours, tmp_path / "out", tokens)
+
+
+def spoil_scale(tensors: dict[str, Tensor]) -> None:
+    # Not of v_proj or up_proj: the norm that follows takes their scale out again.
+    tensors["model.layers.1.mlp.down_proj.weight_scale"] *= 1.02
+
+
+def spoil_rows(tensors: dict[str, Tensor]) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    tensors[name] = tensors[name].roll(1, dims=0)
+
+
+def spoil_norm(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.mlp.ffn_sub_norm.weight"].fill_(1.0)
+
+
+def spoil_embedding(tensors: dict[str, Tensor]) -> None:
+    tensors["model.embed_tokens.weight"] *= 1.02
+
+
+@CLASSES
+@pytest.mark.parametrize("spoil", [spoil_scale, spoil_rows, spoil_norm, spoil_embedding])
+def test_the_gate_sees_a_single_wrong_tensor(
+    tmp_path: Path, tokens: Tensor, linear_class: str, spoil: Callable[[dict[str, Tensor]], None]
+) -> None:
+    student = write_student(tmp_path, llama())
+    export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    path = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(path)
+    spoil(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"in transformers differs? from ours"):
+        compare_with_stock(load_model(student)[0], tmp_path / "out", tokens)
+
+
+def qwen3(**changes: Any) -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**{**SIZES, "head_dim": 16, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("model", "model_format", "reason"),
+    [
+        (lambda: qwen3(), TERNARY, "normalises queries and keys"),
+        (lambda: qwen3(head_dim=32), TERNARY, r"heads \* head_dim is 128, hidden_size 64"),
+        (lambda: llama(hidden_act="gelu"), TERNARY, "hidden_act is gelu"),
+        (lambda: llama(attention_bias=True), TERNARY, "has biases"),
+        (lambda: llama(intermediate_size=99), TERNARY, "99 outputs, no multiple of 4"),
+        (lambda: llama(), ModelFormat(bitlinear=True), "lacks SubLN"),
+        (lambda: llama(), ModelFormat(subln=True), "lacks SubLN or ternary"),
+        (
+            lambda: llama(),
+            ModelFormat(subln=True, bitlinear=True, diffusion=DiffusionFormat(4, "none", 1)),
+            "block-diffusion",
+        ),
+    ],
+)
+def test_what_stock_transformers_cannot_hold_is_refused_with_the_reason(
+    tmp_path: Path,
+    tokens: Tensor,
+    model: Callable[[], PreTrainedModel],
+    model_format: ModelFormat,
+    reason: str,
+) -> None:
+    student = write_student(tmp_path, model(), model_format)
+    with pytest.raises(UserError, match=reason):
+        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_gate_fails_the_export(
+    tmp_path: Path, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = write_student(tmp_path, llama())
+    monkeypatch.setattr(hf, "pack_ternary", lambda codes: hf_pack_reversed(codes))
+    with pytest.raises(RuntimeError, match="differs from ours"):
+        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+
+
+def hf_pack_reversed(codes: Tensor) -> Tensor:
+    """Rows in the order that a reader of consecutive rows would expect."""
+    quarters = (codes + 1).to(torch.uint8).reshape(-1, 4, codes.shape[1]).unbind(1)
+    return torch.stack([quarter << (2 * i) for i, quarter in enumerate(quarters)]).sum(0).byte()

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from wrinklefree.errors import UserError
+from wrinklefree.models.folder import DiffusionFormat, ModelFormat, load_model, save_model
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+
+Tiny = Callable[..., PreTrainedModel]
+TERNARY = ModelFormat(subln=True, bitlinear=True)
+
+
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(40)[None]).logits
+
+
+def ternary(model: PreTrainedModel) -> PreTrainedModel:
+    insert_subln(model)
+    insert_bitlinear(model)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_loaded_model_is_the_saved_one(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, family: str, tied: bool, dense: bool
+) -> None:
+    model = tiny(family, tie_word_embeddings=tied)
+    model_format = ModelFormat() if dense else TERNARY
+    if not dense:
+        ternary(model)
+    save_model(tmp_path / "model", model, model_format, tokenizer_folder)
+    random_state = torch.get_rng_state()
+    loaded, loaded_format = load_model(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert loaded_format == model_format
+    assert not loaded.training
+    assert loaded.config._attn_implementation == "sdpa"
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    same = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert same == tied
+    assert ("lm_head.weight" in load_file(tmp_path / "model" / "model.safetensors")) != tied
+
+
+def test_a_dense_folder_loads_in_stock_transformers(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = tiny()
+    save_model(tmp_path / "model", model, ModelFormat(), tokenizer_folder)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(logits_of(stock), logits_of(model))
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token == "<eos>"
+
+
+def test_saving_again_or_what_was_loaded_gives_the_same_bytes(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    (tokenizer_folder / "manifest.json").write_text("{}", encoding="utf-8")
+    model = ternary(tiny())
+    save_model(tmp_path / "a", model, TERNARY, tokenizer_folder)
+    save_model(tmp_path / "b", load_model(tmp_path / "a")[0], TERNARY, tmp_path / "a")
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"
+    )
+    assert first == second
+    assert set(first) == {
+        "config.json",
+        "model.safetensors",
+        "wrinklefree.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_diffusion_format_survives(tiny: Tiny, tokenizer_folder: Path, tmp_path: Path) -> None:
+    model_format = ModelFormat(diffusion=DiffusionFormat(4, "clean_boundary", 3))
+    save_model(tmp_path / "model", tiny(), model_format, tokenizer_folder)
+    assert load_model(tmp_path / "model")[1] == model_format
+
+
+def damage_missing(path: Path) -> None:
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path)
+
+
+def damage_unexpected(path: Path) -> None:
+    save_file({**load_file(path), "extra.weight": torch.zeros(1)}, path)
+
+
+def damage_shape(path: Path) -> None:
+    save_file({**load_file(path), "model.norm.weight": torch.zeros(63)}, path)
+
+
+def damage_dtype(path: Path) -> None:
+    save_file({**load_file(path), "model.norm.weight": torch.zeros(64).half()}, path)
+
+
+def damage_bytes(path: Path) -> None:
+    path.write_bytes(b"not safetensors at all")
+
+
+def damage_truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_absent(path: Path) -> None:
+    path.rename(path.with_name("pytorch_model.bin"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_missing,
+        damage_unexpected,
+        damage_shape,
+        damage_dtype,
+        damage_bytes,
+        damage_truncated,
+        damage_absent,
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
+    damage(tmp_path / "model" / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: "):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["config.json", "wrinklefree.json"])
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"model_type": "no such", "x": 1}'])
+def test_malformed_descriptions_are_refused_by_name(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, name: str, content: str | None
+) -> None:
+    save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
+    path = tmp_path / "model" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=name):
+        load_model(tmp_path / "model")
+
+
+def test_a_dense_file_is_no_ternary_model(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
+    claim = {"subln": True, "bitlinear": True, "diffusion": None}
+    (tmp_path / "model" / "wrinklefree.json").write_text(json.dumps(claim), encoding="utf-8")
+    with pytest.raises(UserError, match=r"linear\.weight is missing"):
+        load_model(tmp_path / "model")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from wrinklefree.data.loader import Batch
+from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.models.forward import next_token_logits
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_packed_documents_have_the_logits_they_have_alone(
+    tiny: Callable[..., PreTrainedModel], batch: Callable[..., Batch], family: str
+) -> None:
+    model, packed = tiny(family).double(), batch()
+    with torch.no_grad():
+        logits = next_token_logits(
+            model,
+            packed.tokens_BT,
+            packed.positions_BT,
+            causal_document_mask(packed.document_ids_BT),
+        )
+        assert logits.isfinite().all()
+        for row in range(packed.tokens_BT.shape[0]):
+            for document in (0, 1):
+                inside = packed.document_ids_BT[row] == document
+                alone = model(input_ids=packed.tokens_BT[row, inside][None]).logits[0]
+                # Norms compute in float32 whatever the model's dtype.
+                torch.testing.assert_close(logits[row, inside], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_mask_is_used_as_given_and_nothing_causal_is_added(
+    tiny: Callable[..., PreTrainedModel], batch: Callable[..., Batch]
+) -> None:
+    model, one = tiny(), batch(rows=1)
+    everything = torch.ones(1, 1, 33, 33, dtype=torch.bool)
+    edited = one.tokens_BT.clone()
+    edited[0, -1] = (edited[0, -1] + 1) % 97
+    before, after = (
+        next_token_logits(model, tokens, one.positions_BT, everything)[0, 0]
+        for tokens in (one.tokens_BT, edited)
+    )
+    assert not torch.allclose(before, after)

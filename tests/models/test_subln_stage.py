@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+from wrinklefree.config.training import SublnSettings
+from wrinklefree.data.loader import Batch
+from wrinklefree.errors import UserError
+from wrinklefree.models.damage import mean_next_token_loss
+from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.subln_stage import insert_subln_stage
+
+Tiny = Callable[..., PreTrainedModel]
+MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture
+def base(tiny: Tiny, tokenizer_folder: Path, tmp_path: Path) -> Path:
+    save_model(tmp_path / "base", tiny(), ModelFormat(), tokenizer_folder)
+    return tmp_path / "base"
+
+
+def test_facts_are_the_losses_of_the_models_before_and_after(
+    base: Path, tmp_path: Path, batch: MakeBatch
+) -> None:
+    rows = batch(rows=6)
+    settings = SublnSettings(gain="calibrated", calibration_rows=6)
+    facts = insert_subln_stage(settings, base, [rows], tmp_path / "subln")
+    dense, _ = load_model(base)
+    model, model_format = load_model(tmp_path / "subln")
+    assert model_format == ModelFormat(subln=True, bitlinear=True)
+    assert facts["loss_before"] == mean_next_token_loss(dense, [rows], 0.0)
+    assert facts["loss_after_lambda0"] == mean_next_token_loss(model, [rows], 0.0)
+    assert facts["loss_after_lambda1"] == mean_next_token_loss(model, [rows], 1.0)
+    assert facts["loss_ternary_without_subln"] not in (
+        facts["loss_before"],
+        facts["loss_after_lambda1"],
+    )
+    assert len(facts["gains"]) == 4
+
+
+def test_gain_decides_the_gains(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
+    rows = batch(rows=6)
+    gains = {}
+    for gain in ("calibrated", "calibrated_scalar", "ones"):
+        settings = SublnSettings.model_validate({"gain": gain, "calibration_rows": 6})
+        gains[gain] = insert_subln_stage(settings, base, [rows], tmp_path / gain)["gains"][0]
+    assert gains["ones"]["gain_min"] == gains["ones"]["gain_max"] == 1.0
+    assert gains["calibrated_scalar"]["gain_min"] == gains["calibrated_scalar"]["gain_max"] != 1.0
+    assert gains["calibrated"]["gain_min"] < gains["calibrated"]["gain_max"]
+
+
+def test_exactly_the_first_rows_are_used(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
+    first, second = batch(rows=2), batch(rows=3)
+    settings = SublnSettings(gain="calibrated", calibration_rows=3)
+    facts = insert_subln_stage(settings, base, iter([first, second]), tmp_path / "a")
+    cut = type(second)(**{name: value[:1] for name, value in vars(second).items()})
+    assert facts["loss_before"] == mean_next_token_loss(load_model(base)[0], [first, cut], 0.0)
+    with pytest.raises(UserError, match="only 2 rows"):
+        insert_subln_stage(settings, base, [first], tmp_path / "b")
+
+
+def test_a_model_that_is_not_dense_is_refused(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
+    settings = SublnSettings(gain="ones", calibration_rows=1)
+    insert_subln_stage(settings, base, [batch()], tmp_path / "subln")
+    with pytest.raises(UserError, match="expected a dense model"):
+        insert_subln_stage(settings, tmp_path / "subln", [batch()], tmp_path / "again")

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wrinklefree.config.optimizer import MuonSettings
+from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.muon import Muon, Scale, expected_update_norm, muon_step, scale_factor
+
+SHAPES = [(5, 5), (63, 17), (17, 63), (1, 9)]
+ADJUSTMENT = {"original": "original", "match_rms": "match_rms_adamw"}
+
+
+def gradients(shape: tuple[int, int], steps: int, dtype: torch.dtype) -> list[Tensor]:
+    return [torch.randn(shape, dtype=dtype) for _ in range(steps)]
+
+
+def trajectory(optimizer: torch.optim.Optimizer, grads: list[Tensor]) -> list[Tensor]:
+    (parameter,) = optimizer.param_groups[0]["params"]
+    seen = []
+    for gradient in grads:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        seen.append(parameter.detach().clone())
+    return seen
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", ["original", "match_rms"])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_equals_the_muon_of_torch_step_by_step(
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int],
+    scale: Scale,
+    nesterov: bool,
+    weight_decay: float,
+) -> None:
+    # The Newton-Schulz of torch rounds to bfloat16; without that both can be compared in float64.
+    monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)
+    start = torch.randn(shape, dtype=torch.float64)
+    grads = gradients(shape, 4, torch.float64)
+    options = {"lr": 0.02, "momentum": 0.9, "nesterov": nesterov, "weight_decay": weight_decay}
+    ours = Muon([nn.Parameter(start.clone())], scale=scale, compute_dtype=torch.float64, **options)
+    oracle = torch.optim.Muon(
+        [nn.Parameter(start.clone())], adjust_lr_fn=ADJUSTMENT[scale], **options
+    )
+    for mine, theirs in zip(trajectory(ours, grads), trajectory(oracle, grads), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_float32_is_within_the_rounding_of_the_muon_of_torch() -> None:
+    start, grads = torch.randn(31, 45), gradients((31, 45), 3, torch.float32)
+    ours = Muon([nn.Parameter(start.clone())], lr=0.02, scale="match_rms", weight_decay=0.1)
+    oracle = torch.optim.Muon(
+        [nn.Parameter(start.clone())], lr=0.02, adjust_lr_fn="match_rms_adamw", weight_decay=0.1
+    )
+    mine, theirs = trajectory(ours, grads)[-1], trajectory(oracle, grads)[-1]
+    assert (mine - theirs).norm() < 0.02 * (theirs - start).norm()
+
+
+def test_the_step_changes_none_of_its_arguments() -> None:
+    tensors = [torch.randn(4, 6) for _ in range(3)]
+    copies = [tensor.clone() for tensor in tensors]
+    muon_step(*tensors, lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.1, scale="original")
+    for tensor, copy in zip(tensors, copies, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (128, 32), (32, 128)])
+@pytest.mark.parametrize("scale", ["original", "match_rms"])
+def test_an_update_is_as_large_as_expected(shape: tuple[int, int], scale: Scale) -> None:
+    weight, _ = muon_step(
+        torch.zeros(shape),
+        torch.randn(shape),
+        torch.zeros(shape),
+        lr=1.0,
+        momentum=0.95,
+        nesterov=True,
+        weight_decay=0.0,
+        scale=scale,
+    )
+    assert weight.norm().item() == pytest.approx(expected_update_norm(*shape, scale), rel=0.12)
+
+
+def test_match_rms_gives_each_shape_the_same_rms() -> None:
+    for rows, columns in [(64, 64), (256, 16), (16, 256)]:
+        rms = expected_update_norm(rows, columns, "match_rms") / math.sqrt(rows * columns)
+        assert rms == pytest.approx(0.18)
+    assert scale_factor(16, 64, "original") == 1.0
+    assert scale_factor(64, 16, "original") == 2.0
+
+
+def test_a_parameter_without_gradient_is_left_alone() -> None:
+    still, moving = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    moving.grad = torch.randn(3, 4)
+    optimizer = Muon([still, moving], lr=0.1, scale="original", weight_decay=0.5)
+    optimizer.step()
+    assert torch.equal(still, torch.ones(3, 4))
+    assert not torch.equal(moving, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)])
+def test_refuses_what_is_no_matrix(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([nn.Parameter(torch.zeros(shape))], lr=0.1, scale="original")
+
+
+def test_returns_the_loss_of_a_closure() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    optimizer = Muon([parameter], lr=0.1, scale="original")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0
+    assert parameter.sum() < 4.0
+
+
+BASE = {
+    "name": "muon",
+    "lr": 2e-3,
+    "adamw_lr": 3e-4,
+    "scale": "original",
+    "weight_decay": 0.1,
+    "allow_unusual_lr": True,
+}
+
+
+def after_two_steps(model: PreTrainedModel, settings: MuonSettings) -> dict[str, Tensor]:
+    optimizer = build_optimizer(model, settings)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("change", "moves_matrices", "moves_others"),
+    [
+        ({"lr": 1e-3}, True, False),
+        ({"scale": "match_rms"}, True, False),
+        ({"momentum": 0.5}, True, False),
+        ({"nesterov": False}, True, False),
+        ({"weight_decay": 0.0}, True, False),
+        ({"adamw_lr": 1e-4}, False, True),
+        ({"adamw_betas": [0.8, 0.95]}, False, True),
+        ({"adamw_betas": [0.9, 0.5]}, False, True),
+        ({"adamw_eps": 0.1}, False, True),
+    ],
+)
+def test_each_setting_changes_its_own_parameters(
+    build_model: Callable[..., PreTrainedModel],
+    change: dict[str, object],
+    moves_matrices: bool,
+    moves_others: bool,
+) -> None:
+    plain = after_two_steps(build_model(), MuonSettings(**BASE))
+    changed = after_two_steps(build_model(), MuonSettings(**BASE | change))
+    for name, parameter in plain.items():
+        matrix = ".layers." in name and parameter.ndim == 2
+        expected = moves_matrices if matrix else moves_others
+        assert torch.equal(parameter, changed[name]) is not expected, name

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wrinklefree.quant import bitlinear
+from wrinklefree.quant.bitlinear import (
+    BitLinear,
+    quantization_lambda_of,
+    set_quantization_lambda,
+)
+from wrinklefree.quant.ternary import quantize_activation, quantize_weight
+
+
+def ternary(weight: Tensor) -> Tensor:
+    scale = weight.abs().mean().clamp(min=1e-5)
+    return (weight / scale).round().clamp(-1, 1) * scale
+
+
+def int8(activation: Tensor) -> Tensor:
+    scale = 127 / activation.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+    return (activation * scale).round().clamp(-128, 127) / scale
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_output_and_gradients_are_those_of_the_closed_form(strength: float, bias: bool) -> None:
+    layer = BitLinear(63, 100, bias=bias).double()
+    layer.quantization_lambda = strength
+    x = torch.randn(2, 5, 63, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(2, 5, 100, dtype=torch.float64)
+    output = layer(x)
+    output.backward(gradient)
+
+    seen_x = x.detach() + strength * (int8(x.detach()) - x.detach())
+    weight = layer.weight.detach()
+    seen_weight = weight + strength * (ternary(weight) - weight)
+    expected = seen_x @ seen_weight.T + (layer.bias.detach() if layer.bias is not None else 0.0)
+    torch.testing.assert_close(output.detach(), expected)
+    torch.testing.assert_close(x.grad, gradient @ seen_weight)
+    torch.testing.assert_close(layer.weight.grad, torch.einsum("bto,bti->oi", gradient, seen_x))
+    if layer.bias is not None:
+        torch.testing.assert_close(layer.bias.grad, gradient.sum((0, 1)))
+
+
+def test_full_strength_is_the_quantized_product_to_the_bit() -> None:
+    layer, x = BitLinear(63, 100), torch.randn(5, 63)
+    expected = F.linear(quantize_activation(x), quantize_weight(layer.weight.detach()))
+    assert torch.equal(layer(x), expected)
+
+
+def test_zero_strength_quantizes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(value: Tensor) -> Tensor:
+        raise AssertionError("quantized")
+
+    monkeypatch.setattr(bitlinear, "quantize_weight", refuse)
+    monkeypatch.setattr(bitlinear, "quantize_activation", refuse)
+    layer, x = BitLinear(63, 100), torch.randn(5, 63)
+    layer.quantization_lambda = 0.0
+    assert torch.equal(layer(x), F.linear(x, layer.weight))
+
+
+def test_bfloat16_autocast_keeps_parameters_and_their_gradients_in_float32() -> None:
+    layer, x = BitLinear(64, 100), torch.randn(5, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(layer(x)[..., :64])
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_takes_over_the_parameters_of_a_linear_layer() -> None:
+    linear = nn.Linear(63, 100, bias=True)
+    layer = BitLinear.from_linear(linear)
+    assert layer.weight is linear.weight
+    assert layer.bias is linear.bias
+    assert set(layer.state_dict()) == {"weight", "bias"}
+
+
+def test_strength_is_set_everywhere_and_restored() -> None:
+    model = nn.Sequential(BitLinear(8, 8), nn.Sequential(BitLinear(8, 8), nn.Linear(8, 8)))
+    x = torch.randn(5, 8)
+    quantized = model(x)
+    set_quantization_lambda(model, 0.25)
+    assert not torch.equal(model(x), quantized)
+    with pytest.raises(KeyError), quantization_lambda_of(model, 1.0):
+        assert torch.equal(model(x), quantized)
+        raise KeyError
+    layers = [module for module in model.modules() if isinstance(module, BitLinear)]
+    assert [layer.quantization_lambda for layer in layers] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_strength_outside_of_its_range_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        set_quantization_lambda(BitLinear(8, 8), value)

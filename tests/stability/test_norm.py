@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from wrinklefree.stability.norm import gradient_norm
+
+
+def test_is_the_norm_of_all_entries() -> None:
+    gradients = [torch.randn(7, 3), torch.randn(5), torch.randn(())]
+    together = torch.cat([gradient.flatten() for gradient in gradients]).double()
+    assert gradient_norm(gradients) == pytest.approx(together.norm().item(), rel=1e-6)
+    assert gradient_norm([]) == 0.0
+
+
+def test_bfloat16_gradients_are_accumulated_in_float32() -> None:
+    gradient = torch.full((3000,), 1.01).bfloat16()
+    expected = math.sqrt(3000) * gradient[0].item()
+    assert gradient_norm([gradient]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_entry_makes_it_not_finite(bad: float) -> None:
+    assert not math.isfinite(gradient_norm([torch.ones(3), torch.tensor([1.0, bad])]))
+
+
+def _norm_of_shards(rank: int, store: str, result: str) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    mesh = init_device_mesh("cpu", (2,))
+    whole = torch.arange(10.0)
+    norm = gradient_norm([distribute_tensor(whole, mesh, [Shard(0)]), torch.tensor([2.0])])
+    Path(f"{result}{rank}").write_text(repr(norm), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def test_shards_on_two_ranks_give_the_norm_of_the_whole_on_both(tmp_path: Path) -> None:
+    store, result = str(tmp_path / "store"), str(tmp_path / "rank")
+    other = mp.get_context("spawn").Process(target=_norm_of_shards, args=(1, store, result))
+    other.start()
+    _norm_of_shards(0, store, result)
+    other.join()
+    for rank in range(2):
+        norm = float(Path(f"{result}{rank}").read_text(encoding="utf-8"))
+        assert norm == pytest.approx(math.sqrt(285 + 4))

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from wrinklefree.config.training import (
+    DiffusionSettings,
+    DistillationWeights,
+    DistillSettings,
+    RelationSettings,
+)
+from wrinklefree.data.loader import Batch
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.objectives.diffusion import BlockDiffusion
+from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+
+MASK = 39
+
+
+def diffusion(weighting, complementary):
+    return DiffusionSettings(
+        block_size=4,
+        mask_init="mean",
+        token_shift="clean_boundary",
+        loss_weighting=weighting,
+        complementary_masks=complementary,
+    )
+
+
+def distillation():
+    return DistillSettings.model_construct(
+        weights=DistillationWeights(cross_entropy=1.0, logits=2.0, relations=30.0),
+        temperature=5.0,
+        temperature_squared=True,
+        relations=RelationSettings(layer_fraction=0.5, heads=4, temperature=1.0, causal=True),
+    )
+
+
+def build(kind, weighting, complementary, teacher):
+    settings = diffusion(weighting, complementary)
+    return {
+        "causal": lambda: CausalLanguageModel(),
+        "distillation": lambda: Distillation(distillation(), teacher),
+        "diffusion": lambda: BlockDiffusion(settings, MASK, 3),
+        "diffusion distillation": lambda: DiffusionDistillation(
+            distillation(), settings, teacher, MASK, 3
+        ),
+    }[kind]()
+
+
+def take(batch, chosen):
+    return Batch(*(getattr(batch, field.name)[chosen] for field in fields(batch)))
+
+
+def step(model, objective, batches):
+    prepared = [objective.prepare(batch, 7) for batch in batches]
+    denominator = sum(objective.denominator(micro) for micro in prepared)
+    model.zero_grad()
+    outputs = [objective.loss(model, micro, denominator) for micro in prepared]
+    for output in outputs:
+        output.loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    terms = {name: sum(output.terms[name] for output in outputs) for name in outputs[0].terms}
+    rows = torch.cat([output.row_loss_B for output in outputs])
+    return sum(output.loss for output in outputs), gradients, terms, rows
+
+
+CASES = [("causal", "unit", False), ("distillation", "unit", False)] + [
+    (kind, weighting, complementary)
+    for kind in ("diffusion", "diffusion distillation")
+    for weighting in ("unit", "elbo")
+    for complementary in (False, True)
+]
+
+
+@pytest.mark.parametrize(("kind", "weighting", "complementary"), CASES)
+def test_micro_batches_add_up_to_one_big_batch(tiny_model, pack, kind, weighting, complementary):
+    objective = build(kind, weighting, complementary, tiny_model(9))
+    model, batch = tiny_model(), pack([[13, 1], [2], [4, 5, 4], [3, 3]], 14)
+    whole = step(model, objective, [batch])
+    parts = step(model, objective, [take(batch, slice(0, 1)), take(batch, slice(1, 4))])
+    torch.testing.assert_close(parts, whole)

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from wrinklefree.config.training import (
+    DiffusionSettings,
+    DistillationWeights,
+    DistillSettings,
+    RelationSettings,
+)
+from wrinklefree.distill.relations import (
+    capture_projections,
+    relation_mask,
+    relations_divergence,
+)
+from wrinklefree.errors import UserError
+from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.models.forward import next_token_logits
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.objectives.diffusion import BlockDiffusion
+from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+
+MASK = 39
+WEIGHTS = {"cross_entropy": 1.0, "logits": 2.0, "relations": 30.0}
+RELATIONS = {"layer_fraction": 0.0, "heads": 4, "temperature": 1.0, "causal": True}
+TERMS = ("cross_entropy", "logits", "relations")
+
+
+def settings_with(weights=None, relations=None, **changes):
+    """Only what the objectives read; the rest of a training section is the loop's."""
+    values = {"temperature": 5.0, "temperature_squared": False, **changes}
+    return DistillSettings.model_construct(
+        weights=DistillationWeights(**{**WEIGHTS, **(weights or {})}),
+        relations=RelationSettings(**{**RELATIONS, **(relations or {})}),
+        **values,
+    )
+
+
+def diffusion_with(**changes):
+    default = {
+        "block_size": 4,
+        "mask_init": "mean",
+        "token_shift": "clean_boundary",
+        "loss_weighting": "unit",
+        "complementary_masks": True,
+    }
+    return DiffusionSettings(**{**default, **changes})
+
+
+def evaluate(objective, model, batch, step=0):
+    prepared = objective.prepare(batch, step)
+    return objective.loss(model, prepared, objective.denominator(prepared))
+
+
+@pytest.fixture
+def batch(pack):
+    return pack([[9, 1, 6], [5, 8]], 17)
+
+
+STUDENTS = {
+    "ar": lambda settings, teacher: Distillation(settings, teacher),
+    "diffusion": lambda settings, teacher: DiffusionDistillation(
+        settings, diffusion_with(), teacher, MASK, 3
+    ),
+}
+each_student = pytest.mark.parametrize("student", STUDENTS)
+
+
+def full_logits(model, batch):
+    mask = causal_document_mask(batch.document_ids_BT)
+    return next_token_logits(model, batch.tokens_BT, batch.positions_BT, mask)
+
+
+def slow_divergence(teacher_V, student_V, temperature):
+    p, q = (torch.softmax(x / temperature, 0).tolist() for x in (teacher_V, student_V))
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+@torch.no_grad()
+def test_terms_of_the_autoregressive_student_follow_their_definitions(tiny_model, batch):
+    teacher, model = tiny_model(1), tiny_model(2)
+    terms = evaluate(Distillation(settings_with(), teacher), model, batch).terms
+    with capture_projections(teacher, 0) as of_teacher:
+        teacher_logits = full_logits(teacher, batch)
+    with capture_projections(model, 0) as of_student:
+        student_logits = full_logits(model, batch)
+    relations = relations_divergence(
+        of_teacher.projections,
+        of_student.projections,
+        relation_mask(batch.document_ids_BT, causal=True),
+        heads=4,
+        temperature=1.0,
+    )
+    asked = (batch.positions_BT > 0).nonzero().tolist()
+    divergences = [
+        slow_divergence(teacher_logits[row, at - 1], student_logits[row, at - 1], 5.0)
+        for row, at in asked
+    ]
+    assert terms["distill/logits"].item() == pytest.approx(sum(divergences) / len(asked))
+    mean = sum(relations[row, at].item() for row, at in asked) / len(asked)
+    assert terms["distill/relations"].item() == pytest.approx(mean)
+    plain = evaluate(CausalLanguageModel(), model, batch)
+    torch.testing.assert_close(terms["distill/cross_entropy"], plain.loss)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shift", ["none", "noisy", "clean_boundary"])
+@pytest.mark.parametrize("weighting", ["unit", "elbo"])
+@pytest.mark.parametrize("complementary", [False, True])
+def test_terms_of_the_diffusion_student_follow_their_definitions(
+    tiny_model, batch, shift, weighting, complementary
+):
+    teacher, model = tiny_model(1), tiny_model(2)
+    diffusion = diffusion_with(
+        token_shift=shift, loss_weighting=weighting, complementary_masks=complementary
+    )
+    objective = DiffusionDistillation(settings_with(), diffusion, teacher, MASK, 3)
+    plain = BlockDiffusion(diffusion, MASK, 3)
+    prepared = plain.prepare(batch, 0)
+    denominator = plain.denominator(prepared)
+    masked = plain.predict(model, prepared)
+    student_logits = model.lm_head(masked.hidden_ND)
+    teacher_logits = full_logits(teacher, batch)
+    keep = torch.arange(40) != MASK
+    total = 0.0
+    for index, (row, at) in enumerate(zip(masked.row_N, masked.position_N, strict=True)):
+        if batch.positions_BT[row, at] > 0:
+            weight = masked.weight_N[index].item()
+            p, q = teacher_logits[row, at - 1][keep], student_logits[index][keep]
+            total += weight * slow_divergence(p, q, 5.0)
+    output = evaluate(objective, model, batch)
+    assert output.terms["distill/logits"].item() == pytest.approx(total / denominator)
+    expected = plain.loss(model, prepared, denominator)
+    torch.testing.assert_close(output.terms["distill/cross_entropy"], expected.loss)
+    torch.testing.assert_close(output.row_loss_B, expected.row_loss_B)
+    assert torch.equal(output.row_tokens_B, expected.row_tokens_B)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weighting", ["unit", "elbo"])
+def test_relations_of_the_diffusion_student_are_those_of_its_clean_half(
+    tiny_model, batch, weighting
+):
+    teacher, model = tiny_model(1), tiny_model(2)
+    relations = {"layer_fraction": 1.0}
+    autoregressive = Distillation(settings_with(relations=relations), teacher)
+    expected = evaluate(autoregressive, model, batch).terms["distill/relations"]
+    # With blocks of one token the clean half is the autoregressive model, and what is supervised
+    # under a shift is the same.
+    for block_size, same in ((1, True), (4, False)):
+        diffusion = diffusion_with(block_size=block_size, loss_weighting=weighting)
+        objective = DiffusionDistillation(
+            settings_with(relations=relations), diffusion, teacher, MASK, 3
+        )
+        ours = evaluate(objective, model, batch).terms["distill/relations"]
+        assert torch.allclose(ours, expected) == same
+
+
+@torch.no_grad()
+def test_relations_are_averaged_over_masked_tokens_where_the_loss_is(tiny_model, batch):
+    diffusion = diffusion_with(block_size=1, complementary_masks=False)
+    objective = DiffusionDistillation(settings_with(), diffusion, tiny_model(1), MASK, 3)
+    masked = objective.prepare(batch, 0).views[0].masked_BT
+    teacher, model = tiny_model(1), tiny_model(2)
+    with capture_projections(teacher, 0) as of_teacher:
+        full_logits(teacher, batch)
+    with capture_projections(model, 0) as of_student:
+        full_logits(model, batch)
+    relations = relations_divergence(
+        of_teacher.projections,
+        of_student.projections,
+        relation_mask(batch.document_ids_BT, causal=True),
+        heads=4,
+        temperature=1.0,
+    )
+    ours = evaluate(objective, model, batch).terms["distill/relations"]
+    torch.testing.assert_close(ours, relations[masked].mean())
+
+
+@each_student
+def test_the_loss_is_the_sum_of_the_weighted_terms(tiny_model, batch, student):
+    objective = STUDENTS[student](settings_with(), tiny_model(1))
+    output = evaluate(objective, tiny_model(2), batch)
+    total = 0.0
+    for name in TERMS:
+        weighted = output.terms[f"distill/{name}_weighted"]
+        torch.testing.assert_close(weighted, WEIGHTS[name] * output.terms[f"distill/{name}"])
+        assert weighted > 0
+        total += weighted
+    torch.testing.assert_close(output.loss.detach(), total)
+    assert not any(term.requires_grad for term in output.terms.values())
+
+
+@each_student
+@pytest.mark.parametrize("name", TERMS)
+def test_a_weight_scales_its_term_and_zero_leaves_it_out(tiny_model, batch, student, name):
+    teacher, model = tiny_model(1), tiny_model(2)
+    losses = {}
+    for weight in (0.0, 1.0, 3.0):
+        objective = STUDENTS[student](settings_with(weights={name: weight}), teacher)
+        output = evaluate(objective, model, batch)
+        losses[weight] = output.loss.item()
+        assert (output.terms[f"distill/{name}_weighted"] == 0) == (weight == 0)
+        if name != "cross_entropy":
+            assert (output.terms[f"distill/{name}"] == 0) == (weight == 0)
+    assert losses[3.0] - losses[0.0] == pytest.approx(3 * (losses[1.0] - losses[0.0]))
+
+
+@each_student
+def test_a_teacher_that_nobody_asks_does_not_run(tiny_model, batch, student):
+    teacher, model, calls = tiny_model(1), tiny_model(2), []
+    teacher.model.register_forward_hook(lambda *_: calls.append("body"))
+    teacher.lm_head.register_forward_hook(lambda *_: calls.append("head"))
+    for weights, expected in (
+        ({"logits": 0.0, "relations": 0.0}, []),
+        ({"logits": 0.0}, ["body"]),
+        ({"relations": 0.0}, ["body", "head"]),
+    ):
+        evaluate(STUDENTS[student](settings_with(weights=weights), teacher), model, batch)
+        assert calls == expected
+        calls.clear()
+
+
+@each_student
+@pytest.mark.parametrize(
+    ("term", "changes"),
+    [
+        ("logits", {"temperature": 2.0}),
+        ("logits", {"temperature_squared": True}),
+        ("relations", {"relations": {"layer_fraction": 1.0}}),
+        ("relations", {"relations": {"heads": 2}}),
+        ("relations", {"relations": {"temperature": 0.5}}),
+        ("relations", {"relations": {"causal": False}}),
+    ],
+    ids=str,
+)
+def test_every_setting_changes_its_own_term(tiny_model, batch, student, term, changes):
+    teacher, model = tiny_model(1), tiny_model(2)
+    before = evaluate(STUDENTS[student](settings_with(), teacher), model, batch).terms
+    after = evaluate(STUDENTS[student](settings_with(**changes), teacher), model, batch).terms
+    for name in TERMS:
+        same = torch.allclose(before[f"distill/{name}"], after[f"distill/{name}"], rtol=1e-6)
+        assert same == (name != term)
+    if "temperature_squared" in changes:
+        torch.testing.assert_close(after["distill/logits"], 25 * before["distill/logits"])
+
+
+@torch.no_grad()
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(tiny_model, batch):
+    model = tiny_model(1)
+    terms = evaluate(Distillation(settings_with(), tiny_model(1)), model, batch).terms
+    alike = DiffusionDistillation(
+        settings_with(), diffusion_with(block_size=1), tiny_model(1), MASK, 3
+    )
+    for found in (terms, evaluate(alike, model, batch).terms):
+        assert found["distill/logits"].abs() < 1e-12
+        assert found["distill/relations"].abs() < 1e-12
+
+
+@each_student
+def test_only_the_student_learns(tiny_model, batch, student):
+    teacher, model = tiny_model(1).train(), tiny_model(2)
+    evaluate(STUDENTS[student](settings_with(), teacher), model, batch).loss.backward()
+    assert not teacher.training
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_a_mask_token_beyond_the_teachers_vocabulary_changes_nothing(tiny_model, batch):
+    """The grown student is as good as one whose mask token the teacher can't say either."""
+    teacher, model = tiny_model(1), tiny_model(2)
+    model.resize_token_embeddings(41, mean_resizing=False)
+    objective = DiffusionDistillation(settings_with(), diffusion_with(), teacher, 40, 3)
+    before = evaluate(objective, model, batch)
+    model.lm_head.weight[40] += 5.0
+    after = evaluate(objective, model, batch)
+    torch.testing.assert_close(before.loss, after.loss)
+    with pytest.raises(UserError, match="40 tokens and the student one of 41"):
+        evaluate(Distillation(settings_with(), teacher), model, batch)
+
+
+@each_student
+def test_weights_that_are_all_zero_are_refused(tiny_model, student):
+    nothing = dict.fromkeys(TERMS, 0.0)
+    with pytest.raises(UserError, match="all 0"):
+        STUDENTS[student](settings_with(weights=nothing), tiny_model())

@@ -1,0 +1,36 @@
+"""A real run of the tiny preset, shared by the tests that look at it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from workspace import PROJECT, copy_project, run
+
+
+@pytest.fixture(scope="session")
+def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which `snakemake all` has run on the tiny preset, from real packages."""
+    folder = tmp_path_factory.mktemp("completed")
+    copy_project(folder)
+    downloads = PROJECT / "work" / "downloads"
+    if downloads.is_dir():  # of an earlier run here; checked by hash when used
+        shutil.copytree(downloads, folder / "work" / "downloads")
+    run(folder, "wrinklefree", "preset", "tiny")
+    run(folder, "snakemake", "all", "--cores", "all")
+    return folder
+
+
+@pytest.fixture
+def project(completed: Path, tmp_path: Path) -> Path:
+    """A copy of the completed project for one test to change."""
+    folder = tmp_path / "project"
+    # Times are kept, by which Snakemake judges; the tracking database has absolute paths.
+    shutil.copytree(
+        completed, folder, symlinks=True, ignore=shutil.ignore_patterns("ml*", "downloads")
+    )
+    return folder

@@ -1,0 +1,187 @@
+"""Snakemake and DVC run the same graph: the same stages, commands and reruns."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from wrinklefree.config.load import read_yaml, validate
+from wrinklefree.config.stages import READS, reads
+from wrinklefree.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from workspace import (
+    PROJECT,
+    copy_project,
+    dvc_outputs,
+    dvc_reruns,
+    dvc_reruns_after,
+    pretend_everything_ran,
+    run,
+    snakemake_reruns,
+)
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning"),  # inside of DVC
+]
+LETTERS = "abcdefghij"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    copy_project(folder)
+    pretend_everything_ran(folder)
+    return folder
+
+
+def test_both_engines_have_nothing_to_do_when_all_is_done(finished: Path):
+    assert snakemake_reruns(finished) == {}
+    assert dvc_reruns(finished) == set()
+
+
+def test_both_engines_run_the_same_commands(finished: Path):
+    snakemake = snakemake_reruns(finished, "--forceall")
+    with Repo(str(finished)) as repo:
+        dvc = {stage.outs[0].def_path: stage.cmd for stage in repo.index.stages}
+    assert set(snakemake) == set(dvc)
+    for output, command in dvc.items():
+        theirs, ours = shlex.split(snakemake[output]), shlex.split(command)
+        at = ours.index("--settings") + 1
+        # Snakemake hands over the sections, DVC the file: the one thing in which they differ.
+        assert ours[at] == "params.yaml"
+        assert theirs[at].startswith("{")
+        assert theirs[:at] + theirs[at + 1 :] == ours[:at] + ours[at + 1 :]
+
+
+def test_both_engines_have_the_same_edges(finished: Path):
+    for stage, output in dvc_outputs(finished).items():
+        reruns = snakemake_reruns(finished, "--forcerun", f"{output}/manifest.json")
+        assert set(reruns) == dvc_reruns_after(finished, {stage}), stage
+
+
+def test_dvc_reads_the_settings_that_the_stages_are_given():
+    document = read_yaml(PROJECT / "dvc.yaml")
+    for name, stage in document["stages"].items():
+        key = "${key}" if "foreach" in stage else None
+        assert stage.get("do", stage)["params"] == reads(name, key), name
+    assert set(document["stages"]) == set(READS)
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(value, dict):
+        return [path]
+    return [leaf for key in value for leaf in leaves(value[key], (*path, key))]
+
+
+def candidates(value: Any) -> list[Any]:
+    """Other values that may be valid where ``value`` is."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1, value * 2]
+    if isinstance(value, float):
+        return [value * 1.01, value * 0.99, value + 0.01]
+    if isinstance(value, list):
+        return [[*value, "another"]]
+    words = (
+        "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
+    )
+    flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
+    return [flipped, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]
+
+
+def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
+    """``parameters`` with another valid value at ``path``; None if it has only this one."""
+    section: Any = parameters
+    for key in path:
+        section = section[key]
+    for value in candidates(section):
+        changed = copy.deepcopy(parameters)
+        target: Any = changed
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = value
+        if path[:2] == ("mixture", "weights"):
+            other = next(name for name in target if name != path[-1])
+            target[other] -= value - section
+        try:
+            validate(changed)
+        except UserError:
+            continue
+        if value != section:
+            return changed
+    return None
+
+
+ONLY_VALUE = {"kind", "name", "domain", "format", "generator"}
+"""Names of settings that tell sections apart: another value needs other settings beside it."""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+def test_for_every_setting_both_engines_rerun_the_same_stages(finished: Path, tmp_path: Path):
+    parameters = read_yaml(PROJECT / "params.yaml")
+    edits: dict[str, dict[str, Any]] = {}
+    for path in leaves(parameters):
+        changed = edited(parameters, path)
+        assert changed is not None or path[-1] in ONLY_VALUE, f"no other value for {path}"
+        if changed is not None:
+            edits[".".join(path)] = changed
+    folders = [tmp_path / letter for letter in LETTERS[:2]]
+    for folder in folders:
+        shutil.copytree(finished, folder, symlinks=True)
+
+    def compare(folder: Path, names: list[str]) -> list[str]:
+        problems = []
+        for name in names:
+            (folder / "params.yaml").write_text(yaml.safe_dump(edits[name], sort_keys=False))
+            snakemake, dvc = set(snakemake_reruns(folder)), dvc_reruns(folder)
+            if snakemake != dvc or not dvc:
+                problems.append(f"{name}: Snakemake {sorted(snakemake)}, DVC {sorted(dvc)}")
+        return problems
+
+    names = sorted(edits)
+    with ThreadPoolExecutor(len(folders)) as pool:
+        halves = [names[index :: len(folders)] for index in range(len(folders))]
+        problems = [line for part in pool.map(compare, folders, halves) for line in part]
+    assert not problems, "\n".join(problems)
+
+
+def test_an_edited_module_reruns_the_stages_that_import_it_and_no_others(finished: Path):
+    expected = {
+        "src/wrinklefree/export/hf.py": {"models/export"},
+        "src/wrinklefree/evaluate/table.py": {"results"},
+        "workflow/scripts/dlm.py": {"models/dlm", "models/distill/dlm", "results"},
+    }
+    for name, outputs in expected.items():
+        file = finished / name
+        before = file.read_text()
+        file.write_text(before + "\n# edited\n")
+        try:
+            assert set(snakemake_reruns(finished)) == outputs, name
+            assert dvc_reruns(finished) == outputs, name
+        finally:
+            file.write_text(before)
+
+
+def test_a_preset_builds_its_graph_in_both_engines(finished: Path, tmp_path: Path):
+    folder = tmp_path / "preset"
+    shutil.copytree(finished, folder, symlinks=True)
+    preset = "params/qwen3_4b.yaml"
+    before = set(snakemake_reruns(folder, "--configfile", preset))
+    assert "data/raw/web" in before
+    run(folder, "wrinklefree", "preset", "qwen3_4b")
+    # Laid into params.yaml, the preset is what it was as a second configuration file.
+    assert set(snakemake_reruns(folder)) == before
+    assert dvc_reruns(folder) == before

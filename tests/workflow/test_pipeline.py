@@ -1,0 +1,265 @@
+"""The tiny preset, run for real: what users are promised holds of its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from workspace import ENVIRONMENT, dvc_reruns, run, snakemake_reruns
+
+from wrinklefree.tracking.artifact import open_artifact, read_manifest
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning"),  # inside of DVC
+]
+
+STAGE2 = ["--model", "models/subln", "--mixture", "data/mixture", "--output", "models/stage2"]
+
+
+def stage2(project: Path, **settings: Any) -> list[str]:
+    """The command of stage 2 with other settings."""
+    section = read_manifest(project / "models" / "stage2").settings
+    section["stage2"].update(settings)
+    script = ["python", "-P", "workflow/scripts/stage2.py"]
+    return [*script, "--settings", json.dumps(section), *STAGE2]
+
+
+def test_every_artifact_is_whole(completed: Path):
+    manifests = [
+        path for path in completed.rglob("manifest.json") if "mlartifacts" not in path.parts
+    ]
+    assert len(manifests) == 20
+    for manifest in manifests:
+        open_artifact(manifest.parent)
+
+
+def test_a_second_run_has_nothing_to_do(completed: Path):
+    output = run(completed, "snakemake", "all", "--cores", "all")
+    assert "Nothing to be done" in output
+
+
+def test_the_export_loads_in_stock_transformers_as_ternary(completed: Path):
+    from transformers import AutoModelForCausalLM
+
+    with torch.compiler.set_stance("force_eager"):
+        model = AutoModelForCausalLM.from_pretrained(completed / "models" / "export")
+        logits = model(torch.tensor([[5, 6, 7]])).logits
+    assert type(model).__name__ == "BitNetForCausalLM"
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert logits.isfinite().all()
+
+
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
+    weights = project / "models" / "stage2" / "model.safetensors"
+    expected = weights.read_bytes()
+    command = stage2(project)
+    killed_at = []
+    for checkpoints in (1, 2):  # killed twice, at another step each time
+        process = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        wait_for_checkpoints(project, process, checkpoints)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_at.append(checkpoint_steps(project))
+    assert read_manifest(project / "models" / "stage2"), "the old artifact is gone"
+    output = run(project, *command)
+    assert f"going on from step {killed_at[-1][-1]}" in output
+    assert weights.read_bytes() == expected
+    assert not list((project / "work" / "stage2").iterdir()), "checkpoints are left behind"
+
+
+def checkpoint_steps(project: Path) -> list[int]:
+    found = (project / "work" / "stage2").glob("*/step-*/manifest.json")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+
+def wait_for_checkpoints(project: Path, process: subprocess.Popen[bytes], count: int) -> None:
+    while len(checkpoint_steps(project)) < count:
+        assert process.poll() is None, "the stage ended before it could be killed"
+        time.sleep(0.005)
+
+
+def test_a_full_disk_is_one_clear_message_and_the_old_artifact_stays(project: Path):
+    before = read_manifest(project / "models" / "stage2")
+    # A limit on file size stands in for a full disk: writes fail in the middle of a file.
+    result = limited(project, stage2(project, steps=2))
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "no space left" in result.stderr
+    assert open_artifact(project / "models" / "stage2").manifest == before
+
+
+def limited(project: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` where every file may have 200 KB, and say so as a full disk would."""
+    import resource
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    return subprocess.run(
+        command, cwd=project, env=ENVIRONMENT | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
+        capture_output=True, text=True, preexec_fn=limit, check=False,
+    )  # fmt: skip
+
+
+def test_two_runs_of_a_stage_at_once_are_refused(project: Path):
+    command = stage2(project, steps=500)
+    first = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_checkpoints(project, first, 1)
+        second = subprocess.run(
+            command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2
+    assert f"already running here, in another process (pid {first.pid})" in second.stderr
+
+
+def test_training_goes_on_without_its_tracking_server(project: Path):
+    environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    expected = (project / "models" / "stage2" / "model.safetensors").read_bytes()
+    result = subprocess.run(
+        stage2(project), cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "tracking at http://127.0.0.1:9 failed and is off" in result.stderr
+    assert (project / "models" / "stage2" / "model.safetensors").read_bytes() == expected
+
+
+def damage_tokens(project: Path) -> str:
+    file = project / "data" / "mixture" / "code.train.rows"
+    os.truncate(file, file.stat().st_size - 2)
+    return "code.train.rows: "
+
+
+def edit_model(project: Path) -> str:
+    file = project / "models" / "subln" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    return "model.safetensors: content differs from its manifest"
+
+
+def remove_manifest(project: Path) -> str:
+    (project / "data" / "mixture" / "manifest.json").unlink()
+    return "data/mixture: not a finished artifact"
+
+
+@pytest.mark.parametrize("damage", [damage_tokens, edit_model, remove_manifest])
+def test_a_damaged_input_is_named_before_anything_is_done(project: Path, damage: Any):
+    message = damage(project)
+    before = (project / "models" / "stage2" / "manifest.json").read_bytes()
+    result = subprocess.run(
+        stage2(project), cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) <= 3
+    assert (project / "models" / "stage2" / "manifest.json").read_bytes() == before
+
+
+MISTAKES = {
+    "  steps: 8": ("  stepz: 8", "stage2.stepz: unknown setting; did you mean steps?"),
+    "code: 0.10": ("code: 0.20", "weights sum to 1.1, expected 1"),
+    "seed: 1337": ("seed: lucky", "seed: input should be a valid integer; found 'lucky'"),
+}
+
+
+@pytest.mark.parametrize("engine", ["snakemake", "dvc"])
+@pytest.mark.parametrize("wrong", sorted(MISTAKES))
+def test_a_mistake_in_params_is_told_by_both_engines_without_a_traceback(
+    project: Path, engine: str, wrong: str
+):
+    replacement, message = MISTAKES[wrong]
+    params = project / "params.yaml"
+    text = params.read_text()
+    # The last section called stage2 comes after base, whose steps are others.
+    at = text.index(wrong, text.index("stage2:") if "steps" in wrong else 0)
+    params.write_text(text[:at] + replacement + text[at + len(wrong) :])
+    command = {
+        "snakemake": ["snakemake", "-n"],
+        "dvc": ["dvc", "repro", "--force", "--single-item", "stage2"],
+    }
+    result = subprocess.run(
+        command[engine], cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert message in output
+    assert "Traceback" not in output
+    assert len(output.splitlines()) < 24
+
+
+def test_an_edited_setting_reruns_its_stage_only_and_the_result_differs(project: Path):
+    before = read_manifest(project / "models" / "export").digest
+    params = project / "params.yaml"
+    params.write_text(
+        params.read_text().replace("linear_class: bitlinear", "linear_class: autobitlinear")
+    )
+    assert set(snakemake_reruns(project)) == {"models/export"}
+    run(project, "snakemake", "all", "--cores", "all")
+    assert read_manifest(project / "models" / "export").digest != before
+
+
+def test_both_round_trips_between_the_engines_are_no_ops(project: Path):
+    run(project, "dvc", "commit", "--force", "--quiet")  # make dvc-accept
+    assert dvc_reruns(project) == set()
+    assert "up to date" in run(project, "dvc", "repro")
+
+    clone = project.parent / "clone"
+    run(project, "git", "add", "--all")
+    run(project, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "run")
+    run(project.parent, "git", "clone", "--quiet", "project", "clone")
+    run(clone, "dvc", "cache", "dir", "--local", str(project / ".dvc" / "cache"))
+    run(clone, "dvc", "checkout", "--quiet")
+    assert dvc_reruns(clone) == set()
+    run(clone, "snakemake", "all", "--cores", "1", "--touch", "--forceall")  # make snakemake-accept
+    assert snakemake_reruns(clone) == {}
+
+
+def test_dvc_runs_the_graph_to_the_same_bytes_as_snakemake(project: Path, completed: Path):
+    for produced in ("models", "results", "work"):
+        run(project, "rm", "-rf", produced)
+    run(project, "dvc", "commit", "--force", "--quiet", "fetch", "tokenize", "tokenizer", "mixture")
+    run(project, "dvc", "repro", "--quiet")
+    for manifest in sorted((completed / "models").rglob("manifest.json")):
+        name = manifest.relative_to(completed)
+        assert (project / name).read_bytes() == manifest.read_bytes(), name
+    assert dvc_reruns(project) == set()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlflow_has_the_lineage_from_tokens_to_export(completed: Path):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{completed / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("wrinklefree")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1, "one pipeline run, one parent"
+    stages = {run.info.run_name: run for run in runs if run not in parents}
+    assert len(stages) == 20
+    made = {run.data.tags["wrinklefree.output.digest"][:36] for run in stages.values()}
+    for name, run_ in stages.items():
+        assert run_.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        for used in run_.inputs.dataset_inputs:
+            assert used.dataset.digest in made, f"{name} read {used.dataset.name}, made by no stage"
+    trained = stages["stage2"]
+    assert trained.data.params["stage2.steps"] == "8"
+    history = client.get_metric_history(trained.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 9))
+    files = {file.path for file in client.list_artifacts(trained.info.run_id, "models/stage2")}
+    assert {"models/stage2/manifest.json", "models/stage2/model.safetensors"} <= files
