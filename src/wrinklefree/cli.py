@@ -80,3 +80,7 @@ def _code(arguments: argparse.Namespace) -> None:
             f"{path}: lists other modules than the stages import;"
             " run `wrinklefree code --write` and commit the result"
         )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from wrinklefree.export.hf import export_hf
 def export_student(
     settings: ExportSettings, model: Path, mixture: Path, folder: Path
 ) -> dict[str, Any]:
-    """Write ``model`` to ``folder`` for stock transformers; arguments and errors as ``export_hf``."""
+    """Write ``model`` to ``folder`` for stock transformers; errors are those of ``export_hf``."""
     held_out = HeldOutData(mixture)
     rows = [
         batch.tokens_BT

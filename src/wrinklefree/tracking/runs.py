@@ -109,7 +109,7 @@ class StageRun:
             manifest = artifact.manifest
             self._client.set_tag(self._run_id, "wrinklefree.output", str(artifact.path))
             self._client.set_tag(self._run_id, "wrinklefree.output.digest", manifest.digest)
-            where = str(artifact.path)
+            where = artifact.path.name if artifact.path.is_absolute() else str(artifact.path)
             self._client.log_artifact(self._run_id, str(artifact.path / MANIFEST), where)
             for name, record in manifest.files.items():
                 if record.size <= MAX_FILE_BYTES:

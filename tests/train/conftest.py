@@ -1,0 +1,121 @@
+"""A small real mixture, and stages that run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from wrinklefree.config.sources import GeneratedSource, HeldOutSettings
+from wrinklefree.config.tokens import BpeTokenizerSettings, MixtureSettings
+from wrinklefree.config.training import QuantizedTrainingSettings
+from wrinklefree.data.fetch import fetch_source
+from wrinklefree.data.mixture import build_mixture
+from wrinklefree.data.tokenize import tokenize_source
+from wrinklefree.data.tokenizer import train_tokenizer
+from wrinklefree.tracking.runs import StageRun
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.tracking.terminal import Terminal
+
+
+class Tracked:
+    """Stands in for the MLflow run: keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.metrics.append((step, metrics))
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two domains of generated questions, rows of 32 tokens."""
+    root = tmp_path_factory.mktemp("mixture")
+    raw: dict[str, Path] = {}
+    for seed, name in enumerate(("first", "second")):
+        source = GeneratedSource(
+            kind="generated", domain=name, licence="ours", generator="mathematics",
+            documents=60, seed=seed,
+        )  # fmt: skip
+        raw[name] = root / "raw" / name
+        raw[name].mkdir(parents=True)
+        fetch_source(name, source, HeldOutSettings(fraction=0.2), raw[name], cache=root)
+    tokenizer = root / "tokenizer"
+    tokenizer.mkdir()
+    bpe = BpeTokenizerSettings(kind="bpe", vocabulary_size=400, max_megabytes_per_source=1)
+    train_tokenizer(bpe, raw, tokenizer)
+    tokens: dict[str, Path] = {}
+    for name, folder in raw.items():
+        tokens[name] = root / "tokens" / name
+        tokens[name].mkdir(parents=True)
+        tokenize_source(folder, tokenizer, tokens[name])
+    folder = root / "mixture"
+    folder.mkdir()
+    settings = MixtureSettings(
+        sequence_length=32, shuffle_buffer_size=100, weights={"first": 0.25, "second": 0.75}
+    )
+    build_mixture(settings, tokens, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def make_stage(tmp_path: Path) -> Callable[..., Stage]:
+    """Stages with a folder and a work folder of their own."""
+
+    def make(name: str = "one", **settings: Any) -> Stage:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return Stage(
+            name="stage2",
+            instance=None,
+            settings={"seed": 1, **settings},
+            inputs={},
+            folder=folder,
+            work=tmp_path / f"{name}.work",
+            run=cast(StageRun, Tracked()),
+            terminal=Terminal(name),
+        )
+
+    return make
+
+
+SETTINGS: dict[str, Any] = {
+    "steps": 5,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "optimizer": {
+        "name": "muon",
+        "lr": 0.0009,
+        "adamw_lr": 0.0009,
+        "scale": "match_rms",
+        "weight_decay": 0.1,
+    },
+    "schedule": {"kind": "cosine", "warmup_steps": 2, "final_lr_fraction": 0.1},
+    "zclip": {"enabled": True, "z_threshold": 0.01, "ema_decay": 0.9, "warmup_steps": 2},
+    "lambda_warmup": {"warmup_steps": 3, "schedule": "linear"},
+    "checkpoint_interval": 2,
+    "log_interval": 5,
+}
+
+
+@pytest.fixture
+def make_settings() -> Callable[..., QuantizedTrainingSettings]:
+    """Training settings with dotted changes, as ``schedule.kind="linear"``."""
+
+    def make(changes: dict[str, Any] | None = None) -> QuantizedTrainingSettings:
+        values: dict[str, Any] = {
+            key: dict(value) if isinstance(value, dict) else value
+            for key, value in SETTINGS.items()
+        }
+        for path, value in (changes or {}).items():
+            target = values
+            *parents, last = path.split(".")
+            for key in parents:
+                target = target[key]
+            target[last] = value
+        return QuantizedTrainingSettings(**values)
+
+    return make

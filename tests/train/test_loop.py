@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from wrinklefree.config.training import QuantizedTrainingSettings
+from wrinklefree.data.loader import TrainingData
+from wrinklefree.errors import UserError
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.tracking.terminal import Terminal
+from wrinklefree.train.loop import HISTORY, Trainer
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.state import read_history
+
+MakeStage = Callable[..., Stage]
+MakeSettings = Callable[..., QuantizedTrainingSettings]
+
+
+def tiny_model() -> PreTrainedModel:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    insert_bitlinear(model)
+    return model
+
+
+def trainer(stage: Stage, mixture: Path, settings: QuantizedTrainingSettings) -> Trainer:
+    data = TrainingData(mixture, seed=7)
+    return Trainer(stage, tiny_model(), CausalLanguageModel(), data, settings)
+
+
+def weights(trained: Trainer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trained.model.named_parameters()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def reference(make_stage: MakeStage, make_settings: MakeSettings, mixture: Path) -> Trainer:
+    trained = trainer(make_stage("reference"), mixture, make_settings())
+    trained.run()
+    return trained
+
+
+EFFECTS: list[tuple[str, Any]] = [
+    ("steps", 6),
+    ("batch_size", 3),
+    ("gradient_accumulation_steps", 3),
+    ("optimizer.lr", 0.0008),
+    ("optimizer.adamw_lr", 0.0008),
+    ("optimizer.scale", "original"),
+    ("optimizer.weight_decay", 0.0),
+    ("optimizer.momentum", 0.9),
+    ("optimizer.nesterov", False),
+    ("optimizer.adamw_betas", [0.8, 0.95]),
+    ("optimizer.adamw_eps", 1e-4),
+    ("schedule.kind", "linear"),
+    ("schedule.warmup_steps", 1),
+    ("schedule.final_lr_fraction", 0.2),
+    ("zclip.enabled", False),
+    ("zclip.z_threshold", 9.0),
+    ("zclip.ema_decay", 0.5),
+    ("zclip.warmup_steps", 3),
+    ("zclip.reopen_after", 1),
+    ("autocast", "bfloat16"),
+    ("lambda_warmup.warmup_steps", 4),
+    ("lambda_warmup.schedule", "cosine"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.parametrize(("path", "value"), EFFECTS, ids=[path for path, _ in EFFECTS])
+def test_every_setting_changes_the_result(
+    path: str, value: Any, reference: Trainer,
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+):  # fmt: skip
+    changes = {path: value}
+    if path == "optimizer.scale":
+        changes |= {"optimizer.lr": 0.002}
+    trained = trainer(make_stage(), mixture, make_settings(changes))
+    trained.run()
+    assert not equal(weights(trained), weights(reference))
+
+
+@pytest.mark.parametrize("path", ["checkpoint_interval", "log_interval"])
+def test_intervals_do_not_change_the_result(
+    path: str, reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    trained = trainer(make_stage(), mixture, make_settings({path: 1}))
+    trained.run()
+    assert equal(weights(trained), weights(reference))
+
+
+def test_the_same_run_twice_is_the_same_to_the_bit(
+    reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    trained = trainer(make_stage(), mixture, make_settings())
+    trained.run()
+    assert equal(weights(trained), weights(reference))
+    assert trained.state.history == reference.state.history
+
+
+@pytest.mark.parametrize("at", [1, 3, 4], ids=["before a checkpoint", "after one", "after two"])
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
+    at: int, reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    stage = make_stage()
+    first = trainer(stage, mixture, make_settings())
+    step = first._step
+
+    def killed(number: int) -> dict[str, float]:
+        if number == at:
+            raise KeyboardInterrupt
+        return step(number)
+
+    first._step = killed  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = trainer(stage, mixture, make_settings())
+    facts = second.run()
+    assert equal(weights(second), weights(reference))
+    assert read_history(stage.folder / HISTORY) == reference.state.history
+    assert facts["steps"] == 5
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    stage = make_stage()
+    trainer(stage, mixture, make_settings()).run()
+    newest = max(stage.work.glob("step-*"))
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    again = trainer(stage, mixture, make_settings())
+    complaint = again.state.restore(stage.work)
+    assert complaint and "content differs" in complaint
+    assert again.state.step == 4
+    again.run()
+    assert equal(weights(again), weights(reference))
+
+
+def test_two_checkpoints_are_kept(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    stage = make_stage()
+    trainer(stage, mixture, make_settings({"checkpoint_interval": 1})).run()
+    assert [path.name for path in sorted(stage.work.iterdir())] == [
+        "step-00000004",
+        "step-00000005",
+    ]
+
+
+def test_accumulating_micro_batches_is_one_large_batch(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    results = []
+    for name, batch, accumulation in (("a", 4, 1), ("b", 1, 4)):
+        changes = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
+        trained = trainer(make_stage(name), mixture, make_settings(changes))
+        trained._set_lambda(0)
+        trained._backward(0)
+        results.append([p.grad for p in trained.model.parameters()])
+    for one, other in zip(*results, strict=True):
+        assert one is not None and other is not None
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_history_has_the_promised_metrics_and_they_are_consistent(
+    reference: Trainer, mixture: Path
+):
+    history = reference.state.history
+    names = set().union(*history)
+    assert {
+        "step", "tokens", "train/loss", "train/learning_rate", "train/lambda",
+        "train/grad_norm_raw", "train/grad_norm_clipped", "train/grad_norm", "train/grad_clipped",
+        "train/zclip_ema_mean", "train/zclip_ema_std", "train/loss/first", "train/loss/second",
+    } <= names  # fmt: skip
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4, 5]
+    assert [entry["train/lambda"] for entry in history] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+    assert history[0]["train/learning_rate"] == pytest.approx(0.00045)
+    assert any(entry["train/grad_clipped"] for entry in history)
+    for entry in history:
+        assert entry["train/grad_norm_clipped"] <= entry["train/grad_norm_raw"] * (1 + 1e-6)
+        assert entry["train/grad_norm"] == entry["train/grad_norm_clipped"]
+        domains = [value for name, value in entry.items() if name.startswith("train/loss/")]
+        assert min(domains) - 1e-6 <= entry["train/loss"] <= max(domains) + 1e-6
+    assert history[0]["train/loss"] == pytest.approx(math.log(400), rel=0.1)
+
+
+def test_the_model_is_fully_quantized_at_the_end(reference: Trainer):
+    strengths = {
+        module.quantization_lambda
+        for module in reference.model.modules()
+        if isinstance(module, BitLinear)
+    }
+    assert strengths == {1.0}
+
+
+def test_a_model_in_bfloat16_is_refused(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    data = TrainingData(mixture, seed=7)
+    with pytest.raises(UserError, match="torch.bfloat16, and training needs float32"):
+        Trainer(make_stage(), tiny_model().bfloat16(), CausalLanguageModel(), data, make_settings())
+
+
+def test_a_frozen_parameter_stops_the_stage(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    trained = trainer(make_stage(), mixture, make_settings())
+    trained.model.model.layers[1].mlp.up_proj.weight.register_hook(torch.zeros_like)
+    trained.optimizer.param_groups[0]["weight_decay"] = 0.0
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight: its gradient was zero"):
+        trained.run()
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step_and_keeps_the_checkpoint(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    stage = make_stage()
+    trained = trainer(stage, mixture, make_settings())
+    weight = trained.model.model.layers[0].self_attn.q_proj.weight
+    weight.register_hook(lambda g: g * (math.nan if trained.state.step == 3 else 1.0))
+    before: dict[str, Tensor] = {}
+
+    def remember(*_: Any) -> None:
+        before.update(weights(trained))
+
+    trained.optimizer.register_step_post_hook(remember)
+    with pytest.raises(UserError, match=r"step 4: the gradient of model\.layers\.0\.self_attn\.q"):
+        trained.run()
+    assert equal(weights(trained), before)
+    assert [path.name for path in stage.work.iterdir()] == ["step-00000002"]
+
+
+def test_every_stage_step_reaches_tracking_with_its_speed(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    stage = make_stage()
+    trainer(stage, mixture, make_settings()).run()
+    logged: list[tuple[int, dict[str, float]]] = stage.run.metrics  # pyright: ignore[reportAttributeAccessIssue]
+    steps = [step for step, metrics in logged if "train/loss" in metrics]
+    assert steps == [1, 2, 3, 4, 5]
+    assert all(m["train/tokens_per_second"] > 0 for _, m in logged if "train/loss" in m)
+    assert any("movement/smallest_ratio" in metrics for _, metrics in logged)
+
+
+class Screen(io.StringIO):
+    """A terminal of 80 columns."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Screen, io.StringIO])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
+    stream: type[io.StringIO], make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: (80, 24))
+    output = stream()
+    stage = make_stage()
+    object.__setattr__(stage, "terminal", Terminal("stage2", stream=output))
+    trainer(stage, mixture, make_settings({"log_interval": 2})).run()
+    text = output.getvalue()
+    assert "loss " in text and "tokens/s" in text and "left" in text
+    assert ("\r" in text) == (stream is Screen)
+    if stream is not Screen:
+        assert [line.split(",")[0] for line in text.splitlines()] == [
+            "stage2 step 2/5", "stage2 step 4/5", "stage2 step 5/5",
+        ]  # fmt: skip
