@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import math
-from datetime import timedelta
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
 
 from wrinklefree.stability.norm import gradient_norm
 
@@ -32,27 +29,33 @@ def test_one_bad_entry_makes_it_not_finite(bad: float) -> None:
     assert not math.isfinite(gradient_norm([torch.ones(3), torch.tensor([1.0, bad])]))
 
 
-def _norm_of_shards(rank: int, store: str, result: str) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    mesh = init_device_mesh("cpu", (2,))
-    whole = torch.arange(10.0)
-    norm = gradient_norm([distribute_tensor(whole, mesh, [Shard(0)]), torch.tensor([2.0])])
-    Path(f"{result}{rank}").write_text(repr(norm), encoding="utf-8")
-    dist.destroy_process_group()
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from wrinklefree.stability.norm import gradient_norm
+
+dist.init_process_group(
+    "gloo", init_method=f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2
+)
+whole = torch.arange(10.0)
+shards = distribute_tensor(whole, init_device_mesh("cpu", (2,)), [Shard(0)])
+print(repr(gradient_norm([shards, torch.tensor([2.0])])))
+dist.destroy_process_group()
+"""
 
 
 def test_shards_on_two_ranks_give_the_norm_of_the_whole_on_both(tmp_path: Path) -> None:
-    store, result = str(tmp_path / "store"), str(tmp_path / "rank")
-    other = mp.get_context("spawn").Process(target=_norm_of_shards, args=(1, store, result))
-    other.start()
-    _norm_of_shards(0, store, result)
-    other.join()
-    for rank in range(2):
-        norm = float(Path(f"{result}{rank}").read_text(encoding="utf-8"))
-        assert norm == pytest.approx(math.sqrt(285 + 4))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        printed, _ = rank.communicate(timeout=120)
+        assert float(printed.splitlines()[-1]) == pytest.approx(math.sqrt(285 + 4))

@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.end_to_end,
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning"),  # inside of DVC
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # inside of torch
 ]
 
 STAGE2 = ["--model", "models/subln", "--mixture", "data/mixture", "--output", "models/stage2"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FOREIGN_ERROR = re.compile(r"os error (\d+)")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -38,3 +42,19 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether ``error`` comes from a full disk, a quota or a limit on file size.
+
+    Libraries that write by themselves raise types of their own: the system's error number stands in
+    the message of safetensors, and in the chain of errors of ``torch.save``.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return True
+        foreign = _FOREIGN_ERROR.search(str(error))
+        if foreign and int(foreign.group(1)) in _NO_SPACE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -7,7 +7,6 @@ happens here, and nothing else does.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.metadata
 import json
 import shutil
@@ -26,7 +25,7 @@ from wrinklefree.config.stages import narrow
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import Artifact, Origin, open_artifact, writing_artifact
 from wrinklefree.tracking.code import code_digest
-from wrinklefree.tracking.files import sha256_of_json
+from wrinklefree.tracking.files import is_disk_full, sha256_of_json
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.terminal import Terminal
@@ -123,18 +122,17 @@ def stage_main(
         except UserError as error:
             terminal.say(f"error: {label}: {error}")
             sys.exit(2)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            terminal.say(
-                f"error: {label}: no space left on the disk while writing"
-                f" {error.filename or arguments.output}; what was there before is unchanged."
-                " Free some space and run again"
-            )
-            sys.exit(2)
         except KeyboardInterrupt:
             terminal.say(f"{label}: interrupted; run again to go on from the last checkpoint")
             sys.exit(130)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            terminal.say(
+                f"error: {label}: no space left while writing {arguments.output} or a checkpoint;"
+                " what was there before is unchanged. Free some space and run again"
+            )
+            sys.exit(2)
 
 
 def _run(

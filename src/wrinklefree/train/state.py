@@ -49,10 +49,9 @@ class TrainingState:
         with writing_artifact(work / f"{_PREFIX}{self.step:08d}", origin) as (folder, _):
             tensors = {name: p.detach().contiguous() for name, p in self._tensors().items()}
             save_file(tensors, folder / "model.safetensors")
-            torch.save(
-                {name: part.state_dict() for name, part in self.parts.items()},
-                folder / "parts.pt",
-            )
+            # An open file, because with a path torch hides why a write failed.
+            with (folder / "parts.pt").open("wb") as file:
+                torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
             write_history(folder / "history.jsonl", self.history)
         for old in _checkpoints(work)[:-_KEEP]:
             shutil.rmtree(old)
