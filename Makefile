@@ -74,4 +74,4 @@ snakemake-accept: setup
 	@snakemake all --cores 1 --dry-run --quiet
 
 clean:
-	rm -rf data models results work logs report.html .snakemake
+	rm -rf data models results work logs report.html .snakemake mlflow.db mlartifacts

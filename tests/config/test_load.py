@@ -42,6 +42,7 @@ def test_presets_are_valid_over_the_default(parameters: dict[str, Any], file: Pa
     validate(overlay(parameters, read_yaml(file)))
 
 
+GGUF = {"kind": "gguf", "package": "a", "version": "1", "sha256": "0" * 64, "member": "a.gguf"}
 MISTAKES = [
     ("stage2.stepz", 3, ["stage2.stepz", "unknown setting", "did you mean steps"]),
     ("stage2.steps", "many", ["stage2.steps", "valid integer", "'many'"]),
@@ -54,6 +55,37 @@ MISTAKES = [
     ("sources.code.sha256", "abc", ["sources.code.sha256", "pattern"]),
     ("sources.code.sha", "abc", ["sources.code.sha", "unknown setting"]),
     ("tokenizer", {"kind": "base"}, ["tokenizer.kind is base", "scratch"]),
+    (
+        "stage2.lambda_warmup.warmup_steps",
+        120,
+        ["stage2: lambda_warmup.warmup_steps is 120", "120"],
+    ),
+    ("distill.ar.lambda_warmup.warmup_steps", 80, ["distill.ar: lambda_warmup", "steps 80"]),
+    ("dlm.schedule.warmup_steps", 80, ["dlm: schedule.warmup_steps is 80", "steps 80"]),
+    ("base.scratch.training.steps", 20, ["base.scratch.training: schedule.warmup_steps is 20"]),
+    ("base.scratch.model.heads", 5, ["base.scratch.model: hidden_size 256 over heads 5", "even"]),
+    ("base.scratch.model.hidden_size", 36, ["hidden_size 36 over heads 4", "even number"]),
+    ("base.scratch.model.key_value_heads", 3, ["heads 4 is no multiple of key_value_heads 3"]),
+    (
+        "distill.dlm.weights",
+        {"cross_entropy": 0.0, "logits": 0.0, "relations": 0.0},
+        ["distill.dlm.weights: all weights are 0"],
+    ),
+    ("evaluate.prompts", ["a", ""], ["evaluate.prompts.1", "at least 1 character"]),
+    ("stage2.optimizer.momentum", 1.0, ["stage2.optimizer.momentum", "less than 1"]),
+    ("stage2.optimizer.adamw_betas", [0.9, 1.0], ["optimizer.adamw_betas.1", "less than 1"]),
+    (
+        "stage2.optimizer",
+        {"name": "adamw", "lr": 0.001, "betas": [1.0, 0.9]},
+        ["stage2.optimizer.betas.0", "less than 1"],
+    ),
+    ("dlm.zclip.ema_decay", 1.0, ["dlm.zclip.ema_decay", "less than 1"]),
+    ("dlm.diffusion.block_size", 257, ["dlm.diffusion.block_size is 257", "sequence_length 256"]),
+    ("sources.code.package", "sympy\n--pre", ["sources.code.package", "pattern"]),
+    ("sources.code.package", "-r", ["sources.code.package", "pattern"]),
+    ("sources.code.version", "1.14.0\n", ["sources.code.version", "pattern"]),
+    ("base.source", {**GGUF, "package": "a b"}, ["base.source.package", "pattern"]),
+    ("base.source", {**GGUF, "version": "1 --pre"}, ["base.source.version", "pattern"]),
 ]
 
 
@@ -68,6 +100,29 @@ def test_a_mistake_is_named_with_its_place_and_what_was_expected(
     assert len(message.splitlines()) <= 4
     for part in expected:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("stage2.lambda_warmup.warmup_steps", 119),
+        ("dlm.schedule.warmup_steps", 79),
+        ("dlm.diffusion.block_size", 256),
+        ("base.scratch.model.heads", 128),
+        ("distill.ar.weights", {"cross_entropy": 0.0, "logits": 0.0, "relations": 0.1}),
+        ("sources.code.version", "2.0.0rc1+cpu.x86_64"),
+    ],
+)
+def test_the_last_value_before_a_mistake_is_accepted(
+    parameters: dict[str, Any], path: str, value: Any
+):
+    validate(changed(parameters, path, value))
+
+
+def test_null_entries_are_read_for_a_preset_removes_with_them(tmp_path: Path):
+    file = tmp_path / "preset.yaml"
+    file.write_text("a: null\nb: {c: null}\n")
+    assert read_yaml(file) == {"a": None, "b": {"c": None}}
 
 
 def test_an_adamw_rate_with_muon_is_refused(parameters: dict[str, Any]):

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from wrinklefree.config.tokens import BpeTokenizerSettings
-from wrinklefree.data.download import file_sha256
 from wrinklefree.data.fetch import DOCUMENTS_FILE, SCHEMA
 from wrinklefree.data.generators.mathematics import document
 from wrinklefree.data.shards import SPLITS, TokenWriter
 from wrinklefree.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size
+from wrinklefree.tracking.files import sha256_of_file
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def make_wheel(
             archive.writestr(f"{information}/METADATA", metadata)
             archive.writestr(f"{information}/WHEEL", b"Wheel-Version: 1.0\nTag: py3-none-any\n")
             archive.writestr(f"{information}/RECORD", b"")
-        return path, file_sha256(path)
+        return path, sha256_of_file(path)
 
     return make
 

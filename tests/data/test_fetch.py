@@ -9,6 +9,7 @@ import pytest
 
 from wrinklefree.config.sources import FilesSource, GeneratedSource, HeldOutSettings
 from wrinklefree.data import fetch
+from wrinklefree.data.document import Document
 from wrinklefree.data.fetch import DOCUMENTS_FILE, fetch_source, read_domain, read_texts, split_of
 from wrinklefree.errors import UserError
 
@@ -71,25 +72,31 @@ def test_row_groups_bound_memory_and_keep_every_document(
 
 def test_held_out_share_follows_the_fraction_and_grows_with_it() -> None:
     source = generated()
-    names = [f"name{n}" for n in range(20_000)]
+    texts = [f"text {n}" for n in range(20_000)]
     held = {
         fraction: {
-            name
-            for name in names
-            if split_of(name, source, HeldOutSettings(fraction=fraction)) == "held_out"
+            text
+            for text in texts
+            if split_of(Document("i", text), source, HeldOutSettings(fraction=fraction))
+            == "held_out"
         }
         for fraction in (0.0, 0.02, 0.1, 1.0)
     }
     assert not held[0.0]
-    assert held[0.02] < held[0.1] < held[1.0] == set(names)
+    assert held[0.02] < held[0.1] < held[1.0] == set(texts)
     assert abs(len(held[0.02]) / 20_000 - 0.02) < 0.005
 
 
-def test_split_of_an_id_differs_between_domains() -> None:
-    names = [f"name{n}" for n in range(200)]
+def test_a_text_is_on_the_same_side_in_every_source(tmp_path: Path) -> None:
     half = HeldOutSettings(fraction=0.5)
-    a, b = ([split_of(n, generated(domain=d), half) for n in names] for d in ("a", "b"))
-    assert a != b
+    texts = [f"ünlike {n}" for n in range(60)]
+    splits = []
+    for domain, order in (("a", texts), ("b", texts[::-1])):
+        source = written(tmp_path, order).model_copy(update={"domain": domain})
+        fetch_source(domain, source, half, tmp_path, cache=tmp_path)
+        splits.append({row["text"]: row["split"] for row in rows(tmp_path)})
+    assert splits[0] == splits[1]
+    assert set(splits[0].values()) == {"train", "held_out"}
 
 
 def test_pattern_holds_out_whole_documents_by_id(tmp_path: Path) -> None:

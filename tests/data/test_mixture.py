@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +142,39 @@ def test_tokens_of_another_tokenizer_are_refused(
     (folder / "tokens.json").write_text(json.dumps({**index, "vocabulary_size": 321}))
     with pytest.raises(UserError, match="another tokenizer: vocabulary 321"):
         build_mixture(mixed(), {"a": folder}, tokenizer_folder, tmp_path)
+
+
+ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from wrinklefree.config.tokens import MixtureSettings
+from wrinklefree.data.mixture import build_mixture
+from wrinklefree.tracking.files import is_disk_full
+tokens, tokenizer, folder, limit = (*map(Path, sys.argv[1:4]), int(sys.argv[4]))
+settings = MixtureSettings(sequence_length=8, shuffle_buffer_size=4, weights={"d": 1.0})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    build_mixture(settings, {"a": tokens}, tokenizer, folder)
+except Exception as error:
+    print(is_disk_full(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("document", "count", "limit", "last"),
+    [
+        ([], 240, 700, "d.train.pieces"),  # 480 bytes of rows, 960 of pieces
+        ([5] * 7, 60, 970, "d.train.offsets"),  # 960, 240 and 488
+        ([5] * 7, 1, 700, "token_bytes"),  # 320 ids of 4 bytes
+    ],
+)
+def test_a_full_disk_is_recognised_whichever_file_it_meets(
+    token_folder, tokenizer_folder: Path, tmp_path: Path,
+    document: list[int], count: int, limit: int, last: str,
+) -> None:  # fmt: skip
+    tokens = token_folder("d", {"train": [document] * count, "held_out": [[5]]})
+    paths = (str(path) for path in (tokens, tokenizer_folder, tmp_path))
+    command = [sys.executable, "-c", ON_A_FULL_DISK, *paths, str(limit)]
+    assert subprocess.check_output(command, text=True).split() == ["True"]
+    assert (tmp_path / last).stat().st_size == limit, "another file met the limit"

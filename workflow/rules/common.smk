@@ -5,7 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from wrinklefree.config.load import validate, without_nulls
+from wrinklefree.config.load import read_yaml, validate, without_nulls
 from wrinklefree.config.stages import narrow
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.code import code_digest
@@ -16,6 +16,8 @@ try:
     with warnings.catch_warnings():
         # Every stage says its own warnings; the engine reads the settings many times.
         warnings.simplefilter("ignore")
+        for file in workflow.configfiles:
+            read_yaml(Path(file))  # refuses repeated keys, of which Snakemake keeps the last
         validate(config)
 except UserError as error:
     # One screen, no traceback: this is the user's mistake, not the workflow's.

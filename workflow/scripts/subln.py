@@ -3,16 +3,18 @@
 from typing import Any
 
 from wrinklefree.config.training import SublnSettings
-from wrinklefree.data.loader import TrainingData
+from wrinklefree.data.loader import HeldOutData, TrainingData
+from wrinklefree.data.selection import first_training_rows, spread_held_out_rows
 from wrinklefree.models.subln_stage import insert_subln_stage
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
 def subln(stage: Stage) -> dict[str, Any]:
     settings = stage.section("subln", SublnSettings)
-    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
-    rows = (data.batch(0, i, batch_size=8, micro_batches=2**16) for i in range(2**16))
-    return insert_subln_stage(settings, stage.inputs["model"], rows, stage.folder)
+    mixture, rows = stage.inputs["mixture"], settings.calibration_rows
+    training = first_training_rows(TrainingData(mixture, seed=stage.seed), rows)
+    held_out = spread_held_out_rows(HeldOutData(mixture), rows)
+    return insert_subln_stage(settings, stage.inputs["model"], training, held_out, stage.folder)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Any
 
 from wrinklefree.config.tokens import BpeTokenizerSettings, TokenizerSettings
 from wrinklefree.config.training import BaseSource
-from wrinklefree.data.tokenizer import train_tokenizer
+from wrinklefree.data.tokenizer import train_tokenizer, vocabulary_size
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
@@ -15,7 +15,8 @@ def tokenizer(stage: Stage) -> dict[str, Any]:
     from wrinklefree.models.base import tokenizer_of_base
 
     base = stage.section("base.source", BaseSource)
-    return tokenizer_of_base(base, stage.folder, cache=stage.downloads)
+    tokenizer_of_base(base, stage.folder, cache=stage.downloads)
+    return {"vocabulary_size": vocabulary_size(stage.folder)}
 
 
 if __name__ == "__main__":

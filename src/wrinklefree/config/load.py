@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, without its null entries.
+    """The mapping in a YAML file; its null entries, with which a preset removes, are kept.
 
     Raises
     ------

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from wrinklefree.config.section import (
+    Decay,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -33,7 +34,7 @@ class AdamWSettings(Section):
 
     name: Literal["adamw"]
     lr: PositiveFloat
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     """Applied to matrices, not to norms and biases."""
@@ -54,9 +55,9 @@ class MuonBase(Section):
     """For all other parameters."""
     scale: Literal["original", "match_rms"]
     """``original``: sqrt(max(1, rows/columns)). ``match_rms``: 0.2 sqrt(max(rows, columns))."""
-    momentum: Fraction = 0.95
+    momentum: Decay = 0.95
     weight_decay: NonNegativeFloat = 0.0
-    adamw_betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    adamw_betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     adamw_eps: PositiveFloat = 1e-8
     allow_unusual_lr: bool = False
 
@@ -107,7 +108,7 @@ class ZClipSettings(Section):
 
     enabled: bool
     z_threshold: PositiveFloat = 3.0
-    ema_decay: Fraction = 0.99
+    ema_decay: Decay = 0.99
     warmup_steps: PositiveInt = 25
     """Steps that only gather statistics."""
     reopen_after: PositiveInt = 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ class EvaluateSettings(Section):
     batch_size: PositiveInt
     likelihood_draws: PositiveInt
     """Random maskings per block when the likelihood of a diffusion model is estimated."""
-    prompts: list[str] = Field(min_length=1)
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     new_tokens: NonNegativeInt
     """Tokens generated for every prompt."""
 

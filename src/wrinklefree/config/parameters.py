@@ -50,6 +50,16 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
+    def _blocks_fit_rows(self) -> Parameters:
+        block, row = self.dlm.diffusion.block_size, self.mixture.sequence_length
+        if block > row:
+            raise ValueError(
+                f"dlm.diffusion.block_size is {block}, but a row has only"
+                f" mixture.sequence_length {row} tokens; lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tokenizer_matches_base(self) -> Parameters:
         kind = self.base.source.kind
         scratch = kind == "scratch"

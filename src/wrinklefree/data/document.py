@@ -9,5 +9,5 @@ class Document(NamedTuple):
     """One text, never cut or joined before tokenization."""
 
     id: str
-    """Unique and stable within its source; the held-out split is drawn from it."""
+    """Unique and stable within its source; ``held_out_pattern`` is searched in it."""
     text: str

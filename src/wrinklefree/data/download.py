@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -10,15 +9,10 @@ import tempfile
 from pathlib import Path
 
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import sha256_of_file
 
 _GOT = re.compile(r"Got\s+([0-9a-f]{64})")
 _LAST_LINES = 6
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download_wheel(package: str, version: str, sha256: str, cache: Path) -> Path:
@@ -32,12 +26,12 @@ def download_wheel(package: str, version: str, sha256: str, cache: Path) -> Path
     """
     folder = cache / sha256
     for path in sorted(folder.glob("*.whl")):
-        if file_sha256(path) == sha256:
+        if sha256_of_file(path) == sha256:
             return path
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as temporary:
         path = _pip_download(package, version, sha256, Path(temporary))
-        found = file_sha256(path)
+        found = sha256_of_file(path)
         if found != sha256:
             raise _hash_error(package, version, sha256, found)
         folder.mkdir(exist_ok=True)

@@ -50,7 +50,7 @@ def fetch_source(
     kept = _kept_documents(name, progress(found, f"fetch {name}", "documents"), counts)
     with pq.ParquetWriter(folder / DOCUMENTS_FILE, SCHEMA, compression="zstd") as writer:
         for group in _row_groups(kept):
-            splits = [split_of(document.id, source, held_out) for document in group]
+            splits = [split_of(document, source, held_out) for document in group]
             _count(counts, group, splits)
             columns = {
                 "id": [document.id for document in group],
@@ -70,12 +70,16 @@ def fetch_source(
     return facts
 
 
-def split_of(identity: str, source: SourceBase, held_out: HeldOutSettings) -> str:
-    """``train`` or ``held_out``: a function of the settings, the domain and the document's id."""
+def split_of(document: Document, source: SourceBase, held_out: HeldOutSettings) -> str:
+    """``train`` or ``held_out``: a function of the settings, the document's text and its id.
+
+    The draw is by the text alone, so a text that two sources have is on the same side in both; only
+    ``held_out_pattern`` looks at the id.
+    """
     pattern = source.held_out_pattern
-    if pattern is not None and re.search(pattern, identity):
+    if pattern is not None and re.search(pattern, document.id):
         return "held_out"
-    digest = hashlib.sha256(f"{source.domain}\0{identity}".encode()).digest()
+    digest = hashlib.sha256(document.text.encode()).digest()
     below = int.from_bytes(digest[:8], "big") < held_out.fraction * 2**64
     return "held_out" if below else "train"
 

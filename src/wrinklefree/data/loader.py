@@ -33,6 +33,10 @@ class Batch:
     sample_B: Tensor
     """Training: number of the sample since step 0. Held out: number of the row."""
 
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on ``device``."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 class TrainingData:
     """The training rows of a mixture folder in their order under a seed.
@@ -76,6 +80,7 @@ class HeldOutData:
     def __init__(self, mixture: Path) -> None:
         self._mixture = read_mixture(mixture)
         self.domains = [domain.name for domain in self._mixture.domains]
+        self.rows = {domain.name: len(domain.held_out) for domain in self._mixture.domains}
         self.sequence_length = self._mixture.sequence_length
         self.vocabulary_size = self._mixture.vocabulary_size
         self.end_of_text_id = self._mixture.end_of_text_id

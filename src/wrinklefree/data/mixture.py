@@ -19,7 +19,14 @@ from wrinklefree.data.rows import (
     TOKEN_BYTES_DTYPE,
     TOKEN_BYTES_FILE,
 )
-from wrinklefree.data.shards import SPLITS, TokenFolder, TokenSplit, read_tokens, token_dtype
+from wrinklefree.data.shards import (
+    SPLITS,
+    TokenFolder,
+    TokenSplit,
+    read_tokens,
+    token_dtype,
+    write_records,
+)
 from wrinklefree.data.tokenizer import end_of_text_id, token_bytes, vocabulary_size
 from wrinklefree.errors import UserError
 
@@ -63,7 +70,7 @@ def build_mixture(
         "dtype": token_dtype(size).name,
         "domains": domains,
     }
-    token_bytes(tokenizer).astype(TOKEN_BYTES_DTYPE).tofile(folder / TOKEN_BYTES_FILE)
+    write_records(folder / TOKEN_BYTES_FILE, token_bytes(tokenizer).astype(TOKEN_BYTES_DTYPE))
     (folder / MIXTURE_FILE).write_text(f"{json.dumps(index, indent=2)}\n", encoding="utf-8")
     return {"domains": _facts(domains, settings.sequence_length)}
 
@@ -119,8 +126,8 @@ def _write_rows(
             row = np.repeat(np.arange(last - first), np.diff(packing.offsets[first : last + 1]))
             _gather(sources, source[here], starts[here], lengths[here], row, row_tokens)
             file.write(row_tokens.tobytes())
-    lengths.astype(PIECE_DTYPE).tofile(f"{stem}.pieces")
-    packing.offsets.astype(OFFSET_DTYPE).tofile(f"{stem}.offsets")
+    write_records(Path(f"{stem}.pieces"), lengths.astype(PIECE_DTYPE))
+    write_records(Path(f"{stem}.offsets"), packing.offsets.astype(OFFSET_DTYPE))
     return {"rows": rows, "pieces": len(lengths), "tokens": int(lengths.sum())}
 
 

@@ -123,6 +123,16 @@ def read_index(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def write_records(path: Path, records: np.ndarray) -> None:
+    """Write an array's bytes, in its own byte order, as ``map_file`` reads them.
+
+    Not by ``ndarray.tofile``, whose errors lack the system's number: a full disk would not be
+    recognised as one.
+    """
+    with path.open("wb") as file:
+        file.write(memoryview(np.ascontiguousarray(records)))
+
+
 def map_file(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray:
     """Map ``count`` records read-only; UserError if the file has another size."""
     if not path.is_file():

@@ -42,8 +42,8 @@ class History:
 def read_history(folder: Path) -> History:
     """The history of the training stage that wrote ``folder``.
 
-    A value that is null or not finite is a gap in its curve: a step whose gradient was not finite
-    is skipped by training and still has a line.
+    A value that is absent, null or not finite is a gap in its curve, as the loss of a domain in a
+    step without its rows. A step whose gradient is not finite has no line: training stops there.
 
     Raises
     ------

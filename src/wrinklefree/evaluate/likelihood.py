@@ -9,7 +9,6 @@ Shapes: B rows, T tokens of a row, V vocabulary, D draws.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import cast
 
 import torch
@@ -114,7 +113,7 @@ def _score_rows(
         domain, rows=settings.rows_per_domain, batch_size=settings.batch_size
     )
     for batch in batches:
-        batch = _on_device(batch, model.device)
+        batch = batch.to(model.device)
         if diffusion:
             nats_B, scored_BT = _negative_elbo(
                 model, batch, diffusion, settings.likelihood_draws, seed
@@ -146,8 +145,3 @@ def _negative_elbo(
     scored_BT = supervised_tokens(batch.tokens_BT, blocks, token_shift, diffusion.mask_token_id)
     assert torch.equal(scored_BT.sum(1), elbo.tokens_B), "bytes must be those of the scored tokens"
     return elbo.nats_DB.mean(0), scored_BT
-
-
-def _on_device(batch: Batch, device: torch.device) -> Batch:
-    moved = {item.name: getattr(batch, item.name).to(device) for item in fields(batch)}
-    return replace(batch, **moved)

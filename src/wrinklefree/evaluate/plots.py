@@ -74,7 +74,6 @@ def held_out_loss(models: dict[str, ModelScore]) -> Figure:
             axes.set_xlabel("loss (nats per token)")
             axes.tick_params(axis="x", labelbottom=True)
     grid[0].invert_yaxis()
-    grid[0].set_xlim(0.0, 1.28 * max(model.overall.loss for model in models.values()))
     _widen_for_labels(grid[0], models)
     figure.legend(
         handles=[

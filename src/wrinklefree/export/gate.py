@@ -38,8 +38,8 @@ def compare_with_stock(ours: PreTrainedModel, folder: Path, tokens_BT: Tensor) -
 
     Parameters
     ----------
-    tokens_BT : int64 rows without padding; their logits are compared, and each is continued by
-        32 greedy tokens.
+    tokens_BT : int64 rows; their logits are compared, and each is continued by 32 greedy tokens.
+        There is no mask: end-of-text tokens that pad a row are read as text, by both models.
 
     Returns
     -------

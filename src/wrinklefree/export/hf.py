@@ -53,8 +53,8 @@ def export_hf(
 
     Parameters
     ----------
-    tokens_BT : int64 rows of real text, without padding, on which the written model, loaded by
-        stock transformers, is compared with ours.
+    tokens_BT : int64 rows of real text on which the written model, loaded by stock transformers,
+        is compared with ours. A row may end in padding, end-of-text tokens that are read as text.
 
     Returns
     -------

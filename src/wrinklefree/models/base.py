@@ -49,21 +49,7 @@ def build_scratch(
     """An untrained Llama-like model in float32: SiLU, tied embeddings, no biases.
 
     The same arguments give the same weights, and the global random state is left as it was.
-
-    Raises
-    ------
-    UserError : the sizes do not fit each other.
     """
-    if model.hidden_size % model.heads or (model.hidden_size // model.heads) % 2:
-        raise UserError(
-            f"base.scratch.model: hidden_size {model.hidden_size} over heads {model.heads}:"
-            " expected an even number of features per head"
-        )
-    if model.heads % model.key_value_heads:
-        raise UserError(
-            f"base.scratch.model: heads {model.heads} is no multiple of key_value_heads"
-            f" {model.key_value_heads}"
-        )
     config = LlamaConfig(
         vocab_size=vocabulary_size,
         hidden_size=model.hidden_size,
@@ -191,7 +177,7 @@ def _existing_folder(settings: FolderBaseSettings) -> Path:
 
 
 def _gguf_name(settings: GgufBaseSettings) -> str:
-    return f"base.member {settings.member} of {settings.package} {settings.version}"
+    return f"base.source.member {settings.member} of {settings.package} {settings.version}"
 
 
 @contextmanager

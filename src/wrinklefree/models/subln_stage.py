@@ -18,55 +18,50 @@ if TYPE_CHECKING:
 
 
 def insert_subln_stage(
-    settings: SublnSettings, base: Path, batches: Iterable[Batch], folder: Path
+    settings: SublnSettings,
+    base: Path,
+    training: Iterable[Batch],
+    held_out: Iterable[Batch],
+    folder: Path,
 ) -> dict[str, Any]:
     """Write the model of folder ``base`` with SubLN and ternary layers to ``folder``.
 
     Parameters
     ----------
-    batches : real training rows; the first ``settings.calibration_rows`` of them are used, to fit
-        the gains and to measure the damage.
+    training : rows on which the gains are fitted.
+    held_out : other rows, on which the losses are measured: on its own rows a fit looks too good.
 
     Returns
     -------
-    facts : losses in nats per token. ``loss_before``: the dense base.
+    facts : ``calibration_rows`` and ``held_out_rows`` count what was used. Losses are in nats per
+        token of the held-out rows. ``loss_before``: the dense base.
         ``loss_ternary_without_subln``: the base quantized naively. ``loss_after_lambda0`` and
         ``loss_after_lambda1``: with SubLN, not quantized and quantized. ``gains``: one entry per
         norm, see ``calibrate_subln``.
 
     Raises
     ------
-    UserError : the base is not dense, or there are fewer rows than asked for.
+    UserError : the base is not dense.
     """
-    rows = _first_rows(batches, settings.calibration_rows)
+    training, held_out = list(training), list(held_out)
     model, model_format = load_model(base)
     if model_format != ModelFormat():
         raise UserError(f"{base}: expected a dense model, found {model_format}")
-    facts: dict[str, Any] = {"gain": settings.gain, "calibration_rows": settings.calibration_rows}
-    facts["loss_before"] = mean_next_token_loss(model, rows, 0.0)
+    facts: dict[str, Any] = {
+        "gain": settings.gain,
+        "calibration_rows": _count_rows(training),
+        "held_out_rows": _count_rows(held_out),
+    }
+    facts["loss_before"] = mean_next_token_loss(model, held_out, 0.0)
     insert_bitlinear(model)
-    facts["loss_ternary_without_subln"] = mean_next_token_loss(model, rows, 1.0)
+    facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)
-    facts["gains"] = calibrate_subln(model, rows, settings.gain)
-    facts["loss_after_lambda0"] = mean_next_token_loss(model, rows, 0.0)
-    facts["loss_after_lambda1"] = mean_next_token_loss(model, rows, 1.0)
+    facts["gains"] = calibrate_subln(model, training, settings.gain)
+    facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
+    facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
     save_model(folder, model, ModelFormat(subln=True, bitlinear=True), tokenizer=base)
     return facts
 
 
-def _first_rows(batches: Iterable[Batch], count: int) -> list[Batch]:
-    taken: list[Batch] = []
-    left = count
-    for batch in batches:
-        taken.append(_head(batch, left))
-        left -= taken[-1].tokens_BT.shape[0]
-        if left == 0:
-            return taken
-    raise UserError(
-        f"subln.calibration_rows is {count}, but there are only {count - left} rows; lower it"
-    )
-
-
-def _head(batch: Batch, count: int) -> Batch:
-    tensors = {name: tensor[:count] for name, tensor in vars(batch).items()}
-    return type(batch)(**tensors)
+def _count_rows(batches: list[Batch]) -> int:
+    return sum(len(batch.tokens_BT) for batch in batches)

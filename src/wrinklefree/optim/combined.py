@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch.optim import Optimizer
+
+
+class AfterStep(Protocol):
+    """What is done to the parameters once a step has been taken, such as QK-clip."""
+
+    def __call__(self) -> None:
+        """Do it."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log about the latest call."""
+        ...
 
 
 class CombinedOptimizer(Optimizer):
@@ -23,13 +36,15 @@ class CombinedOptimizer(Optimizer):
     ValueError : two parts share a parameter.
     """
 
-    def __init__(
-        self, parts: Sequence[Optimizer], after_step: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[Optimizer], after_step: AfterStep | None = None) -> None:
         super().__init__([group for part in parts for group in part.param_groups], defaults={})
         self._parts = list(parts)
         self._group_counts = [len(part.param_groups) for part in parts]
         self._after_step = after_step
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log about the latest step, beyond those of every optimizer."""
+        return self._after_step.metrics() if self._after_step else {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.config.optimizer import MuonBase, MuonSettings
 from wrinklefree.optim.adamw import adamw_groups
-from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.optim.combined import AfterStep, CombinedOptimizer
 from wrinklefree.optim.newton_schulz import orthogonalize
 from wrinklefree.optim.partition import partition_parameters
 
@@ -154,7 +154,7 @@ def muon_with_adamw(
     settings: MuonBase,
     *,
     nesterov: bool,
-    after_step: Callable[[], None] | None = None,
+    after_step: AfterStep | None = None,
 ) -> CombinedOptimizer:
     """As :func:`build_muon`, with the choices in which Muon and MuonClip differ."""
     matrices, others = partition_parameters(model)

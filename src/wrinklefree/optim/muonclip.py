@@ -76,6 +76,14 @@ class QkClip:
             clipped_heads=int((all_maxima > self._threshold).sum()),
         )
 
+    def metrics(self) -> dict[str, float]:
+        """``train/qk_max_logit`` before clipping, and ``train/qk_clipped_heads``."""
+        assert self.last is not None
+        return {
+            "train/qk_max_logit": self.last.max_logit,
+            "train/qk_clipped_heads": float(self.last.clipped_heads),
+        }
+
 
 @torch.no_grad()
 def shrink_queries(attention: nn.Module, gamma_H: Tensor) -> None:

@@ -148,9 +148,12 @@ def writing_artifact(path: Path, origin: Origin) -> Iterator[tuple[Path, dict[st
 
 
 def discard_partial(path: Path) -> None:
-    """Remove what a killed writer left beside ``path``."""
-    for leftover in (f".{path.name}.partial", f".{path.name}.previous"):
-        shutil.rmtree(path.with_name(leftover), ignore_errors=True)
+    """Remove what a killed or failed writer left beside ``path``, putting back what it replaced."""
+    shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
+    previous = path.with_name(f".{path.name}.previous")
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, origin: Origin, facts: dict[str, Any]) -> None:
@@ -165,7 +168,7 @@ def _write_manifest(folder: Path, origin: Origin, facts: dict[str, Any]) -> None
 
 
 def _replace_folder(path: Path, partial: Path) -> None:
-    """Rename ``partial`` to ``path``. A kill in between leaves the old, the new or no folder."""
+    """Rename ``partial`` to ``path``; after a kill in between the next writer puts back the old."""
     previous = path.with_name(f".{path.name}.previous")
     if path.exists():
         path.rename(previous)

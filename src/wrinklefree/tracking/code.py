@@ -6,12 +6,23 @@ Imports inside functions count, and so do the ``__init__.py`` of the packages ab
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "wrinklefree"
+
+# Text is searched rather than parsed: an engine does it for all stages at every start. What only
+# looks like an import, in a docstring, makes a dependency too many and never one too few.
+_IMPORT = re.compile(
+    rf"""^[ \t]*(?:
+        from[ \t]+(?P<module>{PACKAGE}[\w.]*)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n]*)
+        | import[ \t]+(?P<modules>{PACKAGE}[^\n]*)
+    )""",
+    re.MULTILINE | re.VERBOSE,
+)
+_RELATIVE = re.compile(r"^[ \t]*from[ \t]+\.", re.MULTILINE)
 
 
 def code_files(script: Path, source: Path) -> list[Path]:
@@ -44,21 +55,22 @@ def code_digest(script: Path, source: Path) -> str:
 
 
 @cache
-def _imported_modules(file: Path, content: bytes) -> frozenset[str]:
+def _imported_modules(content: bytes) -> frozenset[str]:
     """Absolute names that may be modules: ``from a.b import c`` yields ``a.b`` and ``a.b.c``."""
+    text = content.decode()
+    assert not _RELATIVE.search(text), f"import by the absolute name: {_RELATIVE.search(text)}"
     names: set[str] = set()
-    for node in ast.walk(ast.parse(content, filename=str(file))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    for match in _IMPORT.finditer(text):
+        names.update(re.findall(r"[\w.]+", match["modules"] or ""))
+        if module := match["module"]:
+            names.add(module)
+            names.update(f"{module}.{name}" for name in re.findall(r"\w+", match["names"]))
     return frozenset(names)
 
 
 def _imported_files(file: Path, source: Path) -> set[Path]:
     files: set[Path] = set()
-    for name in _imported_modules(file, file.read_bytes()):
+    for name in _imported_modules(file.read_bytes()):
         parts = name.split(".")
         if parts[0] != PACKAGE:
             continue

@@ -53,10 +53,14 @@ class StageRun:
 
     def log_parameters(self, settings: dict[str, Any]) -> None:
         """Log nested settings under their dotted names."""
-        from mlflow.entities import Param
 
-        params = [Param(name, str(value)) for name, value in _flatten(settings).items()]
-        self._guard(lambda: self._client.log_batch(self._run_id, params=params))
+        def log() -> None:
+            from mlflow.entities import Param
+
+            params = [Param(name, str(value)) for name, value in _flatten(settings).items()]
+            self._client.log_batch(self._run_id, params=params)
+
+        self._guard(log)
 
     def log_inputs(self, inputs: dict[str, Artifact]) -> None:
         """Log input artifacts as data sets, by the digest of their manifests."""
@@ -128,7 +132,11 @@ class StageRun:
 
         def close() -> None:
             self._client.set_terminated(self._run_id, status)
-            self._client.set_terminated(self._parent_id, status)
+            with exclusive_lock(_LOCK):
+                # A stage that ends well does not undo another's failure.
+                parent = self._client.get_run(self._parent_id)
+                if parent.info.status != "FAILED":
+                    self._client.set_terminated(self._parent_id, status)
 
         self._guard(close)
 

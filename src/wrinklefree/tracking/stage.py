@@ -7,12 +7,14 @@ happens here, and nothing else does.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import shutil
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,14 +25,26 @@ from wrinklefree.config.load import read_yaml, validate, validate_section, witho
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.stages import narrow
 from wrinklefree.errors import UserError
-from wrinklefree.tracking.artifact import Artifact, Origin, open_artifact, writing_artifact
+from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.files import is_disk_full, sha256_of_json
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.terminal import Terminal
 
-_RECORDED_LIBRARIES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
+_RECORDED_LIBRARIES = (
+    "datasets",
+    "gguf",
+    "matplotlib",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+)
+"""What shapes the bytes of an artifact."""
 _KEY_LENGTH = 16
 _SEED_DIGITS = 12
 _WORK = Path("work")
@@ -127,10 +141,11 @@ def stage_main(
             sys.exit(130)
         except Exception as error:
             if not is_disk_full(error):
+                terminal.record(traceback.format_exc())
                 raise
             terminal.say(
                 f"error: {label}: no space left while writing {arguments.output} or a checkpoint;"
-                " what was there before is unchanged. Free some space and run again"
+                " nothing half-written is left. Free some space and run again"
             )
             sys.exit(2)
 
@@ -165,7 +180,8 @@ def _run(
             work = _WORK / label / key
             stage = Stage(name, instance, settings, paths, folder, work, run, terminal)
             facts.update(function(stage))
-        shutil.rmtree(work, ignore_errors=True)  # superseded by the artifact
+        # Superseded by the artifact, as are checkpoints under settings of before.
+        shutil.rmtree(_WORK / label, ignore_errors=True)
         run.log_output(open_artifact(output))
         succeeded = True
     finally:
@@ -200,24 +216,23 @@ def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
             parameters = json.loads(given)
         except json.JSONDecodeError as error:
             raise UserError(f"--settings: not valid JSON: {error}") from error
-        settings = narrow(without_nulls(parameters), name, instance)
-        for key in settings:
-            if key not in Parameters.model_fields:
-                raise UserError(f"--settings: unknown section {key}")
-        return settings
+        if unknown := sorted(set(parameters) - set(Parameters.model_fields)):
+            raise UserError(f"--settings: unknown section {unknown[0]}")
+        return narrow(without_nulls(parameters), name, instance)
     parameters = without_nulls(read_yaml(Path(given)))
     validate(parameters, origin=given)
     return narrow(parameters, name, instance)
 
 
 def _versions() -> dict[str, str]:
-    versions = {library: importlib.metadata.version(library) for library in _RECORDED_LIBRARIES}
-    return {"python": ".".join(map(str, sys.version_info[:2])), **versions}
+    versions = {"python": ".".join(map(str, sys.version_info[:2]))}
+    for library in _RECORDED_LIBRARIES:
+        # Some are optional.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    return versions
 
 
 def _terminated(*_: object) -> None:
     """Leave through the same clean-up as an exception does."""
     raise SystemExit(143)
-
-
-__all__ = ["Artifact", "Stage", "stage_main"]

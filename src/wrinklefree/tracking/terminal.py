@@ -42,7 +42,7 @@ class Terminal:
         """Print a line, above a progress bar if there is one."""
         tqdm.write(line, file=self._stream)
         self._stream.flush()
-        self._record(line)
+        self.record(line)
 
     def show_warning(
         self, message: Warning | str, category: type[Warning], *_: Any, **__: Any
@@ -54,7 +54,8 @@ class Terminal:
         """A bar from ``done`` to ``total``."""
         return Progress(self, self._stream, total=total, done=done, unit=unit)
 
-    def _record(self, line: str) -> None:
+    def record(self, line: str) -> None:
+        """Write to the log file only."""
         if self._log:
             self._log.write(line + "\n")
             self._log.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -61,8 +62,14 @@ def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
         end_of_text_id=data.end_of_text_id,
         seed=stage.seed,
     )
-    trainer = Trainer(stage, model, CausalLanguageModel(), data, settings.training)
+    trainer = Trainer(
+        stage,
+        model,
+        CausalLanguageModel(),
+        data,
+        settings.training,
+        check_first_loss=partial(check_initial_loss, vocabulary_size=data.vocabulary_size),
+    )
     facts = trainer.run()
-    check_initial_loss(facts["loss_first"], data.vocabulary_size)
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
     return {"parameters": model.num_parameters(), **facts}

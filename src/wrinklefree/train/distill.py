@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.config.load import validate_section
@@ -27,7 +28,7 @@ def distill_student(stage: Stage) -> dict[str, Any]:
     student, student_format = load_model(stage.inputs["model"])
     teacher, _ = load_model(stage.inputs["teacher"])
     if torch.cuda.is_available():
-        teacher.cuda()
+        nn.Module.to(teacher, "cuda")
     objective = _objective(stage, settings, student_format, teacher)
     facts = Trainer(stage, student, objective, data, settings).run()
     save_model(stage.folder, student, student_format, stage.inputs["model"])

@@ -13,17 +13,19 @@ import contextlib
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.config.training import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.data.loader import Batch, TrainingData
 from wrinklefree.errors import UserError
 from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.warmup import quantization_lambda
@@ -51,7 +53,13 @@ class _StepTotals:
 
 
 class Trainer:
-    """Takes a model through the steps of one stage, with checkpoints, tracking and progress."""
+    """Takes a model through the steps of one stage, with checkpoints, tracking and progress.
+
+    Parameters
+    ----------
+    check_first_loss : called with the loss of the first step (nats per token); raises UserError
+        when training should not go on from there.
+    """
 
     def __init__(
         self,
@@ -60,15 +68,18 @@ class Trainer:
         objective: Objective,
         data: TrainingData,
         settings: TrainingSettings,
+        *,
+        check_first_loss: Callable[[float], None] | None = None,
     ) -> None:
         _refuse_low_precision(model)
         self.stage = stage
         self.settings = settings
+        self.check_first_loss = check_first_loss
         self.objective = objective
         self.data = data
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device)
-        self.model.train()
+        self.model = model.train()
+        nn.Module.to(model, self.device)  # in place; transformers' own method hides its type
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         self.clipper = ZClip(settings.zclip)
         self.warnings: Counter[GradientWarning] = Counter()
@@ -89,6 +100,7 @@ class Trainer:
             terminal.say(f"warning: a checkpoint was passed over: {complaint}")
         if self.state.step:
             terminal.say(f"{terminal.label}: going on from step {self.state.step}")
+        self.resumed_at = self.state.step
         progress = terminal.progress(total=self.settings.steps, done=self.state.step)
         # Made after the checkpoint is loaded: it compares with the parameters of this moment.
         self.movement = MovementCheck(self.model, self.optimizer, steps=MOVEMENT_STEPS)
@@ -98,6 +110,8 @@ class Trainer:
                 entry = self._step(self.state.step)
                 self.state.history.append(entry)
                 self.state.step += 1
+                if self.state.step == 1 and self.check_first_loss:
+                    self.check_first_loss(entry["train/loss"])
                 self._check_movement()
                 self._report(progress, entry, time.monotonic() - started)
                 if self._checkpoint_is_due():
@@ -137,6 +151,8 @@ class Trainer:
         }
         if strength is not None:
             entry["train/lambda"] = strength
+        if isinstance(self.optimizer, CombinedOptimizer):
+            entry |= self.optimizer.metrics()
         return entry | totals.domains | totals.terms
 
     def _backward(self, step: int) -> _StepTotals:
@@ -184,7 +200,7 @@ class Trainer:
             batch_size=self.settings.batch_size,
             micro_batches=self.settings.gradient_accumulation_steps,
         )
-        return batch_to(batch, self.device)
+        return batch.to(self.device)
 
     def _set_learning_rate(self, step: int) -> float:
         fraction = learning_rate_fraction(step, self.settings.steps, self.settings.schedule)
@@ -211,9 +227,12 @@ class Trainer:
         self.warnings[warning] += 1
 
     def _check_movement(self) -> None:
-        """After 100 steps, or at the end of a shorter run: did every parameter move?"""
-        last = self.state.step == self.settings.steps and self.movement.observed < MOVEMENT_STEPS
-        if not (self.movement.due or last):
+        """After 100 steps, or at the end of a shorter run: did every parameter move?
+
+        The last steps of a resumed run are not enough to tell: their rates may be near zero.
+        """
+        short = self.state.step == self.settings.steps < MOVEMENT_STEPS and not self.resumed_at
+        if not (self.movement.due or short):
             return
         try:
             report = self.movement.check()
@@ -238,7 +257,7 @@ class Trainer:
 
     def _divergence(self, step: int, totals: _StepTotals) -> str:
         name = first_non_finite(self.model.named_parameters())
-        where = f"the gradient of {name}" if name else "the gradient norm"
+        where = f"the gradient of {name}" if name else "the loss or the gradient norm"
         return (
             f"step {step + 1}: {where} is not finite (loss {totals.objective:g});"
             " the step was not applied and the last checkpoint is untouched."
@@ -253,15 +272,10 @@ class Trainer:
             "loss_first": history[0]["train/loss"],
             "loss_last": history[-1]["train/loss"],
             "steps_clipped": int(sum(entry["train/grad_clipped"] for entry in history)),
+            # The last digits of a sum depend on both: other values give other bytes.
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
         }
-
-
-def batch_to(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` with its tensors on ``device``."""
-    moved: dict[str, Tensor] = {
-        item.name: getattr(batch, item.name).to(device) for item in fields(batch)
-    }
-    return Batch(**moved)
 
 
 def _refuse_low_precision(model: PreTrainedModel) -> None:

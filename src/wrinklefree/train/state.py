@@ -69,6 +69,7 @@ class TrainingState:
                 open_artifact(checkpoint)
             except UserError as error:
                 complaint = str(error)
+                shutil.rmtree(checkpoint)  # or it would count as one of the newest to keep
                 continue
             self._load(checkpoint)
             break

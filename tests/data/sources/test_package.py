@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from wrinklefree.config.sources import PackageSource
-from wrinklefree.data.download import file_sha256
 from wrinklefree.data.sources.package import documents, json_documents
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import sha256_of_file
 
 
 def source(sha256: str, **settings: Any) -> PackageSource:
@@ -118,7 +118,7 @@ def test_broken_zip_is_a_clear_error(make_wheel, tmp_path: Path) -> None:
 
 def _cached(path: Path, data: bytes, cache: Path) -> str:
     path.write_bytes(data)
-    sha256 = file_sha256(path)
+    sha256 = sha256_of_file(path)
     (cache / sha256).mkdir()
     path.rename(cache / sha256 / path.name)
     path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,95 @@
+"""What the benchmarks share: comparing, timing in turns, printing. Run by itself it does nothing."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wrinklefree.config.load import read_yaml, validate
+from wrinklefree.config.parameters import Parameters
+from wrinklefree.config.training import ScratchSettings
+
+ROOT = Path(__file__).parents[1]
+
+
+def default_settings() -> tuple[Parameters, ScratchSettings]:
+    """The settings in ``params.yaml`` and, of these, the shape of the model that is timed."""
+    settings = validate(read_yaml(ROOT / "params.yaml"))
+    if settings.base.scratch is None:
+        raise SystemExit("params.yaml has no base.scratch: benchmarks run with the default preset")
+    return settings, settings.base.scratch
+
+
+def print_header(title: str) -> None:
+    """Title, machine and commit: what figures are worthless without."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    print(
+        f"\n{title}\n{os.cpu_count()} CPUs, torch {torch.__version__},"
+        f" {torch.get_num_threads()} threads, commit {commit}"
+    )
+
+
+def require(true: bool, what: str) -> None:
+    """Stop, with no figure printed, unless ``what`` holds."""
+    if not true:
+        raise SystemExit(f"WRONG, nothing timed: expected {what}")
+
+
+def require_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Stop unless ``‖actual - expected‖ <= tolerance * ‖expected‖`` (Frobenius)."""
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    require(bool(error <= tolerance), f"{what} within {tolerance:g}, is off by {error:.2g}")
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each repeat of each call, after one warm-up.
+
+    The calls take turns, so that a slow spell of the machine hits all of them and ratios hold.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def print_table(
+    title: str,
+    seconds: Mapping[str, list[float]],
+    baselines: Iterable[str],
+    tokens: int | None = None,
+) -> None:
+    """Median, min and max of each call, tokens/s at the median, and ratios to the baselines.
+
+    A ratio is taken within each repeat: its median, min and max over the repeats.
+    """
+    baselines = list(baselines)
+    rate = f"{'tokens/s':>13}" if tokens else ""
+    headings = "".join(f"  {'time / ' + name:>26}" for name in baselines)
+    print(f"\n{title}\n{'milliseconds':<26}{'median':>9}{'min':>9}{'max':>9}{rate}{headings}")
+    for name, mine in seconds.items():
+        line = f"{name:<26}"
+        line += "".join(f"{1e3 * f(mine):9.2f}" for f in (statistics.median, min, max))
+        if tokens:
+            line += f"{tokens / statistics.median(mine):13,.0f}"
+        for baseline in baselines:
+            ratios = [a / b for a, b in zip(mine, seconds[baseline], strict=True)]
+            spread = f"({min(ratios):.3g} to {max(ratios):.3g})"
+            line += f"  {statistics.median(ratios):>8.3g} {spread:>17}"
+        print(line)

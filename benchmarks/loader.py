@@ -1,0 +1,103 @@
+"""Loading of training batches: speed, and its share of a training step of the default model."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
+
+from wrinklefree.config.parameters import Parameters
+from wrinklefree.config.training import ScratchSettings
+from wrinklefree.data.loader import Batch, TrainingData
+from wrinklefree.data.rows import MIXTURE_FILE, read_mixture
+from wrinklefree.models.base import build_scratch
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.optim import build_optimizer
+from wrinklefree.stability.zclip import ZClip
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+
+MIXTURE = ROOT / "data" / "mixture"
+REPEATS = 9
+
+
+class Run:
+    """Training in stage 2's settings, without checkpoints and tracking."""
+
+    def __init__(
+        self, data: TrainingData, parameters: Parameters, scratch: ScratchSettings
+    ) -> None:
+        self.data, self.settings = data, parameters.stage2
+        self.model = build_scratch(
+            scratch.model,
+            data.vocabulary_size,
+            data.sequence_length,
+            data.end_of_text_id,
+            parameters.seed,
+        )
+        insert_subln(self.model)
+        insert_bitlinear(self.model)
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, self.settings.optimizer)
+        self.clipper = ZClip(self.settings.zclip)
+        self.steps = itertools.count()
+
+    def batches(self) -> list[Batch]:
+        """The next step's."""
+        step, count = next(self.steps), self.settings.gradient_accumulation_steps
+        size = self.settings.batch_size
+        return [
+            self.data.batch(step, index, batch_size=size, micro_batches=count)
+            for index in range(count)
+        ]
+
+    def step(self) -> None:
+        """One optimizer step, with λ = 1."""
+        objective = CausalLanguageModel()
+        self.optimizer.zero_grad(set_to_none=True)
+        prepared = [objective.prepare(batch, 0) for batch in self.batches()]
+        denominator = sum(objective.denominator(micro) for micro in prepared)
+        for micro in prepared:
+            objective.loss(self.model, micro, denominator).loss.backward()
+        require(self.clipper.clip(list(self.model.parameters())).finite, "finite gradients")
+        self.optimizer.step()
+
+
+def check(data: TrainingData, rows: int) -> None:
+    """A step's rows are rows of the files, and do not depend on how the step is divided."""
+    whole = data.batch(3, 0, batch_size=rows, micro_batches=1)
+    singles = [data.batch(3, index, batch_size=1, micro_batches=rows) for index in range(rows)]
+    joined = torch.cat([batch.tokens_BT for batch in singles])
+    require(torch.equal(whole.tokens_BT, joined), "the same rows however a step is divided")
+    stored = [
+        {r.tobytes() for r in domain.train.tokens} for domain in read_mixture(MIXTURE).domains
+    ]
+    dtype = read_mixture(MIXTURE).domains[0].train.tokens.dtype
+    for tokens_T, ids_T, positions_T, domain in zip(
+        whole.tokens_BT, whole.document_ids_BT, whole.positions_BT, whole.domain_B, strict=True
+    ):
+        found = tokens_T.numpy().astype(dtype).tobytes() in stored[int(domain)]
+        require(found, "rows of the files of their domain")
+        pieces = itertools.groupby(ids_T.tolist())
+        counted = [at for _, piece in pieces for at, _ in enumerate(piece)]
+        require(positions_T.tolist() == counted, "positions that count from 0 in every piece")
+
+
+def main() -> None:
+    parameters, scratch = default_settings()
+    print_header("Loading of batches")
+    if not (MIXTURE / MIXTURE_FILE).is_file():
+        print("data/mixture is missing, nothing timed; make it with: snakemake --cores all mixture")
+        return
+    data = TrainingData(MIXTURE, seed=parameters.seed)
+    run = Run(data, parameters, scratch)
+    rows = run.settings.batch_size * run.settings.gradient_accumulation_steps
+    check(data, rows)
+    seconds = time_in_turns({"training step": run.step, "its batches": run.batches}, REPEATS)
+    tokens = rows * data.sequence_length
+    title = f"{tokens} tokens a step; the ratio of 'its batches' is the share of loading"
+    print_table(title, seconds, ["training step"], tokens)
+
+
+if __name__ == "__main__":
+    main()
