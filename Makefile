@@ -63,13 +63,20 @@ format: setup
 bench: setup
 	for file in benchmarks/*.py; do python $$file || exit 1; done
 
+ARTIFACTS := $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json data/*/*/manifest.json \
+	models/*/manifest.json models/*/*/manifest.json results/manifest.json))
+
+# Neither engine is told that something is up to date which other settings or code made.
+
 # After Snakemake ran: tell DVC that what stands in the folders is the result.
 dvc-accept: setup
+	wrinklefree verify --current $(ARTIFACTS)
 	dvc commit --force --quiet
 	@dvc status
 
 # After DVC ran, or `dvc checkout`: tell Snakemake that what stands in the folders is the result.
 snakemake-accept: setup
+	wrinklefree verify --current $(ARTIFACTS)
 	snakemake all --cores 1 --touch --forceall --quiet all
 	@snakemake all --cores 1 --dry-run --quiet
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: comparing, timing in turns, printing. Run by itself it does nothing."""
+"""What the benchmarks share: comparing, timing in turns, printing. Run alone it does nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def require_close(actual: Tensor, expected: Tensor, tolerance: float, what: str)
 
 
 def time_in_turns(
-    calls: Mapping[str, Callable[[], object]], repeats: int
+    calls: Mapping[str, Callable[[], object]], repeats: int = 9
 ) -> dict[str, list[float]]:
     """Seconds of each repeat of each call, after one warm-up.
 
@@ -80,16 +80,19 @@ def print_table(
     A ratio is taken within each repeat: its median, min and max over the repeats.
     """
     baselines = list(baselines)
-    rate = f"{'tokens/s':>13}" if tokens else ""
+    rate = f"{'tokens/s':>16}" if tokens else ""
     headings = "".join(f"  {'time / ' + name:>26}" for name in baselines)
     print(f"\n{title}\n{'milliseconds':<26}{'median':>9}{'min':>9}{'max':>9}{rate}{headings}")
     for name, mine in seconds.items():
         line = f"{name:<26}"
         line += "".join(f"{1e3 * f(mine):9.2f}" for f in (statistics.median, min, max))
         if tokens:
-            line += f"{tokens / statistics.median(mine):13,.0f}"
+            line += f"{tokens / statistics.median(mine):16,.0f}"
         for baseline in baselines:
+            if name == baseline:
+                line += f"  {'1':>8} {'':17}"
+                continue
             ratios = [a / b for a, b in zip(mine, seconds[baseline], strict=True)]
             spread = f"({min(ratios):.3g} to {max(ratios):.3g})"
             line += f"  {statistics.median(ratios):>8.3g} {spread:>17}"
-        print(line)
+        print(line.rstrip())

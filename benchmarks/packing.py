@@ -8,7 +8,6 @@ from _timing import ROOT, default_settings, print_header, print_table, require, 
 from wrinklefree.data.pack import Packing, pack, split_documents
 from wrinklefree.data.shards import INDEX_FILE, read_tokens
 
-REPEATS = 9
 LONG_ROW = 2048
 CHECKED_PIECES = 3000
 
@@ -75,9 +74,11 @@ def main() -> None:
             "next-fit": lambda p=pieces, t=length: [next_fit(sizes, t) for sizes in p.values()],
             "best-fit": lambda p=pieces, t=length: [pack(sizes, t) for sizes in p.values()],
         }
-        seconds = time_in_turns(calls, REPEATS)
+        seconds = time_in_turns(calls)
         tokens = sum(int(sizes.sum()) for sizes in pieces.values())
-        title = f"rows of {length} tokens, {sum(map(len, pieces.values())):,} pieces"
+        count = sum(map(len, pieces.values()))
+        full = sum(int((sizes == length).sum()) for sizes in pieces.values())
+        title = f"rows of {length} tokens, {count:,} pieces of which {full:,} fill a row"
         print_table(title, seconds, ["next-fit"], tokens)
         print(f"{'utilisation, percent':<26}{'best-fit':>9}{'next-fit':>9}{'ratio':>9}")
         for name, sizes in pieces.items():

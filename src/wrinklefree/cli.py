@@ -21,6 +21,11 @@ def main() -> None:
     preset.add_argument("name", help="a name in params/, or the path of a YAML file")
     verify = commands.add_parser("verify", help="check the files of artifacts against manifests")
     verify.add_argument("folders", nargs="+", type=Path)
+    verify.add_argument(
+        "--current",
+        action="store_true",
+        help="and that they were made with the present settings and code",
+    )
     code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
     code.add_argument("--write", action="store_true", help="bring dvc.yaml up to date")
     arguments = parser.parse_args()
@@ -57,10 +62,15 @@ def _preset(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from wrinklefree.config.load import read_yaml, without_nulls
     from wrinklefree.tracking.artifact import open_artifact
+    from wrinklefree.tracking.current import check_current
 
     for folder in arguments.folders:
-        manifest = open_artifact(folder).manifest
+        artifact = open_artifact(folder)
+        manifest = artifact.manifest
+        if arguments.current:
+            check_current(artifact, without_nulls(read_yaml(PARAMS)))
         print(f"{folder}: whole, {len(manifest.files)} files, stage {manifest.stage}")
 
 

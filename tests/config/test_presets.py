@@ -31,10 +31,10 @@ def test_every_preset_laid_into_params_reads_as_its_overlay(project: Path):
 
 
 def test_comments_outside_the_preset_stay(project: Path):
-    Path("params/few.yaml").write_text("stage2:\n  steps: 7\n")
+    Path("params/few.yaml").write_text("stage2:\n  steps: 777\n")
     before = Path("params.yaml").read_text()
     text = lay_into(Path("params.yaml"), find_preset("few"))
-    assert "steps: 7" in text
+    assert "steps: 777" in text
     for line in before.splitlines():
         if line.startswith("#"):
             assert line in text

@@ -165,7 +165,6 @@ except Exception as error:
     ("document", "count", "limit", "last"),
     [
         ([], 240, 700, "d.train.pieces"),  # 480 bytes of rows, 960 of pieces
-        ([5] * 7, 60, 970, "d.train.offsets"),  # 960, 240 and 488
         ([5] * 7, 1, 700, "token_bytes"),  # 320 ids of 4 bytes
     ],
 )

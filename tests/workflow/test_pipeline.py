@@ -91,7 +91,7 @@ def wait_for_checkpoints(project: Path, process: subprocess.Popen[bytes], count:
 def test_a_full_disk_is_one_clear_message_and_the_old_artifact_stays(project: Path):
     before = read_manifest(project / "models" / "stage2")
     # A limit on file size stands in for a full disk: writes fail in the middle of a file.
-    result = limited(project, stage2(project, steps=2))
+    result = limited(project, stage2(project, steps=5))
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert "no space left" in result.stderr
@@ -228,6 +228,20 @@ def test_both_round_trips_between_the_engines_are_no_ops(project: Path):
     assert dvc_reruns(clone) == set()
     run(clone, "snakemake", "all", "--cores", "1", "--touch", "--forceall")  # make snakemake-accept
     assert snakemake_reruns(clone) == {}
+
+
+def test_an_artifact_of_other_settings_or_code_is_not_taken_for_current(project: Path):
+    folders = ["data/raw/maths", "models/stage2", "models/distill/ar", "results"]
+    command = ["wrinklefree", "verify", "--current", *folders]
+    run(project, *command)
+    params = project / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("temperature: 2.0", "temperature: 3.0", 1))
+    assert "models/distill/ar was made with other settings" in run(project, *command, check=False)
+    params.write_text(text)
+    with (project / "src/wrinklefree/evaluate/table.py").open("a") as file:
+        file.write("# edited\n")
+    assert "results was made with other code" in run(project, *command, check=False)
 
 
 def test_dvc_runs_the_graph_to_the_same_bytes_as_snakemake(project: Path, completed: Path):

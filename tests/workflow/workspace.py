@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dvc.repo import Repo
+from snakemake.cli import main as snakemake_main
+
+from wrinklefree.config.load import read_yaml
 
 PROJECT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "workflow", "dvc.yaml", "params.yaml", "params", "src", ".dvcignore", ".dvc")
@@ -94,9 +97,8 @@ def dvc_outputs(folder: Path) -> dict[str, str]:
 
 def snakemake_reruns(folder: Path, *options: str) -> dict[str, str]:
     """What Snakemake would run: the command of every job by its output folder."""
-    text = run(
-        folder, "snakemake", "all", "--cores", "1", "--dry-run", "--printshellcmds", *options
-    )
+    dry_run = ("all", "--cores", "1", "--dry-run", "--printshellcmds")
+    text = run_forked(folder, snakemake_main, *dry_run, *options)
     commands = re.findall(r"^Shell command: (.*--output (\S+))$", text, re.MULTILINE)
     return {output: command for command, output in commands}
 

@@ -130,7 +130,7 @@ def write_records(path: Path, records: np.ndarray) -> None:
     recognised as one.
     """
     with path.open("wb") as file:
-        file.write(memoryview(np.ascontiguousarray(records)))
+        file.write(np.ascontiguousarray(records).data)
 
 
 def map_file(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray:

@@ -33,7 +33,7 @@ def settings_with(weights=None, relations=None, **changes):
     """Only what the objectives read; the rest of a training section is the loop's."""
     values = {"temperature": 5.0, "temperature_squared": False, **changes}
     return DistillSettings.model_construct(
-        weights=DistillationWeights(**{**WEIGHTS, **(weights or {})}),
+        weights=DistillationWeights.model_construct(**{**WEIGHTS, **(weights or {})}),
         relations=RelationSettings(**{**RELATIONS, **(relations or {})}),
         **values,
     )
