@@ -61,7 +61,7 @@ format: setup
 	snakefmt workflow Snakefile
 
 bench: setup
-	for file in benchmarks/*.py; do python $$file || exit 1; done
+	for file in benchmarks/[!_]*.py; do python $$file || exit 1; done
 
 ARTIFACTS := $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json data/*/*/manifest.json \
 	models/*/manifest.json models/*/*/manifest.json results/manifest.json))
