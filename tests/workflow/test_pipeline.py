@@ -253,6 +253,8 @@ def test_dvc_runs_the_graph_to_the_same_bytes_as_snakemake(project: Path, comple
         name = manifest.relative_to(completed)
         assert (project / name).read_bytes() == manifest.read_bytes(), name
     assert dvc_reruns(project) == set()
+    run(project, "snakemake", "all", "--cores", "1", "--touch", "--forceall")  # snakemake-accept
+    assert snakemake_reruns(project) == {}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
