@@ -8,8 +8,6 @@ PLOTS = {
 
 
 rule evaluate:
-    message:
-        "Compare every model of the run"
     input:
         base="models/base/manifest.json",
         subln="models/subln/manifest.json",
@@ -20,15 +18,14 @@ rule evaluate:
         mixture="data/mixture/manifest.json",
     output:
         manifest="results/manifest.json",
-        table=report("results/table.md", caption="../report/table.rst", category="Comparison"),
-        samples=report("results/samples.md", caption="../report/samples.rst", category="Comparison"),
+        table=report("results/table.html", caption="../report/table.rst", category="Comparison"),
+        samples=report(
+            "results/samples.html", caption="../report/samples.rst", category="Comparison"
+        ),
         plots=[
             report(f"results/plots/{plot}.svg", caption=f"../report/{plot}.rst", category=category)
             for plot, category in PLOTS.items()
         ],
-    params:
-        settings=settings("evaluate"),
-        code=code("evaluate"),
     log:
         "logs/evaluate.log",
     benchmark:
@@ -36,6 +33,11 @@ rule evaluate:
     threads: workflow.cores
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("evaluate"),
+        code=code("evaluate"),
+    message:
+        "Compare every model of the run"
     shell:
         "python -P workflow/scripts/evaluate.py --settings {params.settings:q}"
         " --base models/base --subln models/subln --stage2 models/stage2"
@@ -44,16 +46,11 @@ rule evaluate:
 
 
 rule export:
-    message:
-        "Write the distilled student for other tools, and check it there"
     input:
         model="models/distill/ar/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/export/manifest.json",
-    params:
-        settings=settings("export"),
-        code=code("export"),
     log:
         "logs/export.log",
     benchmark:
@@ -61,6 +58,11 @@ rule export:
     threads: workflow.cores
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("export"),
+        code=code("export"),
+    message:
+        "Write the distilled student for other tools, and check it there"
     shell:
         "python -P workflow/scripts/export.py --settings {params.settings:q}"
         " --model models/distill/ar --mixture data/mixture --output models/export"

@@ -1,14 +1,9 @@
 rule base:
-    message:
-        "Train or bring the dense model"
     input:
         mixture="data/mixture/manifest.json",
         tokenizer="data/tokenizer/manifest.json",
     output:
         "models/base/manifest.json",
-    params:
-        settings=settings("base"),
-        code=code("base"),
     log:
         "logs/base.log",
     benchmark:
@@ -16,22 +11,22 @@ rule base:
     threads: workflow.cores
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("base"),
+        code=code("base"),
+    message:
+        "Train or bring the dense model"
     shell:
         "python -P workflow/scripts/base.py --settings {params.settings:q}"
         " --mixture data/mixture --tokenizer data/tokenizer --output models/base"
 
 
 rule subln:
-    message:
-        "Insert SubLN and ternary linear layers, and measure the damage"
     input:
         model="models/base/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/subln/manifest.json",
-    params:
-        settings=settings("subln"),
-        code=code("subln"),
     log:
         "logs/subln.log",
     benchmark:
@@ -39,6 +34,11 @@ rule subln:
     threads: workflow.cores
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("subln"),
+        code=code("subln"),
+    message:
+        "Insert SubLN and ternary linear layers, and measure the damage"
     shell:
         "python -P workflow/scripts/subln.py --settings {params.settings:q}"
         " --model models/base --mixture data/mixture --output models/subln"

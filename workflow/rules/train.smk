@@ -1,14 +1,9 @@
 rule stage2:
-    message:
-        "Continued pretraining with quantization in the loop"
     input:
         model="models/subln/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/stage2/manifest.json",
-    params:
-        settings=settings("stage2"),
-        code=code("stage2"),
     log:
         "logs/stage2.log",
     benchmark:
@@ -16,22 +11,22 @@ rule stage2:
     threads: workflow.cores
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("stage2"),
+        code=code("stage2"),
+    message:
+        "Continued pretraining with quantization in the loop"
     shell:
         "python -P workflow/scripts/stage2.py --settings {params.settings:q}"
         " --model models/subln --mixture data/mixture --output models/stage2"
 
 
 rule dlm:
-    message:
-        "Convert to a block-diffusion model"
     input:
         model="models/stage2/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/dlm/manifest.json",
-    params:
-        settings=settings("dlm"),
-        code=code("dlm"),
     log:
         "logs/dlm.log",
     benchmark:
@@ -39,31 +34,30 @@ rule dlm:
     threads: workflow.cores
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("dlm"),
+        code=code("dlm"),
+    message:
+        "Convert to a block-diffusion model"
     shell:
         "python -P workflow/scripts/dlm.py --settings {params.settings:q}"
         " --model models/stage2 --mixture data/mixture --output models/dlm"
 
 
 rule distill:
-    message:
-        "Both students are there"
     input:
         expand("models/distill/{student}/manifest.json", student=STUDENTS),
+    message:
+        "Both students are there"
 
 
 rule distill_student:
-    message:
-        "Distill the dense model into the {wildcards.student} student"
     input:
         model=lambda wildcards: f"models/{STUDENTS[wildcards.student]}/manifest.json",
         teacher="models/base/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/distill/{student}/manifest.json",
-    params:
-        settings=settings("distill"),
-        code=code("distill"),
-        model=lambda wildcards: f"models/{STUDENTS[wildcards.student]}",
     log:
         "logs/distill.{student}.log",
     benchmark:
@@ -71,6 +65,12 @@ rule distill_student:
     threads: workflow.cores
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("distill"),
+        code=code("distill"),
+        model=lambda wildcards: f"models/{STUDENTS[wildcards.student]}",
+    message:
+        "Distill the dense model into the {wildcards.student} student"
     shell:
         "python -P workflow/scripts/distill.py --settings {params.settings:q}"
         " --student {wildcards.student} --model {params.model} --teacher models/base"

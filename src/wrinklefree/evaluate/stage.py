@@ -22,6 +22,7 @@ from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
 from wrinklefree.evaluate.history import HISTORY, History, read_history
 from wrinklefree.evaluate.likelihood import score_model
+from wrinklefree.evaluate.page import text_page
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
 from wrinklefree.evaluate.table import markdown_table, plain_table
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
@@ -128,8 +129,9 @@ def evaluate_models(
         ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended}]}
 
-    ``table.md`` and ``table.txt`` (100 and 80 columns), ``samples.md``, ``ternary.csv`` (a line per
-    ternary layer), ``plots/*.svg``. All are functions of the arguments alone.
+    ``table.md`` and ``table.txt`` (100 and 80 columns), ``samples.md``, both as pages as well,
+    ``ternary.csv`` (a line per ternary layer), ``plots/*.svg``. All are functions of the arguments
+    alone.
 
     Raises
     ------
@@ -179,11 +181,15 @@ def _write(folder: Path, found: _Examination) -> None:
         },
     }
     content = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    table = plain_table(found.scores, recovered)
+    samples = samples_markdown(found.samples, found.settings.new_tokens)
     texts = {
         "evaluation.json": content,
         "table.md": markdown_table(found.scores, recovered),
-        "table.txt": plain_table(found.scores, recovered),
-        "samples.md": samples_markdown(found.samples, found.settings.new_tokens),
+        "table.txt": table,
+        "table.html": text_page("Held-out loss", table),
+        "samples.md": samples,
+        "samples.html": text_page("Samples", samples),
         "ternary.csv": ternary_csv(found.ternary),
     }
     folder.mkdir(parents=True, exist_ok=True)
