@@ -60,8 +60,8 @@ MISTAKES = [
         120,
         ["stage2: lambda_warmup.warmup_steps is 120", "120"],
     ),
-    ("distill.ar.lambda_warmup.warmup_steps", 80, ["distill.ar: lambda_warmup", "steps 80"]),
-    ("dlm.schedule.warmup_steps", 80, ["dlm: schedule.warmup_steps is 80", "steps 80"]),
+    ("distill.ar.lambda_warmup.warmup_steps", 70, ["distill.ar: lambda_warmup", "steps 70"]),
+    ("dlm.schedule.warmup_steps", 70, ["dlm: schedule.warmup_steps is 70", "steps 70"]),
     ("base.scratch.training.steps", 20, ["base.scratch.training: schedule.warmup_steps is 20"]),
     ("base.scratch.model.heads", 5, ["base.scratch.model: hidden_size 256 over heads 5", "even"]),
     ("base.scratch.model.hidden_size", 36, ["hidden_size 36 over heads 4", "even number"]),
@@ -105,8 +105,8 @@ def test_a_mistake_is_named_with_its_place_and_what_was_expected(
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("stage2.lambda_warmup.warmup_steps", 119),
-        ("dlm.schedule.warmup_steps", 79),
+        ("stage2.lambda_warmup.warmup_steps", 99),
+        ("dlm.schedule.warmup_steps", 69),
         ("dlm.diffusion.block_size", 256),
         ("base.scratch.model.heads", 128),
         ("distill.ar.weights", {"cross_entropy": 0.0, "logits": 0.0, "relations": 0.1}),
