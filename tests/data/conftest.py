@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wrinklefree.config.tokens import BpeTokenizerSettings
-from wrinklefree.data.fetch import DOCUMENTS_FILE, SCHEMA
+from wrinklefree.data.documents import DOCUMENTS_FILE, SCHEMA
 from wrinklefree.data.generators.mathematics import document
 from wrinklefree.data.shards import SPLITS, TokenWriter
 from wrinklefree.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from wrinklefree.config.sources import FilesSource, GeneratedSource, HeldOutSettings
-from wrinklefree.data import fetch
+from wrinklefree.data import documents
 from wrinklefree.data.document import Document
-from wrinklefree.data.fetch import DOCUMENTS_FILE, fetch_source, read_domain, read_texts, split_of
+from wrinklefree.data.documents import DOCUMENTS_FILE, read_domain, read_texts
+from wrinklefree.data.fetch import fetch_source, split_of
 from wrinklefree.errors import UserError
 
 TENTH = HeldOutSettings(fraction=0.1)
@@ -60,7 +61,7 @@ def test_empty_and_repeated_documents_are_dropped_and_counted(tmp_path: Path) ->
 def test_row_groups_bound_memory_and_keep_every_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 1000)
     facts = fetch_source("maths", generated(), TENTH, tmp_path, cache=tmp_path)
     metadata = pq.read_metadata(tmp_path / DOCUMENTS_FILE)
     assert metadata.num_row_groups > 50

@@ -10,19 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from wrinklefree.config.sources import HeldOutSettings, Source, SourceBase
 from wrinklefree.data.document import Document
+from wrinklefree.data.documents import DocumentWriter
 from wrinklefree.data.progress import progress
 from wrinklefree.data.sources import SOURCES
 from wrinklefree.errors import UserError
-
-DOCUMENTS_FILE = "documents.parquet"
-SPLITS = ("train", "held_out")
-ROW_GROUP_BYTES = 8 * 2**20
-SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "domain", "split")])
 
 
 @dataclass
@@ -48,17 +41,11 @@ def fetch_source(
     counts = _Counts()
     found = islice(SOURCES[source.kind](source, cache=cache), source.max_documents)
     kept = _kept_documents(name, progress(found, f"fetch {name}", "documents"), counts)
-    with pq.ParquetWriter(folder / DOCUMENTS_FILE, SCHEMA, compression="zstd") as writer:
-        for group in _row_groups(kept):
-            splits = [split_of(document, source, held_out) for document in group]
-            _count(counts, group, splits)
-            columns = {
-                "id": [document.id for document in group],
-                "text": [document.text for document in group],
-                "domain": [source.domain] * len(group),
-                "split": splits,
-            }
-            writer.write_table(pa.table(columns, schema=SCHEMA))
+    with DocumentWriter(folder, source.domain) as writer:
+        for document in kept:
+            split = split_of(document, source, held_out)
+            _count(counts, document, split)
+            writer.append(document, split)
     if counts.documents == 0:
         raise UserError(
             f"source {name} has no documents ({counts.dropped_empty} empty ones were dropped);"
@@ -84,20 +71,6 @@ def split_of(document: Document, source: SourceBase, held_out: HeldOutSettings) 
     return "held_out" if below else "train"
 
 
-def read_texts(path: Path, split: str) -> Iterator[str]:
-    """Texts of one split of a fetched folder, in order, a row group in memory at a time."""
-    with pq.ParquetFile(path / DOCUMENTS_FILE) as file:
-        for batch in file.iter_batches(batch_size=1024, columns=["text", "split"]):
-            texts, splits = batch.column("text").to_pylist(), batch.column("split").to_pylist()
-            yield from (text for text, kind in zip(texts, splits, strict=True) if kind == split)
-
-
-def read_domain(path: Path) -> str:
-    """The domain of a fetched folder."""
-    with pq.ParquetFile(path / DOCUMENTS_FILE) as file:
-        return next(file.iter_batches(batch_size=1, columns=["domain"])).column("domain")[0].as_py()
-
-
 def _kept_documents(
     name: str, documents: Iterator[Document], counts: _Counts
 ) -> Iterator[Document]:
@@ -120,24 +93,10 @@ def _kept_documents(
         yield document
 
 
-def _row_groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    group: list[Document] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document.text)
-        if size >= ROW_GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _count(counts: _Counts, group: list[Document], splits: list[str]) -> None:
-    for document, split in zip(group, splits, strict=True):
-        size = len(document.text.encode())
-        counts.documents += 1
-        counts.bytes += size
-        if split == "held_out":
-            counts.held_out_documents += 1
-            counts.held_out_bytes += size
+def _count(counts: _Counts, document: Document, split: str) -> None:
+    size = len(document.text.encode())
+    counts.documents += 1
+    counts.bytes += size
+    if split == "held_out":
+        counts.held_out_documents += 1
+        counts.held_out_bytes += size

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from wrinklefree.data.fetch import SPLITS, read_domain, read_texts
+from wrinklefree.data.documents import SPLITS, read_domain, read_texts
 from wrinklefree.data.progress import progress
 from wrinklefree.data.shards import TokenWriter
 from wrinklefree.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wrinklefree.config.tokens import BpeTokenizerSettings
-from wrinklefree.data.fetch import read_texts
+from wrinklefree.data.documents import read_texts
 from wrinklefree.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
