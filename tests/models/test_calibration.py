@@ -11,8 +11,8 @@ from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.calibration import Gain, GainStatistics, calibrate_subln
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.surgery import (
-    decoder_layers,
     insert_bitlinear,
     insert_subln,
     subln_modules,

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.surgery import (
     SublnLinear,
-    decoder_layers,
     insert_bitlinear,
     insert_subln,
     subln_modules,

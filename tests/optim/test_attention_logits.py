@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from wrinklefree.models.layers import decoder_layers
 from wrinklefree.optim import attention_logits
 from wrinklefree.optim.attention_logits import (
     RECORDING_ATTENTION,
     AttentionLogitRecorder,
     max_attention_logits,
 )
-from wrinklefree.optim.partition import decoder_layers
 
 Build = Callable[..., PreTrainedModel]
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.optim.partition import decoder_layers, partition_parameters
+from wrinklefree.errors import UserError
+from wrinklefree.models.layers import decoder_layers
+from wrinklefree.optim.partition import partition_parameters
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -72,5 +74,5 @@ def test_distinct_parameters_in_the_same_memory_are_refused(
 def test_a_model_without_layers_is_refused(build_model: Callable[..., PreTrainedModel]) -> None:
     model = build_model()
     model.model.layers = torch.nn.Identity()
-    with pytest.raises(ValueError, match="layers"):
+    with pytest.raises(UserError, match="layers"):
         decoder_layers(model)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from wrinklefree.models.surgery import decoder_layers
+from wrinklefree.models.layers import decoder_layers
 
 GREEDY_TOKENS = 32
 LAYER_TOLERANCE = 1e-2

@@ -29,7 +29,7 @@ from wrinklefree.models.folder import (
     write_json,
     write_tensors,
 )
-from wrinklefree.models.surgery import decoder_layers
+from wrinklefree.models.layers import decoder_layers
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.packing import CODES_PER_BYTE, pack_ternary
 from wrinklefree.quant.ternary import ternary_codes

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.surgery import SublnLinear, decoder_layers, subln_modules
+from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.surgery import SublnLinear, subln_modules
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
 if TYPE_CHECKING:

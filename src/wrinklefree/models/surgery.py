@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.layers import decoder_layers
 from wrinklefree.quant.bitlinear import BitLinear
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -37,14 +38,14 @@ class SublnLinear(nn.Module):
         return self.linear(self.norm(activation_MN))
 
 
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers in order.
+def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers in order, found to have the projections that surgery replaces.
 
     Raises
     ------
     UserError : the architecture is none that surgery knows.
     """
-    layers = list(getattr(model.get_decoder(), "layers", []))
+    layers = decoder_layers(model)
     expected = [f"self_attn.{name}" for name in ATTENTION_PROJECTIONS]
     expected += [f"mlp.{name}" for name in MLP_PROJECTIONS]
     for layer in layers:
@@ -54,8 +55,6 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
                 f"{type(model).__name__}: decoder layers lack {missing[0]}; supported are"
                 " architectures built like Llama, Qwen2 and Qwen3"
             )
-    if not layers:
-        raise UserError(f"{type(model).__name__}: no decoder layers found")
     return layers
 
 
@@ -64,7 +63,7 @@ def insert_bitlinear(model: PreTrainedModel) -> None:
 
     Parameters stay the same objects. Names of parameters do not change.
     """
-    for layer in decoder_layers(model):
+    for layer in supported_layers(model):
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
                 layer.set_submodule(name, BitLinear.from_linear(module))
@@ -75,7 +74,7 @@ def insert_subln(model: PreTrainedModel) -> None:
 
     Unit gain changes the model's function: see ``models.calibration``.
     """
-    for layer in decoder_layers(model):
+    for layer in supported_layers(model):
         for parent_name, name in SUBLN_SITES:
             parent = layer.get_submodule(parent_name)
             linear = parent.get_submodule(name)

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from wrinklefree.optim.partition import decoder_layers
+from wrinklefree.models.layers import decoder_layers
 
 RECORDING_ATTENTION = "sdpa_recording"
 _LARGEST_BLOCK = 2**22

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
+from wrinklefree.models.layers import decoder_layers
+
 
 class Partition(NamedTuple):
     """All parameters of a model, each in exactly one list, in the order of the model."""
@@ -16,19 +18,6 @@ class Partition(NamedTuple):
     """2-D weights inside decoder layers."""
     others: list[nn.Parameter]
     """Embeddings, output head, norms, biases."""
-
-
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers of a causal language model, in order.
-
-    Raises
-    ------
-    ValueError : the model has no ``layers``.
-    """
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"{type(model).__name__} has no list of decoder layers named 'layers'")
-    return list(layers)
 
 
 def partition_parameters(model: PreTrainedModel) -> Partition:

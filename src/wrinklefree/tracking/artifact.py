@@ -34,18 +34,24 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What an artifact is made of and from."""
+class Origin:
+    """All that determines an artifact before its stage runs."""
 
     stage: str
-    files: dict[str, FileRecord]
-    """By path relative to the folder, with forward slashes."""
     inputs: dict[str, str]
     """Digest of the manifest of each input, by its name."""
     settings: dict[str, Any]
     code: str
     """Digest of the stage's script and every module of this project that it imports."""
     versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest(Origin):
+    """What an artifact is made of and from."""
+
+    files: dict[str, FileRecord]
+    """By path relative to the folder, with forward slashes."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the stage counted and measured."""
     schema: int = SCHEMA
@@ -62,17 +68,6 @@ class Artifact:
 
     path: Path
     manifest: Manifest
-
-
-@dataclass(frozen=True)
-class Origin:
-    """All that determines an artifact before its stage runs."""
-
-    stage: str
-    inputs: dict[str, str]
-    settings: dict[str, Any]
-    code: str
-    versions: dict[str, str]
 
 
 def read_manifest(path: Path) -> Manifest:
