@@ -49,7 +49,7 @@ test-end-to-end: setup
 check: setup
 	ruff check .
 	ruff format --check .
-	snakefmt --check workflow Snakefile
+	snakefmt --check workflow
 	pyright
 	wrinklefree check
 	wrinklefree code
@@ -58,7 +58,7 @@ check: setup
 format: setup
 	ruff check --fix .
 	ruff format .
-	snakefmt workflow Snakefile
+	snakefmt workflow
 
 bench: setup
 	for file in benchmarks/[!_]*.py; do python $$file || exit 1; done
