@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from wrinklefree.data.local_files import digest_of_files
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
 PROJECT = Path(__file__).parents[1]
@@ -36,6 +37,40 @@ def test_a_mistake_is_one_line_and_status_2(arguments: tuple[str, ...], message:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_recipe_is_listed_and_becomes_a_preset_that_is_valid(tmp_path: Path):
+    assert "\nproposed: dclm_baseline 40 %" in wrinklefree("catalog").stdout
+    assert "mlfoundations/dclm-baseline-1.0" in wrinklefree("catalog", "show", "proposed").stdout
+    commit = "c" * 40
+    preset = tmp_path / "small.yaml"
+    options = ("--max-tokens", "1000", "--revision", f"codeparrot={commit}", "--output", preset)
+    written = wrinklefree("recipe", "proposed", *map(str, options))
+    assert f"snakemake --configfile {preset} -n" in written.stdout
+    assert f"revision: {commit}" in preset.read_text()
+    assert "max_tokens: 400\n" in preset.read_text()
+    assert wrinklefree("check", str(preset)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--revision", "codeparrot"), "'codeparrot': write DATASET=COMMIT"),
+        (("--max-tokens", "0"), "'0': give a whole number of tokens, above 0"),
+    ],
+)
+def test_options_of_a_recipe_say_their_form(options: tuple[str, str], message: str):
+    result = wrinklefree("recipe", "proposed", *options)
+    assert (result.returncode, message in result.stderr) == (2, True)
+
+
+def test_hash_prints_what_a_source_of_files_asks_for(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.jsonl").write_text("{}")
+    expected = digest_of_files({path.name: path for path in tmp_path.iterdir()})
+    assert wrinklefree("hash", "*.txt", "b.jsonl", cwd=tmp_path).stdout == expected + "\n"
+    result = wrinklefree("hash", "*.csv", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+
+
 def test_verify_finds_an_edit(tmp_path: Path):
     with writing_artifact(tmp_path / "one", Origin("fetch", {}, {}, "", {})) as (folder, _):
         (folder / "a.txt").write_text("text")
@@ -44,10 +79,11 @@ def test_verify_finds_an_edit(tmp_path: Path):
     assert "a.txt: content differs" in wrinklefree("verify", str(tmp_path / "one")).stderr
 
 
-@pytest.mark.parametrize("module", ["torch", "mlflow", "transformers", "pyarrow"])
+@pytest.mark.parametrize("module", ["torch", "mlflow", "transformers", "pyarrow", "datasets"])
 def test_settings_and_commands_import_nothing_heavy(module: str):
     code = (
-        "import sys, wrinklefree.cli, wrinklefree.config.load, wrinklefree.tracking.stage;"
+        "import sys, wrinklefree.cli, wrinklefree.config.load, wrinklefree.tracking.stage,"
+        "wrinklefree.config.catalog_text;"
         f"sys.exit({module!r} in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}

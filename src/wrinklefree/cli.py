@@ -28,14 +28,54 @@ def main() -> None:
     )
     code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
     code.add_argument("--write", action="store_true", help="bring dvc.yaml up to date")
+    _add_catalog(commands)
+    hash_ = commands.add_parser("hash", help="the sha256 that a source of kind files asks for")
+    hash_.add_argument("paths", nargs="+", help="the source's paths: files or quoted globs")
     arguments = parser.parse_args()
     try:
-        {"check": _check, "preset": _preset, "verify": _verify, "code": _code}[arguments.command](
-            arguments
-        )
+        {
+            "check": _check,
+            "preset": _preset,
+            "verify": _verify,
+            "code": _code,
+            "hash": _hash,
+            "catalog": _catalog,
+            "recipe": _recipe,
+        }[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _add_catalog(commands: argparse._SubParsersAction) -> None:
+    catalog = commands.add_parser("catalog", help="list the data sets and recipes of catalog.yaml")
+    show = catalog.add_subparsers(dest="show").add_parser("show", help="tell all about one of them")
+    show.add_argument("name")
+    recipe = commands.add_parser("recipe", help="write a preset that trains on a mixture")
+    recipe.add_argument("recipe", help="a name in catalog.yaml, or the path of a file of weights")
+    recipe.add_argument("--max-tokens", type=_token_count, help="to read in all, shared by weight")
+    recipe.add_argument(
+        "--revision",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="DATASET=COMMIT",
+        help="read this commit of a data set; may be given several times",
+    )
+    recipe.add_argument("--output", type=Path, help="params/<recipe>.yaml if not given")
+
+
+def _token_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of tokens, above 0")
+    return int(text)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r}: write DATASET=COMMIT")
+    return name, value
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -75,21 +115,46 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _code(arguments: argparse.Namespace) -> None:
-    from wrinklefree.tracking.dvc_code import with_current_code
+    from wrinklefree.tracking.dvc_code import PIPELINES, with_current_code
     from wrinklefree.tracking.files import write_atomically
 
-    path = Path("dvc.yaml")
-    current = with_current_code(path.resolve())
-    if current == path.read_text(encoding="utf-8"):
-        print(f"{path}: up to date")
-    elif arguments.write:
-        write_atomically(path, current)
-        print(f"{path}: code dependencies brought up to date")
-    else:
-        raise UserError(
-            f"{path}: lists other modules than the stages import;"
-            " run `wrinklefree code --write` and commit the result"
-        )
+    for path in PIPELINES:
+        current = with_current_code(path, Path.cwd())
+        if current == path.read_text(encoding="utf-8"):
+            print(f"{path}: up to date")
+        elif arguments.write:
+            write_atomically(path, current)
+            print(f"{path}: code dependencies brought up to date")
+        else:
+            raise UserError(
+                f"{path}: lists other modules than the stages import;"
+                " run `wrinklefree code --write` and commit the result"
+            )
+
+
+def _catalog(arguments: argparse.Namespace) -> None:
+    from wrinklefree.config.catalog import read_catalog
+    from wrinklefree.config.catalog_text import describe, list_catalog
+
+    catalog = read_catalog()
+    print(describe(catalog, arguments.name) if arguments.show else list_catalog(catalog))
+
+
+def _recipe(arguments: argparse.Namespace) -> None:
+    from wrinklefree.config.catalog import make_preset
+
+    path = make_preset(
+        arguments.recipe, PARAMS, arguments.output, dict(arguments.revision), arguments.max_tokens
+    )
+    print(f"{path}: run snakemake --configfile {path} -n, or wrinklefree preset {path} for DVC")
+
+
+def _hash(arguments: argparse.Namespace) -> None:
+    from wrinklefree.data.local_files import digest_of_files, find_files
+
+    files = find_files(arguments.paths)
+    print(f"{len(files)} files, {next(iter(files))} the first", file=sys.stderr)
+    print(digest_of_files(files))
 
 
 if __name__ == "__main__":

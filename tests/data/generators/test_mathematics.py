@@ -11,8 +11,8 @@ from fractions import Fraction
 import pytest
 
 from wrinklefree.data.generators import arithmetic
-from wrinklefree.data.generators.draw import Draw, Problem
-from wrinklefree.data.generators.mathematics import KINDS, document, problems
+from wrinklefree.data.generators.draw import LEVELS, Draw, Problem
+from wrinklefree.data.generators.mathematics import KINDS, document, level_of, problems
 
 EQUATION = re.compile(
     r"(?<![\w^])([-(]*\d[\d\s+\-*/()]*?)\s=\s(-?\d[\d\s+\-*/()]*\d|-?\d)(?![\w^])"
@@ -165,34 +165,36 @@ CHECKS: dict[str, Callable[[str, str], None]] = {
 }
 
 
-DOCUMENT_7_0 = (
-    "Question: Compare 3/18 with 9/14: which of the two is larger?\n"
-    "Solution: Cross-multiply: 3 * 14 = 42 and 9 * 18 = 162. 162 is the larger product.\n"
-    "Answer: 9/14\n"
+DOCUMENT_7_3 = (
+    "Q: Find the remainder of 769 + 736 on division by 4.\n"
+    "Working: 769 leaves 1 and 736 leaves 0 on division by 4. 1 + 0 = 1, and 1 = 0 * 4 + 1.\n"
+    "A: 1\n"
     "\n"
-    "Question: There were 174 eggs in Emil's box. Emil put in 67 more,"
-    " then Ivo took out 80. How many eggs are left in the box?\n"
-    "Solution: 174 + 67 = 241. 241 - 80 = 161.\n"
-    "Answer: 161 eggs"
+    "Q: Find the value of (14 - 17) * 14 - 17.\n"
+    "Working: The bracket comes first: 14 - 17 = -3. Then the product: (-3) * 14 = -42."
+    " Last, -42 - 17 = -59.\n"
+    "A: -59"
 )
 
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+@each_kind
 def test_answer_follows_from_the_question(kind: Callable[[Draw], Problem]) -> None:
     wordings = set()
-    for index in range(300):
-        problem = kind(Draw("test", kind.__name__, index))
+    for index in range(250):
+        problem = kind(Draw("test", kind.__name__, index, level=index % 5 + 1))
         assert problem.kind == kind.__name__
         CHECKS[problem.kind](problem.question, problem.answer)
         wordings.add(re.sub(r"\d+", "0", problem.question))
     assert len(wordings) > 1
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@each_kind
 def test_every_equation_of_the_steps_holds(kind: Callable[[Draw], Problem]) -> None:
     checked = 0
     for index in range(200):
-        problem = kind(Draw("steps", index))
+        problem = kind(Draw("steps", index, level=index % 5 + 1))
         for left, right in EQUATION.findall(problem.steps):
             if left.count("(") == left.count(")"):
                 assert value(left) == value(right), problem.steps
@@ -200,27 +202,75 @@ def test_every_equation_of_the_steps_holds(kind: Callable[[Draw], Problem]) -> N
     assert checked >= 200
 
 
-def test_document_is_a_function_of_seed_and_index() -> None:
-    assert document(1, 2) == document(1, 2)
-    assert len({document(seed, index) for seed in range(5) for index in range(40)}) > 195
+@each_kind
+def test_no_question_is_of_two_levels_and_numbers_grow(kind: Callable[[Draw], Problem]) -> None:
+    level_of_question: dict[str, int] = {}
+    sizes = []
+    for level in LEVELS:
+        found = [kind(Draw("level", index, level=level)) for index in range(200)]
+        for problem in found:
+            assert level_of_question.setdefault(problem.question, level) == level
+        sizes.append(statistics.mean(max(map(abs, numbers(p.question))) for p in found))
+    assert sizes == sorted(sizes)
+    assert sizes[4] > 1.5 * sizes[2]
+
+
+def test_scaled_ranges_are_thirds_then_one_width_and_two() -> None:
+    found = [{Draw(index, level=level).scaled(10, 18) for index in range(400)} for level in LEVELS]
+    ends = (10, 13, 16, 19, 28, 46)
+    assert found == [set(range(ends[level - 1], ends[level])) for level in LEVELS]
+
+
+def test_document_is_a_function_of_seed_index_and_level() -> None:
+    assert document(1, 2, 4) == document(1, 2, 4)
+    keys = [(seed, index, level) for seed in range(3) for index in range(30) for level in LEVELS]
+    assert len({document(*key) for key in keys}) > 440
     # Written down once: data made elsewhere and later has to be the same.
-    assert document(7, 0) == DOCUMENT_7_0
+    assert document(7, 3, 3) == DOCUMENT_7_3
 
 
 def test_document_shows_all_of_its_problems_with_answers_last() -> None:
-    for index in range(50):
-        parts = document(11, index).split("\n\n")
-        for part, problem in zip(parts, problems(11, index), strict=True):
-            question, steps, answer = part.split("\n")
+    drills = 0
+    for index in range(200):
+        parts = document(11, index, 1).split("\n\n")
+        lengths = set()
+        for part, problem in zip(parts, problems(11, index, 1), strict=True):
+            question, *steps, answer = part.split("\n")
             assert question.split(": ", 1)[1] == problem.question
-            assert steps.split(": ", 1)[1] == problem.steps
+            assert [line.split(": ", 1)[1] for line in steps] in ([], [problem.steps])
             assert answer.split(": ", 1)[1] == problem.answer
+            lengths.add(len(steps))
+        assert len(lengths) == 1
+        drills += lengths == {0}
+    assert 30 < drills < 70
+
+
+def test_documents_have_one_to_six_problems_of_different_kinds() -> None:
+    counts = [0] * 7
+    for index in range(600):
+        kinds = [problem.kind for problem in problems(3, index, 2)]
+        assert len(set(kinds)) == len(kinds)
+        counts[len(kinds)] += 1
+    assert counts[0] == 0
+    assert min(counts[1:]) > 60
+
+
+def test_levels_are_equally_frequent_and_held_out_ones_take_their_interval() -> None:
+    train_only = [level_of(7, index, [3, 1], [], 10) for index in range(1000)]
+    assert train_only == [level_of(7, index, [1, 3], [], 10) for index in range(1000)]
+    assert set(train_only) == {1, 3}
+    assert 440 < train_only.count(1) < 560
+    mixed = [level_of(7, index, [3, 1], [5, 4], 10) for index in range(1000)]
+    held_out = [index for index, level in enumerate(mixed) if level > 3]
+    assert held_out == list(range(9, 1000, 10))
+    assert {mixed[index] for index in held_out} == {4, 5}
+    assert all(a == b for a, b in zip(train_only, mixed, strict=True) if b < 4)
 
 
 def test_columns_of_an_addition_carry_over() -> None:
     carried = 0
     for index in range(300):
-        problem = arithmetic.addition(Draw("columns", index))
+        problem = arithmetic.addition(Draw("columns", index, level=index % 5 + 1))
         totals = re.findall(r"(\d) \+ (\d)( \+ 1)? = (\d+)", problem.steps.split(" So ")[0])
         before = 0
         for x, y, plus, total in totals:

@@ -42,11 +42,8 @@ def _moved(number: int) -> str:
 def linear_equation(draw: Draw) -> Problem:
     """a x + b = c with a whole solution."""
     v = draw.choice(_VARIABLES)
-    a, solution, b = (
-        draw.integer(2, 15) * draw.choice((-1, 1)),
-        draw.integer(-20, 20),
-        draw.nonzero(40),
-    )
+    a, b = draw.scaled(2, 15) * draw.sign(), draw.scaled(1, 40) * draw.sign()
+    solution = draw.integer(-20, 20)
     c = a * solution + b
     left = polynomial_text((a, b), v)
     question = draw.choice(
@@ -64,8 +61,8 @@ def equation_both_sides(draw: Draw) -> Problem:
     """a x + b = c x + d with a whole solution."""
     v = draw.choice(_VARIABLES)
     solution, c = draw.integer(-12, 12), draw.nonzero(9)
-    a = c + draw.integer(2, 9)
-    b = draw.nonzero(30)
+    a = c + draw.scaled(2, 9)
+    b = draw.scaled(1, 30) * draw.sign()
     d = (a - c) * solution + b
     left, right = polynomial_text((a, b), v), polynomial_text((c, d), v)
     question = draw.choice(("Solve {} = {}.", "For which {2} is {0} = {1}?")).format(left, right, v)
@@ -79,7 +76,7 @@ def equation_both_sides(draw: Draw) -> Problem:
 
 def quadratic_roots(draw: Draw) -> Problem:
     """A monic quadratic with whole roots, by factoring."""
-    first, second = sorted((draw.integer(-12, 12), draw.integer(-12, 12)))
+    first, second = sorted(draw.scaled(0, 12) * draw.sign() for _ in range(2))
     equation = polynomial_text((1, -(first + second), first * second), "x")
     question = draw.choice(
         ("Find all roots of {} = 0.", "Solve the quadratic equation {} = 0.")
@@ -95,7 +92,8 @@ def quadratic_roots(draw: Draw) -> Problem:
 
 def evaluation(draw: Draw) -> Problem:
     """The value of a polynomial, by Horner's rule."""
-    coefficients = [draw.nonzero(9), *(draw.integer(-9, 9) for _ in range(draw.integer(1, 3)))]
+    first, degree = draw.scaled(1, 9) * draw.sign(), draw.integer(1, 3)
+    coefficients = [first, *(draw.integer(-9, 9) for _ in range(degree))]
     at = draw.integer(-6, 6)
     polynomial = polynomial_text(coefficients, "x")
     question = draw.choice(
@@ -115,8 +113,8 @@ def evaluation(draw: Draw) -> Problem:
 
 def derivative(draw: Draw) -> Problem:
     """The derivative of a polynomial, term by term."""
-    degree = draw.integer(2, 5)
-    coefficients = [draw.nonzero(9), *(draw.integer(-9, 9) for _ in range(degree))]
+    first, degree = draw.scaled(1, 9) * draw.sign(), draw.integer(2, 5)
+    coefficients = [first, *(draw.integer(-9, 9) for _ in range(degree))]
     question = draw.choice(
         (
             "Differentiate {} with respect to x.",

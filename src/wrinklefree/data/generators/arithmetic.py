@@ -15,7 +15,11 @@ _ASK = (
     "Compute {} by hand.",
     "Evaluate {}.",
 )
-_PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands", "hundred thousands")
+_PLACES = (
+    *("ones", "tens", "hundreds"),
+    *("thousands", "ten thousands", "hundred thousands"),
+    *("millions", "ten millions", "hundred millions"),
+)
 
 
 def _ask(draw: Draw, expression: str) -> str:
@@ -24,7 +28,7 @@ def _ask(draw: Draw, expression: str) -> str:
 
 def addition(draw: Draw) -> Problem:
     """Column by column, with carries."""
-    a, b = draw.digits(5), draw.digits(5)
+    a, b = draw.digits(), draw.digits()
     steps, carry, left, right, place = [], 0, a, b, 0
     while left or right:
         x, y, before = left % 10, right % 10, carry
@@ -42,7 +46,7 @@ def addition(draw: Draw) -> Problem:
 
 def subtraction(draw: Draw) -> Problem:
     """By way of a round number."""
-    a, b = draw.digits(5), draw.digits(5)
+    a, b = draw.digits(), draw.digits()
     question = _ask(draw, f"{a} - {b}")
     larger, smaller = max(a, b), min(a, b)
     unit = 10 ** (len(str(smaller)) - 1)
@@ -59,7 +63,7 @@ def subtraction(draw: Draw) -> Problem:
 
 def multiplication(draw: Draw) -> Problem:
     """One factor is split into its digits' values."""
-    a, b = draw.integer(2, 999), draw.integer(2, 99)
+    a, b = draw.scaled(2, 999), draw.scaled(2, 99)
     parts = [int(d) * 10**i for i, d in enumerate(reversed(str(b))) if d != "0"][::-1]
     steps = [f"{a} * {part} = {a * part}." for part in parts]
     if len(parts) > 1:
@@ -71,7 +75,7 @@ def multiplication(draw: Draw) -> Problem:
 
 def division(draw: Draw) -> Problem:
     """Quotient and remainder."""
-    divisor, quotient = draw.integer(2, 40), draw.integer(1, 200)
+    divisor, quotient = draw.scaled(2, 40), draw.scaled(1, 200)
     remainder = draw.integer(0, divisor - 1)
     number = divisor * quotient + remainder
     question = draw.choice(
@@ -91,7 +95,7 @@ def division(draw: Draw) -> Problem:
 
 def brackets(draw: Draw) -> Problem:
     """Order of operations."""
-    a, b, c, d = (draw.integer(2, 20) for _ in range(4))
+    a, b, c, d = (draw.scaled(2, 20) for _ in range(4))
     first, second = draw.choice("+-"), draw.choice("+-")
     inside = a + b if first == "+" else a - b
     product = inside * c
@@ -107,7 +111,7 @@ def brackets(draw: Draw) -> Problem:
 
 def fraction_sum(draw: Draw) -> Problem:
     """Sum or difference of two fractions over the common denominator."""
-    a, c = draw.integer(1, 12), draw.integer(1, 12)
+    a, c = draw.scaled(1, 12), draw.scaled(1, 12)
     b, d = draw.integer(2, 12), draw.integer(2, 12)
     sign = draw.choice("+-")
     common = b * d // gcd(b, d)
@@ -126,7 +130,7 @@ def fraction_sum(draw: Draw) -> Problem:
 
 def fraction_product(draw: Draw) -> Problem:
     """Product or quotient of two fractions."""
-    a, c = draw.integer(1, 15), draw.integer(1, 15)
+    a, c = draw.scaled(1, 15), draw.scaled(1, 15)
     b, d = draw.integer(2, 15), draw.integer(2, 15)
     if draw.choice((True, False)):
         question = _ask(draw, f"({a}/{b}) * ({c}/{d})")
@@ -147,7 +151,7 @@ def fraction_product(draw: Draw) -> Problem:
 def percentage(draw: Draw) -> Problem:
     """A percentage of a whole number that comes out whole."""
     percent = 5 * draw.integer(1, 30)
-    whole = 20 * draw.integer(1, 100)
+    whole = 20 * draw.scaled(1, 100)
     part = percent * whole // 100
     question = draw.choice(("What is {} % of {}?", "Find {} percent of {}.", "Take {} % of {}."))
     steps = f"1 % of {whole} is {whole} / 100 = {Fraction(whole, 100)}."
@@ -157,7 +161,7 @@ def percentage(draw: Draw) -> Problem:
 
 def comparison(draw: Draw) -> Problem:
     """Which of two fractions is larger."""
-    b, d = draw.integer(2, 20), draw.integer(2, 20)
+    b, d = draw.scaled(2, 20), draw.scaled(2, 20)
     a, c = draw.integer(1, 2 * b), draw.integer(1, 2 * d)
     question = draw.choice(
         ("Which is larger, {} or {}?", "Compare {} with {}: which of the two is larger?")

@@ -19,13 +19,18 @@ class Problem(NamedTuple):
     answer: str
 
 
+LEVELS = (1, 2, 3, 4, 5)
+
+
 class Draw:
-    """Choices keyed by any number of strings and integers.
+    """Choices keyed by any number of strings and integers, at a level of difficulty.
 
     Built on ``random.Random.random`` alone, the one method whose sequence Python promises to keep.
     """
 
-    def __init__(self, *key: str | int) -> None:
+    def __init__(self, *key: str | int, level: int = 2) -> None:
+        assert level in LEVELS, level
+        self._level = level
         digest = hashlib.sha256(repr(key).encode()).digest()
         self._uniform = random.Random(int.from_bytes(digest, "big")).random
 
@@ -33,13 +38,28 @@ class Draw:
         """A number from ``low`` to ``high``, both included."""
         return low + int(self._uniform() * (high - low + 1))
 
+    def scaled(self, low: int, high: int) -> int:
+        """A number whose size is that of the level, from ``low`` to ``high`` for levels 1 to 3.
+
+        Those three have a third of the range each; level 4 has the range of the same width above
+        ``high``, level 5 the one above that, twice as wide. No two levels share a number.
+        """
+        width = high - low + 1
+        ends = (0, width // 3, width * 2 // 3, width, 2 * width, 4 * width)
+        return self.integer(low + ends[self._level - 1], low + ends[self._level] - 1)
+
     def nonzero(self, bound: int) -> int:
         """A number from -bound to bound other than 0."""
-        return self.integer(1, bound) * self.choice((-1, 1))
+        return self.integer(1, bound) * self.sign()
 
-    def digits(self, most: int) -> int:
-        """A number of 1 to ``most`` digits, each length equally likely, at least 1."""
-        length = self.integer(1, most)
+    def sign(self) -> int:
+        """1 or -1."""
+        return self.choice((-1, 1))
+
+    def digits(self) -> int:
+        """A number of as many digits as the level says: 1 to 5 for levels 1 to 3, then up to 9."""
+        least, most = ((1, 2), (3, 3), (4, 5), (6, 7), (8, 9))[self._level - 1]
+        length = self.integer(least, most)
         return self.integer(10 ** (length - 1), 10**length - 1)
 
     def choice(self, options: Sequence[T]) -> T:

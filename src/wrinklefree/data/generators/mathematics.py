@@ -43,18 +43,37 @@ _LABELS = (
     ("Q", "Working", "A"),
     ("Problem", "Steps", "Result"),
 )
+_DRILL_INTERVAL = 4
+"""One document in this many has no steps: answers only, as in a drill."""
 
 
-def problems(seed: int, index: int) -> list[Problem]:
-    """The one to three problems of document ``index``, of different kinds."""
-    draw = Draw("mathematics", seed, index)
-    return [kind(draw) for kind in draw.distinct(KINDS, draw.integer(1, 3))]
+def problems(seed: int, index: int, level: int) -> list[Problem]:
+    """The one to six problems of document ``index``, of different kinds and one level."""
+    draw = Draw("mathematics", seed, index, level=level)
+    return [kind(draw) for kind in draw.distinct(KINDS, draw.integer(1, 6))]
 
 
-def document(seed: int, index: int) -> str:
-    """The text of document ``index``: a pure function of its arguments, mostly 150-700 bytes."""
-    question, steps, answer = Draw("labels", seed, index).choice(_LABELS)
+def document(seed: int, index: int, level: int = 2) -> str:
+    """The text of document ``index``: a pure function of its arguments, mostly 100-1200 bytes.
+
+    Lengths are spread so that such documents fill rows of a few hundred tokens without gaps.
+    """
+    draw = Draw("labels", seed, index)
+    question, steps, answer = draw.choice(_LABELS)
+    drill = draw.integer(1, _DRILL_INTERVAL) == 1
     return "\n\n".join(
-        f"{question}: {problem.question}\n{steps}: {problem.steps}\n{answer}: {problem.answer}"
-        for problem in problems(seed, index)
+        f"{question}: {problem.question}\n"
+        + ("" if drill else f"{steps}: {problem.steps}\n")
+        + f"{answer}: {problem.answer}"
+        for problem in problems(seed, index, level)
     )
+
+
+def level_of(seed: int, index: int, levels: list[int], held_out: list[int], interval: int) -> int:
+    """The level of document ``index``: one of ``levels``, equally often.
+
+    With levels ``held_out``, every ``interval``-th document is of one of those instead.
+    """
+    if held_out and index % interval == interval - 1:
+        levels = held_out
+    return Draw("level", seed, index).choice(sorted(levels))

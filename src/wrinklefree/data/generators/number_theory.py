@@ -7,10 +7,16 @@ from math import gcd
 from wrinklefree.data.generators.draw import Draw, Problem
 
 
+def _sharing_a_divisor(draw: Draw, high: int, largest_divisor: int) -> tuple[int, int]:
+    """Two numbers up to about ``high`` with a common divisor up to ``largest_divisor``."""
+    a = draw.scaled(4, high)
+    divisor = draw.choice([d for d in range(1, min(a, largest_divisor) + 1) if a % d == 0])
+    return a, divisor * (draw.scaled(4, high) // divisor + 1)
+
+
 def greatest_common_divisor(draw: Draw) -> Problem:
     """Euclid's algorithm."""
-    shared = draw.integer(1, 30)
-    a, b = shared * draw.integer(2, 60), shared * draw.integer(2, 60)
+    a, b = _sharing_a_divisor(draw, 1200, 30)
     question = draw.choice(
         (
             "What is the greatest common divisor of {} and {}?",
@@ -28,8 +34,7 @@ def greatest_common_divisor(draw: Draw) -> Problem:
 
 def least_common_multiple(draw: Draw) -> Problem:
     """Through the greatest common divisor."""
-    shared = draw.integer(1, 12)
-    a, b = shared * draw.integer(1, 15), shared * draw.integer(1, 15)
+    a, b = _sharing_a_divisor(draw, 150, 12)
     question = draw.choice(
         (
             "What is the least common multiple of {} and {}?",
@@ -46,7 +51,7 @@ def least_common_multiple(draw: Draw) -> Problem:
 
 def remainder_of_sum(draw: Draw) -> Problem:
     """Reduce first, then combine."""
-    a, b, modulus = draw.integer(10, 999), draw.integer(10, 999), draw.integer(3, 20)
+    a, b, modulus = draw.scaled(10, 999), draw.scaled(10, 999), draw.integer(3, 20)
     sign = draw.choice("+*")
     question = draw.choice(
         ("What is ({0} {2} {1}) mod {3}?", "Find the remainder of {0} {2} {1} on division by {3}.")
@@ -63,7 +68,7 @@ def remainder_of_sum(draw: Draw) -> Problem:
 
 def power_remainder(draw: Draw) -> Problem:
     """A power modulo a small number, one factor at a time."""
-    base, exponent, modulus = draw.integer(2, 12), draw.integer(3, 7), draw.integer(3, 15)
+    base, exponent, modulus = draw.integer(2, 12), draw.integer(3, 7), draw.scaled(3, 15)
     question = draw.choice(
         (
             "What is {} to the power {}, modulo {}?",
@@ -83,7 +88,7 @@ def power_remainder(draw: Draw) -> Problem:
 
 def prime_factors(draw: Draw) -> Problem:
     """Trial division."""
-    number = draw.integer(4, 999)
+    number = draw.scaled(4, 999)
     question = draw.choice(
         ("Write {} as a product of primes.", "What is the prime factorization of {}?")
     ).format(number)
@@ -102,7 +107,7 @@ def prime_factors(draw: Draw) -> Problem:
 
 def binary(draw: Draw) -> Problem:
     """A decimal number in base 2."""
-    number = draw.integer(3, 255)
+    number = draw.scaled(3, 255)
     question = draw.choice(
         ("Write {} in binary.", "What is the decimal number {} in base 2?")
     ).format(number)
@@ -117,7 +122,7 @@ def binary(draw: Draw) -> Problem:
 def arithmetic_sequence(draw: Draw) -> Problem:
     """A later term of a sequence with constant difference."""
     first, difference = draw.integer(-20, 50), draw.nonzero(15)
-    position = draw.integer(6, 30)
+    position = draw.scaled(6, 30)
     terms = [first + difference * i for i in range(4)]
     question = draw.choice(
         (
@@ -136,7 +141,7 @@ def arithmetic_sequence(draw: Draw) -> Problem:
 
 def geometric_sequence(draw: Draw) -> Problem:
     """The next two terms of a sequence with constant ratio."""
-    first, ratio = draw.integer(1, 9), draw.integer(2, 5)
+    first, ratio = draw.scaled(1, 9), draw.integer(2, 5)
     terms = [first * ratio**i for i in range(6)]
     question = draw.choice(
         (

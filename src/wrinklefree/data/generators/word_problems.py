@@ -12,7 +12,7 @@ _SHOPS = ("market", "bakery", "stationer's", "garden shop")
 def shopping(draw: Draw) -> Problem:
     """Change from a purchase."""
     name, thing, shop = draw.choice(_NAMES), draw.choice(_THINGS), draw.choice(_SHOPS)
-    count, price = draw.integer(2, 15), draw.integer(2, 12)
+    count, price = draw.scaled(2, 15), draw.scaled(2, 12)
     cost = count * price
     paid = cost + draw.integer(1, 60)
     question = draw.choice(
@@ -31,7 +31,7 @@ def giving(draw: Draw) -> Problem:
     """Gains and losses."""
     first, second = draw.distinct(_NAMES, 2)
     thing = draw.choice(_THINGS)
-    start, found = draw.integer(20, 200), draw.integer(1, 80)
+    start, found = draw.scaled(20, 200), draw.scaled(1, 80)
     given = draw.integer(1, start + found)
     question = draw.choice(
         (
@@ -49,8 +49,8 @@ def giving(draw: Draw) -> Problem:
 def travel(draw: Draw) -> Problem:
     """Distance from speed and time."""
     vehicle = draw.choice(("train", "bus", "ship", "cyclist", "truck"))
-    speed, hours = draw.integer(8, 120), draw.integer(2, 9)
-    second_speed, second_hours = draw.integer(8, 120), draw.integer(2, 9)
+    speed, hours = draw.scaled(8, 120), draw.integer(2, 9)
+    second_speed, second_hours = draw.scaled(8, 120), draw.integer(2, 9)
     question = draw.choice(
         (
             "A {v} goes {a} km an hour for {b} hours and then {c} km an hour for {d} hours."
@@ -71,7 +71,7 @@ def travel(draw: Draw) -> Problem:
 def sharing(draw: Draw) -> Problem:
     """Equal shares after something is set aside."""
     name, thing = draw.choice(_NAMES), draw.choice(_THINGS)
-    friends, each, kept = draw.integer(2, 12), draw.integer(2, 25), draw.integer(1, 20)
+    friends, each, kept = draw.scaled(2, 12), draw.scaled(2, 25), draw.integer(1, 20)
     total = friends * each + kept
     question = draw.choice(
         (
@@ -91,7 +91,7 @@ def sharing(draw: Draw) -> Problem:
 def ages(draw: Draw) -> Problem:
     """Two ages from their sum and their difference."""
     older, younger = draw.distinct(_NAMES, 2)
-    low, difference = draw.integer(2, 40), draw.integer(1, 30)
+    low, difference = draw.integer(2, 40), draw.scaled(1, 20)
     total = 2 * low + difference
     question = draw.choice(
         (
@@ -110,7 +110,7 @@ def ages(draw: Draw) -> Problem:
 def rectangle(draw: Draw) -> Problem:
     """Area or perimeter."""
     place = draw.choice(("field", "garden", "room", "sheet of paper", "courtyard"))
-    length, width = draw.integer(2, 60), draw.integer(2, 60)
+    length, width = draw.scaled(2, 60), draw.scaled(2, 60)
     asked = draw.choice(("area", "perimeter"))
     question = f"A rectangular {place} is {length} units long and {width} units wide."
     question += draw.choice((f" What is its {asked}?", f" Find the {asked}."))
@@ -126,8 +126,8 @@ def rectangle(draw: Draw) -> Problem:
 def average(draw: Draw) -> Problem:
     """The mean of a few numbers that comes out whole."""
     count = draw.integer(3, 5)
-    numbers = [draw.integer(1, 60) for _ in range(count - 1)]
-    last = draw.integer(1, 60)
+    numbers = [draw.scaled(1, 60) for _ in range(count - 1)]
+    last = draw.scaled(1, 60)
     last += -(sum(numbers) + last) % count
     numbers.append(last)
     listed = ", ".join(str(number) for number in numbers)

