@@ -64,21 +64,28 @@ bench: setup
 	for file in benchmarks/[!_]*.py; do python $$file || exit 1; done
 
 ARTIFACTS := $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json data/*/*/manifest.json \
-	models/*/manifest.json models/*/*/manifest.json results/manifest.json))
+	models/*/manifest.json models/*/*/manifest.json results/manifest.json \
+	research/*/manifest.json research/*/*/manifest.json))
+# Those of the research targets that were run to the end.
+RESEARCH := $(patsubst research/%/manifest.json,%, \
+	$(wildcard research/regmix/manifest.json research/microanneal/manifest.json))
+DVC_ACCEPTED := dvc.yaml $(foreach target,$(RESEARCH),$(addprefix research/dvc.yaml:, \
+	$(target)_run $(target)))
+SNAKEMAKE_ACCEPTED := all $(RESEARCH)
 
 # Neither engine is told that something is up to date which other settings or code made.
 
 # After Snakemake ran: tell DVC that what stands in the folders is the result.
 dvc-accept: setup
 	wrinklefree verify --current $(ARTIFACTS)
-	dvc commit --force --quiet
-	@dvc status
+	dvc commit --force --quiet $(DVC_ACCEPTED)
+	@dvc status $(DVC_ACCEPTED)
 
 # After DVC ran, or `dvc checkout`: tell Snakemake that what stands in the folders is the result.
 snakemake-accept: setup
 	wrinklefree verify --current $(ARTIFACTS)
-	snakemake all --cores 1 --touch --forceall --quiet all
-	@snakemake all --cores 1 --dry-run --quiet
+	snakemake $(SNAKEMAKE_ACCEPTED) --cores 1 --touch --forceall --quiet all
+	@snakemake $(SNAKEMAKE_ACCEPTED) --cores 1 --dry-run --quiet
 
 clean:
-	rm -rf data models results work logs report.html .snakemake mlflow.db mlartifacts
+	rm -rf data models results research/*/ work logs report.html .snakemake mlflow.db mlartifacts

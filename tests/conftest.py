@@ -62,6 +62,14 @@ def pack():
                 positions[row, start : start + size] = torch.arange(size)
                 start += size
         rows_B = torch.arange(len(rows))
-        return Batch(tokens, documents, positions, torch.zeros_like(rows_B), rows_B + 1000)
+        return Batch(
+            tokens_BT=tokens,
+            document_ids_BT=documents,
+            positions_BT=positions,
+            source_documents_BT=documents,
+            source_positions_BT=positions.where(documents >= 0, -1),
+            domain_B=torch.zeros_like(rows_B),
+            sample_B=rows_B + 1000,
+        )
 
     return build

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +22,42 @@ from wrinklefree.tracking.files import sha256_of_file
 
 
 @pytest.fixture
-def make_wheel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[dict[str, bytes]], tuple[Path, str]]:
-    """Builds demo_text 1.0 in a folder that is pip's only index; (path, sha256)."""
-    links = tmp_path / "links"
-    links.mkdir()
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is pip's only place for packages."""
+    folder = tmp_path / "links"
+    folder.mkdir()
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_sdist(links: Path) -> Callable[..., tuple[Path, str]]:
+    """Builds demo_text 1.0 as demo_text-1.0.tar.gz in pip's only place; (path, sha256).
+
+    Members are bytes, or what changes the header of a member without content.
+    """
+
+    def make(members: dict[str, bytes | Callable[[tarfile.TarInfo], None]]) -> tuple[Path, str]:
+        path = links / "demo_text-1.0.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                if isinstance(content, bytes):
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+                else:
+                    content(info)
+                    archive.addfile(info)
+        return path, sha256_of_file(path)
+
+    return make
+
+
+@pytest.fixture
+def make_wheel(links: Path) -> Callable[[dict[str, bytes]], tuple[Path, str]]:
+    """Builds demo_text 1.0 as a wheel in pip's only place; (path, sha256)."""
 
     def make(members: dict[str, bytes]) -> tuple[Path, str]:
         path = links / "demo_text-1.0-py3-none-any.whl"
@@ -45,7 +74,9 @@ def make_wheel(
     return make
 
 
-def write_raw(folder: Path, domain: str, texts: dict[str, list[str]]) -> Path:
+def write_raw(
+    folder: Path, domain: str, texts: dict[str, list[str]], row_group_size: int | None = None
+) -> Path:
     """A fetched folder with ``texts`` by split."""
     folder.mkdir(parents=True)
     records = [
@@ -53,7 +84,8 @@ def write_raw(folder: Path, domain: str, texts: dict[str, list[str]]) -> Path:
         for split in SPLITS
         for n, text in enumerate(texts.get(split, []))
     ]
-    pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), folder / DOCUMENTS_FILE)
+    table = pa.Table.from_pylist(records, schema=SCHEMA)
+    pq.write_table(table, folder / DOCUMENTS_FILE, row_group_size=row_group_size)
     return folder
 
 
@@ -61,8 +93,8 @@ def write_raw(folder: Path, domain: str, texts: dict[str, list[str]]) -> Path:
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a fetched folder: raw(domain, {split: texts})."""
 
-    def make(domain: str, texts: dict[str, list[str]]) -> Path:
-        return write_raw(tmp_path_factory.mktemp("raw") / domain, domain, texts)
+    def make(domain: str, texts: dict[str, list[str]], row_group_size: int | None = None) -> Path:
+        return write_raw(tmp_path_factory.mktemp("raw") / domain, domain, texts, row_group_size)
 
     return make
 

@@ -14,6 +14,7 @@ from wrinklefree.config.tokens import MixtureSettings
 from wrinklefree.data import mixture as mixture_module
 from wrinklefree.data.mixture import build_mixture
 from wrinklefree.data.rows import Rows, read_mixture
+from wrinklefree.data.shards import ShardCounts, ShardWriter, write_token_index
 from wrinklefree.data.tokenizer import token_bytes
 from wrinklefree.errors import UserError
 
@@ -22,7 +23,10 @@ END = 0
 
 def mixed(sequence_length: int = 8, **weights: float) -> MixtureSettings:
     return MixtureSettings(
-        sequence_length=sequence_length, shuffle_buffer_size=4, weights=weights or {"d": 1.0}
+        sequence_length=sequence_length,
+        shuffle_buffer_size=4,
+        weights=weights or {"d": 1.0},
+        max_repetition=2.5,
     )
 
 
@@ -30,12 +34,26 @@ def pieces(rows: Rows) -> list[list[int]]:
     """All pieces of a split, read through the reader."""
     found = []
     for number in range(len(rows)):
-        tokens, ids, positions = rows.read(number, 320)
+        tokens, ids, positions, *_ = rows.read(number, 320)
         assert (tokens[ids == -1] == END).all()
         for piece in range(ids.max() + 1):
             assert positions[ids == piece].tolist() == list(range((ids == piece).sum()))
             found.append(tokens[ids == piece].tolist())
     return found
+
+
+def documents_of(rows: Rows) -> dict[int, list[int]]:
+    """The token ids of all documents by number, put together from the rows."""
+    found: dict[int, dict[int, int]] = {}
+    for number in range(len(rows)):
+        tokens, ids, _, documents, places = rows.read(number, 320)
+        for token, document, place in zip(
+            *(column[ids >= 0].tolist() for column in (tokens, documents, places)), strict=True
+        ):
+            assert place not in found.setdefault(document, {}), "a token is in two rows"
+            found[document][place] = token
+    assert all(sorted(places) == list(range(len(places))) for places in found.values())
+    return {n: [found[n][place] for place in range(len(found[n]))] for n in sorted(found)}
 
 
 def cut(documents: list[list[int]], length: int) -> list[list[int]]:
@@ -63,10 +81,59 @@ def test_rows_hold_every_piece_of_all_sources_of_a_domain_once(
         (domain.train, first + second, "train"),
         (domain.held_out, held, "held_out"),
     ):
-        assert sorted(pieces(rows)) == sorted(cut(documents, 8))
+        # Numbered source after source, whatever the order in which the rows have them.
+        ended = [[*ids, END] for ids in documents]
+        assert documents_of(rows) == dict(enumerate(ended))
+        if facts[split]["documents_cut"] == 0:
+            assert sorted(pieces(rows)) == sorted(cut(documents, 8))
+        assert facts[split]["documents"] == len(documents)
         count = sum(len(ids) + 1 for ids in documents)
         assert facts[split]["tokens"] == count
         assert facts[split]["utilisation"] == pytest.approx(count / (len(rows) * 8))
+
+    assert facts["held_out"]["documents_cut"] == 0
+    sizes = {name: len(documents) for name, documents in (("a", first), ("b", second))}
+    assert {name: counts["train"] for name, counts in facts["sources"].items()} == sizes
+
+
+def test_training_documents_are_cut_to_fill_rows_and_held_out_ones_are_not(
+    token_folder, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    sizes = np.random.default_rng(6).integers(110, 250, size=300).tolist()
+    documents = [[5] * size for size in sizes]
+    tokens = {"a": token_folder("d", {"train": documents, "held_out": documents})}
+    facts = build_mixture(mixed(256), tokens, tokenizer_folder, tmp_path)["domains"]["d"]
+    assert facts["train"]["utilisation"] > 0.99
+    assert 0 < facts["train"]["documents_cut"] < 70
+    assert facts["held_out"]["utilisation"] < 0.92
+    assert facts["held_out"]["documents_cut"] == 0
+    (domain,) = read_mixture(tmp_path).domains
+    for rows in (domain.train, domain.held_out):
+        assert documents_of(rows) == {n: [*ids, END] for n, ids in enumerate(documents)}
+
+
+def test_shards_of_a_source_follow_each_other(
+    token_folder, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """The rows of a source in two shards are those of the same documents in one."""
+    random = np.random.default_rng(4)
+    documents = [random.integers(3, 320, size=n).tolist() for n in random.integers(0, 20, size=50)]
+    other = token_folder("d", {"train": [[7] * 5] * 30})
+    one = token_folder("d", {"train": documents, "held_out": [[5]]})
+    two = token_folder("d", {"held_out": [[5]]})
+    ids = {"vocabulary_size": 320, "end_of_text_id": END}
+    counts = []
+    for number, part in enumerate((documents[:20], documents[20:])):
+        writer = ShardWriter(two, "train", number, **ids)
+        writer.append(part)
+        counts.append(writer.close())
+    splits = {"train": counts, "held_out": [ShardCounts(0, 2, 1)]}
+    write_token_index(two, domain="d", splits=splits, **ids)
+    files = []
+    for folder in (one, two):
+        build_mixture(mixed(), {"a": folder, "b": other}, tokenizer_folder, tmp_path)
+        files.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    assert files[0] == files[1]
 
 
 def test_writing_in_parts_changes_nothing(
@@ -111,6 +178,7 @@ def test_index_lists_domains_by_name_with_their_settings(
         ("web", 0.75),
     ]
     assert (mixture.sequence_length, mixture.shuffle_buffer_size) == (16, 4)
+    assert mixture.max_repetition == 2.5
     assert (mixture.vocabulary_size, mixture.end_of_text_id) == (320, END)
     assert mixture.token_bytes_V.tolist() == token_bytes(tokenizer_folder).tolist()
     assert "epoch_samples" not in facts["domains"]["code"]
@@ -164,7 +232,7 @@ except Exception as error:
 @pytest.mark.parametrize(
     ("document", "count", "limit", "last"),
     [
-        ([], 240, 700, "d.train.pieces"),  # 480 bytes of rows, 960 of pieces
+        ([], 240, 700, "d.train.pieces"),  # 480 bytes of rows, 4800 of pieces
         ([5] * 7, 1, 700, "token_bytes"),  # 320 ids of 4 bytes
     ],
 )

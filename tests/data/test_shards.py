@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from datatrove.utils.dataset import DatatroveFileDataset
 
 from wrinklefree.data import shards
-from wrinklefree.data.shards import TokenWriter, read_tokens
+from wrinklefree.data.shards import (
+    ShardCounts,
+    ShardWriter,
+    TokenWriter,
+    read_tokens,
+    write_token_index,
+)
 from wrinklefree.errors import UserError
 
 DOCUMENTS = [[5, 6, 7], [], [8], [9, 10]]
 FLAT = [5, 6, 7, 0, 0, 8, 0, 9, 10, 0]
+TRAIN = "train.00000.ds"
+ENDS = "train.00000.ds.index"
 
 
 def write(folder: Path, vocabulary_size: int = 100) -> Path:
@@ -31,24 +42,24 @@ def write(folder: Path, vocabulary_size: int = 100) -> Path:
 )
 def test_files_have_the_documented_layout(tmp_path: Path, vocabulary_size: int, dtype: str) -> None:
     write(tmp_path, vocabulary_size)
-    assert (tmp_path / "train.tokens").read_bytes() == np.array(FLAT, dtype=dtype).tobytes()
+    assert (tmp_path / TRAIN).read_bytes() == np.array(FLAT, dtype=dtype).tobytes()
     ends = np.array([4, 5, 7, 10], dtype="<u8")
-    assert (tmp_path / "train.ends").read_bytes() == ends.tobytes()
+    assert (tmp_path / ENDS).read_bytes() == ends.tobytes()
     folder = read_tokens(tmp_path)
     assert (folder.domain, folder.vocabulary_size, folder.end_of_text_id) == (
         "d",
         vocabulary_size,
         0,
     )
-    assert folder.splits["train"].tokens.tolist() == FLAT
-    assert folder.splits["held_out"].ends.tolist() == [2]
+    assert folder.splits["train"].shards[0].tokens.tolist() == FLAT
+    assert folder.splits["held_out"].shards[0].ends.tolist() == [2]
 
 
 def test_largest_id_of_a_16_bit_vocabulary_survives(tmp_path: Path) -> None:
     writer = TokenWriter(tmp_path, domain="d", vocabulary_size=65_536, end_of_text_id=65_535)
     writer.append("train", [[65_534]])
     writer.close()
-    assert read_tokens(tmp_path).splits["train"].tokens.tolist() == [65_534, 65_535]
+    assert read_tokens(tmp_path).splits["train"].shards[0].tokens.tolist() == [65_534, 65_535]
 
 
 def test_split_without_documents_is_readable(tmp_path: Path) -> None:
@@ -56,7 +67,9 @@ def test_split_without_documents_is_readable(tmp_path: Path) -> None:
     writer.append("train", [[1]])
     writer.append("train", [])
     writer.close()
-    assert len(read_tokens(tmp_path).splits["held_out"].tokens) == 0
+    assert read_tokens(tmp_path).splits["held_out"].shards == ()
+    assert read_tokens(tmp_path).splits["held_out"].token_count == 0
+    assert not list(tmp_path.glob("held_out.*"))
 
 
 def edit(path: Path, dtype: str, record: int, value: int) -> None:
@@ -69,24 +82,42 @@ def truncate(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+def set_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    index = json.loads((folder / "tokens.json").read_text())
+    edit(index)
+    (folder / "tokens.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: truncate(f / "train.tokens", 19), r"train\.tokens has 19 bytes, not a multiple"),
-        (lambda f: truncate(f / "train.tokens", 18), r"train\.tokens has 9 records, expected 10"),
-        (lambda f: truncate(f / "train.ends", 24), r"train\.ends has 3 records, expected 4"),
-        (lambda f: (f / "held_out.ends").unlink(), r"held_out\.ends is missing"),
+        (lambda f: truncate(f / TRAIN, 19), r"train\.00000\.ds has 19 bytes, not a multiple"),
+        (lambda f: truncate(f / TRAIN, 18), r"train\.00000\.ds has 9 records, expected 10"),
+        (lambda f: truncate(f / ENDS, 24), r"train\.00000\.ds\.index has 3 records, expected 4"),
+        (lambda f: (f / ENDS).unlink(), r"train\.00000\.ds\.index is missing"),
+        (lambda f: (f / TRAIN).unlink(), r"train\.00000\.ds is missing"),
         (lambda f: truncate(f / "tokens.json", 30), r"cannot read .*tokens\.json"),
-        (lambda f: edit(f / "train.ends", "<u8", 2, 5), r"train\.ends record 2 is 5, not greater"),
-        (lambda f: edit(f / "train.ends", "<u8", 0, 0), r"train\.ends record 0 is 0, not greater"),
-        (lambda f: edit(f / "train.ends", "<u8", 3, 11), r"train\.ends record 3 is 11, expected"),
+        (lambda f: edit(f / ENDS, "<u8", 2, 5), r"\.index record 2 is 5, not greater"),
+        (lambda f: edit(f / ENDS, "<u8", 0, 0), r"\.index record 0 is 0, not greater"),
+        (lambda f: edit(f / ENDS, "<u8", 3, 11), r"\.index record 3 is 11, expected"),
+        (lambda f: edit(f / TRAIN, "<u2", 8, 100), r"\.ds record 8 is token id 100"),
+        (lambda f: edit(f / TRAIN, "<u2", 6, 3), r"\.ds record 6 ends a document"),
+        (lambda f: set_index(f, lambda i: i.pop("domain")), "does not describe .*domain"),
         (
-            lambda f: edit(f / "train.tokens", "<u2", 8, 100),
-            r"train\.tokens record 8 is token id 100",
+            lambda f: set_index(f, lambda i: i["splits"]["train"][0].update(shard=-1)),
+            "does not describe .*shard of a shard is -1",
         ),
         (
-            lambda f: edit(f / "train.tokens", "<u2", 6, 3),
-            r"train\.tokens record 6 ends a document",
+            lambda f: set_index(f, lambda i: i["splits"]["train"][0].update(shard=1)),
+            r"train\.00001\.ds is missing",
+        ),
+        (
+            lambda f: set_index(f, lambda i: i.update(dtype="uint32")),
+            "has dtype uint32, expected uint16 for a vocabulary of 100 ids",
+        ),
+        (
+            lambda f: set_index(f, lambda i: i.update(vocabulary_size=10)),
+            "record 8 is token id 10, but the vocabulary has 10 ids",
         ),
     ],
 )
@@ -99,9 +130,67 @@ def test_damaged_folder_is_refused_with_file_and_record(
         read_tokens(tmp_path)
 
 
-def test_index_that_disagrees_with_the_files_is_refused(tmp_path: Path) -> None:
-    index = json.loads((write(tmp_path) / "tokens.json").read_text())
-    index["vocabulary_size"] = 10
-    (tmp_path / "tokens.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="record 8 is token id 10, but the vocabulary has 10 ids"):
-        read_tokens(tmp_path)
+def in_shards(folder: Path, vocabulary_size: int) -> dict[str, list[list[int]]]:
+    """Three shards with documents of all lengths from 0, the second without a held-out one."""
+    random = np.random.default_rng(vocabulary_size)
+    ids = {"vocabulary_size": vocabulary_size, "end_of_text_id": 0}
+    shards: dict[str, list[ShardCounts]] = {"train": [], "held_out": []}
+    documents: dict[str, list[list[int]]] = {"train": [], "held_out": []}
+    for shard, counts in enumerate([(40, 3), (25, 0), (1, 9)]):
+        for split, count in zip(shards, counts, strict=True):
+            writer = ShardWriter(folder, split, shard, **ids)
+            new = [random.integers(1, vocabulary_size, n % 23).tolist() for n in range(count)]
+            documents[split] += new
+            writer.append(new[:10])
+            writer.append(new[10:])
+            shards[split].append(writer.close())
+    write_token_index(folder, domain="d", splits=shards, **ids)
+    return documents
+
+
+@pytest.mark.parametrize("vocabulary_size", [50_000, 150_000])
+def test_shards_hold_the_documents_in_order(tmp_path: Path, vocabulary_size: int) -> None:
+    documents = in_shards(tmp_path, vocabulary_size)
+    for split, part in read_tokens(tmp_path).splits.items():
+        read = [
+            document.tolist()
+            for shard in part.shards
+            for document in np.split(shard.tokens, shard.ends[:-1].astype(np.int64))
+        ]
+        assert read == [[*document, 0] for document in documents[split]]
+        assert part.document_count == len(documents[split])
+        assert part.token_count == sum(map(len, read))
+    numbers = sorted(path.name for path in tmp_path.glob("held_out.*.ds"))
+    assert numbers == ["held_out.00000.ds", "held_out.00002.ds"]
+
+
+@pytest.mark.parametrize("vocabulary_size", [50_000, 150_000])
+@pytest.mark.parametrize("sequence_length", [7, 12])
+def test_datatrove_reads_the_same_tokens_and_positions(
+    tmp_path: Path, vocabulary_size: int, sequence_length: int
+) -> None:
+    in_shards(tmp_path, vocabulary_size)
+    window = sequence_length + 1
+    windows = 0
+    folder = read_tokens(tmp_path)
+    for split in folder.splits:
+        paths = sorted(tmp_path.glob(f"{split}.*.ds"))
+        for path, shard in zip(paths, folder.splits[split].shards, strict=True):
+            theirs = DatatroveFileDataset(
+                str(path), sequence_length, token_size=shard.tokens.itemsize, return_positions=True
+            )
+            starts = np.concatenate([[0], shard.ends[:-1]]).astype(np.int64)
+            document = np.searchsorted(shard.ends, np.arange(len(shard.tokens)), side="right")
+            position = np.arange(len(shard.tokens)) - starts[document]
+            assert len(theirs) == len(shard.tokens) // window
+            for number in range(len(theirs)):
+                here = slice(number * window, (number + 1) * window)
+                # A document that goes on from the window before starts at 0 again there.
+                begun = np.maximum(starts[document[here]], here.start)
+                assert theirs[number]["input_ids"].tolist() == shard.tokens[here].tolist()
+                expected = np.arange(here.start, here.stop) - begun
+                assert theirs[number]["positions"].tolist() == expected.tolist()
+                inside = starts[document[here]] >= here.start
+                assert np.array_equal(expected[inside], position[here][inside])
+                windows += 1
+    assert windows > 40

@@ -87,6 +87,7 @@ def mixture(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     index = {
         "sequence_length": LENGTH,
         "shuffle_buffer_size": 10,
+        "max_repetition": 4.0,
         "vocabulary_size": VOCABULARY,
         "end_of_text_id": END,
         "dtype": "uint16",
@@ -100,19 +101,19 @@ def mixture(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def _write_rows(stem: Path, rows: int, generator: np.random.Generator) -> dict[str, int]:
     """Rows of random documents: one of a single token, one that goes on, a padded tail."""
     tokens = generator.integers(3, VOCABULARY, size=(rows, LENGTH)).astype("<u2")
-    pieces: list[int] = []
+    pieces: list[tuple[int, int, int]] = []
     offsets = [0]
     for row in range(rows):
         lengths = [1 + row % 2, 6, LENGTH - 7 - row % 2 - row % 3]
         ends = np.cumsum(lengths)
         tokens[row, ends[:2] - 1] = END
         tokens[row, ends[2] :] = END
-        pieces += lengths
+        pieces += [(len(pieces) + number, 0, length) for number, length in enumerate(lengths)]
         offsets.append(len(pieces))
     tokens.tofile(f"{stem}.rows")
     np.array(pieces, dtype=PIECE_DTYPE).tofile(f"{stem}.pieces")
     np.array(offsets, dtype=OFFSET_DTYPE).tofile(f"{stem}.offsets")
-    return {"rows": rows, "pieces": len(pieces), "tokens": sum(pieces)}
+    return {"rows": rows, "pieces": len(pieces), "tokens": sum(length for *_, length in pieces)}
 
 
 def write_history(folder: Path, steps: int = 30, *, quantized: bool = True) -> None:
@@ -130,11 +131,14 @@ def write_history(folder: Path, steps: int = 30, *, quantized: bool = True) -> N
             "train/zclip_ema_mean": 1.0,
             "train/zclip_ema_std": 0.1,
             "train/loss/prose": 4.9 - step / steps,
+            "train/share/prose": 0.7 if step % 3 else 1.0,
+            "train/loss_variance": 0.5,
         }
         if quantized:
             record["train/lambda"] = min(step / 10, 1.0)
         if step % 3:
             record["train/loss/code"] = 4.0 - step / steps
+            record["train/share/code"] = 0.3
         lines.append(json.dumps(record))
     (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
 

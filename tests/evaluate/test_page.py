@@ -2,11 +2,17 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from wrinklefree.evaluate.page import text_page
+import pytest
+
+from wrinklefree.evaluate.page import sections_page, text_page
+
+TEXT = "a < b & <script>alert(1)</script>\n  ≤ 3 ± 1\n"
 
 
-def test_the_text_is_shown_as_it_is_and_not_as_markup():
-    text = "a < b & <script>alert(1)</script>\n  ≤ 3 ± 1\n"
+@pytest.mark.parametrize(
+    "page", [text_page("a < b", TEXT), sections_page("a < b", [(TEXT, [(TEXT, TEXT)])])]
+)
+def test_the_text_is_shown_as_it_is_and_not_as_markup(page: str):
     shown: list[str] = []
     tags: list[str] = []
 
@@ -17,6 +23,6 @@ def test_the_text_is_shown_as_it_is_and_not_as_markup():
         def handle_starttag(self, tag: str, attrs: object) -> None:
             tags.append(tag)
 
-    Reader().feed(text_page("a < b", text))
-    assert text in "".join(shown)
+    Reader().feed(page)
+    assert shown.count(TEXT) == page.count("alert(1)")
     assert "script" not in tags

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from wrinklefree.evaluate import plots
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.history import History
-from wrinklefree.evaluate.scores import ModelScore, domain_score, overall_score
+from wrinklefree.evaluate.scores import ModelScore, domain_score, loss_variance, overall_score
 from wrinklefree.evaluate.ternary import LayerTernary
 
 STEPS = list(range(1, 41))
@@ -27,6 +27,10 @@ HISTORY = History(
         "train/loss/code": [4.000 - step / 40 for step in STEPS],
         "train/loss/prose": [4.001 - step / 40 for step in STEPS],
         "train/loss/zoo": [4.002 - step / 40 for step in STEPS],
+        "train/share/code": [0.2 + 0.1 * (step % 3) for step in STEPS],
+        "train/share/prose": [0.6 - 0.1 * (step % 3) for step in STEPS],
+        "train/share/zoo": [0.2] * 40,
+        "train/loss_variance": [0.5] * 40,
     },
 )
 DENSE = History(STEPS, HISTORY.tokens, {"train/loss": [5.0] * 40})
@@ -38,9 +42,15 @@ def _models() -> dict[str, ModelScore]:
             name: domain_score([loss * 9, loss * 11], [10, 10], [30, 30], name)
             for name in ("code", "prose")
         }
-        overall = overall_score(domains, {"code": 0.5, "prose": 0.5})
+        weights = {"code": 0.5, "prose": 0.5}
         kind = "block_diffusion" if diffusion else "autoregressive"
-        return ModelScore(kind, loss > 3.0, overall, domains)
+        return ModelScore(
+            kind,
+            loss > 3.0,
+            overall_score(domains, weights),
+            domains,
+            loss_variance(domains, weights),
+        )
 
     return {
         "base": model(3.0, False),
@@ -61,6 +71,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "held_out_loss": lambda: plots.held_out_loss(_models()),
     "training_loss": lambda: plots.training_loss({"base": DENSE, "stage2": HISTORY}),
     "gradient_norms": lambda: plots.gradient_norms({"base": DENSE, "stage2": HISTORY}),
+    "loss_variance": lambda: plots.loss_variance({"stage2": HISTORY}),
     "domain_loss": lambda: plots.domain_loss(HISTORY, "stage2"),
     "ternary_shares": lambda: plots.ternary_shares(_layers(), "stage2"),
 }
@@ -130,11 +141,13 @@ def test_runs_of_any_length_are_drawn(steps: int, tmp_path: Path):
     every = list(range(1, steps + 1))
     values = [3.0 + step % 7 for step in every]
     names = ("train/loss", "train/grad_norm_raw", "train/grad_norm_clipped", "train/loss/a")
+    names += ("train/share/a", "train/loss_variance")
     history = History(every, [step * 10 for step in every], dict.fromkeys(names, values))
     for number, figure in enumerate(
         [
             plots.training_loss({"stage2": history}),
             plots.gradient_norms({"stage2": history}),
+            plots.loss_variance({"stage2": history}),
             plots.domain_loss(history, "stage2"),
         ]
     ):

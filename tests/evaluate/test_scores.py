@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.scores import domain_score, overall_score, recovered_share
+from wrinklefree.evaluate.scores import (
+    domain_score,
+    loss_variance,
+    overall_score,
+    recovered_share,
+)
 
 
 def test_loss_is_total_nats_over_total_tokens_and_not_a_mean_of_rows():
@@ -74,6 +79,25 @@ def test_a_weighted_domain_that_was_not_scored_is_refused():
     domains = {"a": domain_score([1.0], [1], [1], "a")}
     with pytest.raises(UserError, match=r"domain b has weight 0\.5"):
         overall_score(domains, {"a": 0.5, "b": 0.5})
+
+
+def test_variance_of_rows_is_that_of_every_token_by_itself_weighted_as_the_mixture():
+    rows = {"a": ([8.0, 30.0], [10, 10]), "b": ([9.0, 11.0, 40.0], [5, 5, 10])}
+    domains = {
+        name: domain_score(nats, tokens, tokens, name) for name, (nats, tokens) in rows.items()
+    }
+    split = loss_variance(domains, {"a": 1.5, "b": 0.5, "absent": 0.0})
+    values, weights = [], []
+    for name, share in (("a", 0.75), ("b", 0.25)):
+        for nats, tokens in zip(*rows[name], strict=True):
+            values.append(nats / tokens)
+            weights.append(share * tokens / sum(rows[name][1]))
+    mean = np.average(values, weights=weights)
+    total = np.average((np.array(values) - mean) ** 2, weights=weights)
+    assert split.total == pytest.approx(total, rel=1e-12)
+    means = {"a": 1.9, "b": 3.0}
+    assert split.between == pytest.approx(0.75 * 0.25 * (means["a"] - means["b"]) ** 2)
+    assert domains["a"].loss_variance == pytest.approx(1.1**2)
 
 
 def test_recovered_share_is_zero_at_naive_and_one_at_the_base():

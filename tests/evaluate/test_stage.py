@@ -36,6 +36,7 @@ FILES = {
     "plots/training_loss.svg",
     "plots/gradient_norms.svg",
     "plots/domain_loss.svg",
+    "plots/loss_variance.svg",
     "plots/ternary_shares.svg",
 }
 
@@ -111,6 +112,26 @@ def test_the_headline_is_weighted_as_the_mixture(evaluation: dict[str, Any]):
         expected = 0.25 * domains["code"]["loss"] + 0.75 * domains["prose"]["loss"]
         assert model["loss"] == pytest.approx(expected, rel=1e-12)
         assert domains["spare"]["rows"] == 3
+
+
+def test_the_variance_of_every_model_is_split_as_the_mixture_weighs_domains(
+    evaluation: dict[str, Any],
+):
+    for model in evaluation["models"].values():
+        domains, split = model["domains"], model["loss_variance"]
+        within = sum(WEIGHTS[name] * domains[name]["loss_variance"] for name in WEIGHTS)
+        squares = (WEIGHTS[n] * (domains[n]["loss"] - model["loss"]) ** 2 for n in WEIGHTS)
+        assert split["within"] == pytest.approx(within)
+        assert split["between"] == pytest.approx(sum(squares))
+        assert split["total"] == split["within"] + split["between"] > 0
+        assert split["between_share"] == pytest.approx(split["between"] / split["total"])
+
+
+def test_the_noise_of_every_training_is_told(evaluation: dict[str, Any]):
+    noise = evaluation["training_noise"]
+    assert list(noise) == ["base", "stage2", "distill_ar", "dlm"]
+    assert noise["stage2"]["steps"]["total"] > 0
+    assert noise["stage2"]["rows"]["between"] > 0
 
 
 def test_only_ternary_autoregressive_models_recover_a_share(

@@ -3,8 +3,16 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.evaluate.scores import Kind, ModelScore, Score, domain_score, overall_score
+from wrinklefree.evaluate.scores import (
+    Kind,
+    ModelScore,
+    Score,
+    domain_score,
+    loss_variance,
+    overall_score,
+)
 from wrinklefree.evaluate.table import markdown_table, plain_table
+from wrinklefree.stability.loss_variance import VarianceSplit
 
 
 def _model(loss: float, domains: list[str], kind: Kind = "autoregressive") -> ModelScore:
@@ -12,8 +20,9 @@ def _model(loss: float, domains: list[str], kind: Kind = "autoregressive") -> Mo
         domain: domain_score([loss * 10, (loss + 0.5) * 10], [10, 10], [32, 32], domain)
         for domain in domains
     }
-    overall = overall_score(scores, dict.fromkeys(domains, 1.0))
-    return ModelScore(kind, loss > 3.0, overall, scores)
+    weights = dict.fromkeys(domains, 1.0)
+    variance = loss_variance(scores, weights)
+    return ModelScore(kind, loss > 3.0, overall_score(scores, weights), scores, variance)
 
 
 def test_the_table_of_a_small_run_reads_as_expected():
@@ -21,7 +30,9 @@ def test_the_table_of_a_small_run_reads_as_expected():
         "base": _model(3.0, ["code", "web"]),
         "naive": _model(9.5, ["code", "web"]),
         "dlm": _model(5.0, ["code", "web"], "block_diffusion"),
-        "mine": ModelScore("autoregressive", True, Score(800.0, None, 0.0), {}),
+        "mine": ModelScore(
+            "autoregressive", True, Score(800.0, None, 0.0), {}, VarianceSplit(0, 0)
+        ),
     }
     lines = plain_table(models, {"naive": 0.0, "mine": -1.5}).splitlines()
     assert lines == [

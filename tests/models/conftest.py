@@ -59,6 +59,8 @@ def build_batch(rows: int = 3, length: int = 33) -> Batch:
         tokens_BT=tokens,
         document_ids_BT=ids,
         positions_BT=positions,
+        source_documents_BT=ids,
+        source_positions_BT=positions.where(ids >= 0, -1),
         domain_B=torch.zeros(rows, dtype=torch.int64),
         sample_B=torch.arange(rows),
     )

@@ -7,8 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from wrinklefree.data.loader import Batch
+from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.forward import next_token_logits, require_embeddings
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -44,3 +45,12 @@ def test_the_mask_is_used_as_given_and_nothing_causal_is_added(
         for tokens in (one.tokens_BT, edited)
     )
     assert not torch.allclose(before, after)
+
+
+def test_an_embedding_may_be_larger_than_the_vocabulary_and_not_smaller(
+    tiny: Callable[..., PreTrainedModel],
+) -> None:
+    for vocabulary in (90, 97):
+        require_embeddings(tiny(), vocabulary)
+    with pytest.raises(UserError, match="ids up to 97, but the model's embedding ends at 96"):
+        require_embeddings(tiny(), 98)

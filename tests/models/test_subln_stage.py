@@ -80,3 +80,14 @@ def test_a_model_that_is_not_dense_is_refused(base: Path, tmp_path: Path, batch:
     insert_subln_stage(settings, base, [batch()], [batch()], tmp_path / "subln")
     with pytest.raises(UserError, match="expected a dense model"):
         insert_subln_stage(settings, tmp_path / "subln", [batch()], [batch()], tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind", ["training", "held_out"])
+def test_rows_of_a_larger_vocabulary_are_refused(
+    base: Path, tmp_path: Path, batch: MakeBatch, kind: str
+) -> None:
+    settings = SublnSettings(gain="ones", calibration_rows=1)
+    rows = {"training": [batch()], "held_out": [batch()]}
+    rows[kind][0].tokens_BT[1, 3] = 97
+    with pytest.raises(UserError, match="ids up to 97, but the model's embedding ends at 96"):
+        insert_subln_stage(settings, base, rows["training"], rows["held_out"], tmp_path / "subln")

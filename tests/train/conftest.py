@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from wrinklefree.config.sources import GeneratedSource, HeldOutSettings
-from wrinklefree.config.tokens import BpeTokenizerSettings, MixtureSettings
+from wrinklefree.config.tokens import BpeTokenizerSettings, MixtureSettings, TokenizeSettings
 from wrinklefree.config.training import QuantizedTrainingSettings
 from wrinklefree.data.fetch import fetch_source
 from wrinklefree.data.mixture import build_mixture
@@ -51,7 +51,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, folder in raw.items():
         tokens[name] = root / "tokens" / name
         tokens[name].mkdir(parents=True)
-        tokenize_source(folder, tokenizer, tokens[name])
+        work = root / "work" / name
+        tokenize_source(TokenizeSettings(), folder, tokenizer, tokens[name], work=work)
     folder = root / "mixture"
     folder.mkdir()
     settings = MixtureSettings(

@@ -19,9 +19,9 @@ from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.terminal import Terminal
-from wrinklefree.train.loop import HISTORY, Trainer
+from wrinklefree.train.history import read_history
+from wrinklefree.train.loop import Trainer, domain_metrics
 from wrinklefree.train.objectives.causal import CausalLanguageModel
-from wrinklefree.train.state import read_history
 
 MakeStage = Callable[..., Stage]
 MakeSettings = Callable[..., QuantizedTrainingSettings]
@@ -135,7 +135,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
     second = trainer(stage, mixture, make_settings())
     facts = second.run()
     assert equal(weights(second), weights(reference))
-    assert read_history(stage.folder / HISTORY) == reference.state.history
+    assert read_history(stage.folder) == reference.state.history
     assert facts["steps"] == 5
 
 
@@ -191,6 +191,8 @@ def test_the_history_has_the_promised_metrics_and_they_are_consistent(
         "step", "tokens", "train/loss", "train/learning_rate", "train/lambda",
         "train/grad_norm_raw", "train/grad_norm_clipped", "train/grad_norm", "train/grad_clipped",
         "train/zclip_ema_mean", "train/zclip_ema_std", "train/loss/first", "train/loss/second",
+        "train/share/first", "train/share/second", "train/loss_variance",
+        "train/loss_variance_within", "train/loss_variance_between",
     } <= names  # fmt: skip
     assert [entry["step"] for entry in history] == [1, 2, 3, 4, 5]
     assert [entry["train/lambda"] for entry in history] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
@@ -201,7 +203,44 @@ def test_the_history_has_the_promised_metrics_and_they_are_consistent(
         assert entry["train/grad_norm"] == entry["train/grad_norm_clipped"]
         domains = [value for name, value in entry.items() if name.startswith("train/loss/")]
         assert min(domains) - 1e-6 <= entry["train/loss"] <= max(domains) + 1e-6
+        mean = sum(
+            entry[f"train/share/{name}"] * entry[f"train/loss/{name}"]
+            for name in ("first", "second")
+            if f"train/share/{name}" in entry
+        )
+        assert mean == pytest.approx(entry["train/loss"], rel=1e-9)
+        parts = entry["train/loss_variance_within"] + entry["train/loss_variance_between"]
+        assert parts == entry["train/loss_variance"]
     assert history[0]["train/loss"] == pytest.approx(math.log(400), rel=0.1)
+
+
+def test_the_split_of_a_step_is_that_of_its_rows_in_closed_form():
+    # Nats per token: a has 1 and 3 over 10 tokens each, b 6 over 20; a row without tokens is none.
+    loss_B, tokens_B = torch.tensor([[10.0, 30.0, 120.0, 0.0], [10.0, 10.0, 20.0, 0.0]]).double()
+    metrics = domain_metrics(loss_B, tokens_B, torch.tensor([1, 1, 2, 0]), ["none", "a", "b"])
+    assert metrics == {
+        "train/loss/a": 2.0,
+        "train/share/a": 0.5,
+        "train/loss/b": 6.0,
+        "train/share/b": 0.5,
+        "train/loss_variance": 4.5,
+        "train/loss_variance_within": 0.5,
+        "train/loss_variance_between": 4.0,
+    }
+
+
+def test_the_split_of_a_step_is_over_the_rows_of_all_its_micro_batches(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    splits = []
+    for name, batch, accumulation in (("a", 8, 1), ("b", 2, 4)):
+        changes = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
+        trained = trainer(make_stage(name), mixture, make_settings(changes))
+        trained._set_lambda(0)
+        splits.append(trained._backward(0).domains)
+    assert splits[0] == pytest.approx(splits[1], rel=1e-4)
+    assert splits[0]["train/loss_variance_within"] > 0
+    assert splits[0]["train/loss_variance_between"] > 0
 
 
 def test_the_model_is_fully_quantized_at_the_end(reference: Trainer):

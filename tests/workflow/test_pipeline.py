@@ -38,7 +38,7 @@ def test_every_artifact_is_whole(completed: Path):
     manifests = [
         path for path in completed.rglob("manifest.json") if "mlartifacts" not in path.parts
     ]
-    assert len(manifests) == 20
+    assert len(manifests) == 25
     for manifest in manifests:
         open_artifact(manifest.parent)
 

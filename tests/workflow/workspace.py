@@ -19,7 +19,18 @@ from snakemake.cli import main as snakemake_main
 from wrinklefree.config.load import read_yaml
 
 PROJECT = Path(__file__).parents[2]
-COPIED = ("Snakefile", "workflow", "dvc.yaml", "params.yaml", "params", "src", ".dvcignore", ".dvc")
+COPIED = (
+    "workflow",
+    "dvc.yaml",
+    "research/dvc.yaml",
+    "params.yaml",
+    "params",
+    "src",
+    ".dvcignore",
+    ".dvc",
+)
+TARGETS = ("all", "research/regmix/manifest.json", "research/microanneal/manifest.json")
+"""Everything that Snakemake can make."""
 ENVIRONMENT = os.environ | {"DVC_NO_ANALYTICS": "1"}
 
 
@@ -31,6 +42,7 @@ def copy_project(folder: Path) -> None:
             ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "*.egg-info")
             shutil.copytree(source, folder / name, ignore=ignore)
         else:
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(source, folder / name)
     shutil.copy(PROJECT / ".gitignore", folder)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
@@ -86,7 +98,7 @@ def pretend_everything_ran(folder: Path) -> None:
         (folder / output).mkdir(parents=True)
         (folder / output / "manifest.json").write_text(f"{output}\n")
     (folder / "results" / "evaluation.json").write_text("{}\n")
-    run(folder, "snakemake", "--cores", "1", "--touch", "--forceall", "all")
+    run(folder, "snakemake", "--cores", "1", "--touch", "--forceall", *TARGETS)
     run(folder, "dvc", "commit", "--force", "--quiet")
 
 
@@ -97,7 +109,7 @@ def dvc_outputs(folder: Path) -> dict[str, str]:
 
 def snakemake_reruns(folder: Path, *options: str) -> dict[str, str]:
     """What Snakemake would run: the command of every job by its output folder."""
-    dry_run = ("all", "--cores", "1", "--dry-run", "--printshellcmds")
+    dry_run = (*TARGETS, "--cores", "1", "--dry-run", "--printshellcmds")
     text = run_forked(folder, snakemake_main, *dry_run, *options)
     commands = re.findall(r"^Shell command: (.*--output (\S+))$", text, re.MULTILINE)
     return {output: command for command, output in commands}
@@ -112,7 +124,7 @@ def dvc_reruns(folder: Path) -> set[str]:
 
 def dvc_reruns_after(folder: Path, changed: set[str]) -> set[str]:
     """Output folders of the stages in ``changed`` and of all below them."""
-    outputs, graph = _dvc_graph(folder, _sources(folder))
+    outputs, graph = _dvc_graph(folder, _instances(folder))
     changed, pending = set(changed), list(changed)
     while pending:
         for below in graph[pending.pop()]:
@@ -123,16 +135,17 @@ def dvc_reruns_after(folder: Path, changed: set[str]) -> set[str]:
 
 
 def _dvc_stages(folder: Path) -> dict[str, list[str]]:
-    return _dvc_graph(folder, _sources(folder))[0]
+    return _dvc_graph(folder, _instances(folder))[0]
 
 
 @cache
 def _dvc_graph(
-    folder: Path, sources: tuple[str, ...]
+    folder: Path, instances: tuple[str, ...]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Outputs of every stage, and the stages that depend on it directly.
 
-    Both follow from ``dvc.yaml``, which tests leave alone, and the names of the sources.
+    Both follow from the ``dvc.yaml`` files, which tests leave alone, and the names of what there is
+    several of.
     """
     with Repo(str(folder)) as repo:
         graph = repo.index.graph  # edges point from a stage to what it depends on
@@ -141,5 +154,6 @@ def _dvc_graph(
     return outputs, below
 
 
-def _sources(folder: Path) -> tuple[str, ...]:
-    return tuple(read_yaml(folder / "params.yaml")["sources"])
+def _instances(folder: Path) -> tuple[str, ...]:
+    parameters = read_yaml(folder / "params.yaml")
+    return (*parameters["sources"], *map(str, parameters["regmix"]["runs"]))

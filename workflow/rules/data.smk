@@ -24,9 +24,38 @@ rule fetch_source:
         " --source {wildcards.source} --output data/raw/{wildcards.source}"
 
 
+rule clean:
+    input:
+        expand("data/clean/{source}/manifest.json", source=SOURCES),
+    message:
+        "Cleaned documents of all sources are there"
+
+
+rule clean_source:
+    input:
+        # What is held out of any source must not be in the training text of this one.
+        expand("data/raw/{source}/manifest.json", source=SOURCES),
+    output:
+        "data/clean/{source}/manifest.json",
+    log:
+        "logs/clean.{source}.log",
+    benchmark:
+        "logs/benchmarks/clean.{source}.jsonl"
+    resources:
+        mem_mb=1000,
+    params:
+        settings=settings("clean"),
+        code=code("clean"),
+    message:
+        "Clean the documents of {wildcards.source}"
+    shell:
+        "python -P workflow/scripts/clean.py --settings {params.settings:q}"
+        " --source {wildcards.source} --raw data/raw --output data/clean/{wildcards.source}"
+
+
 rule tokenizer:
     input:
-        expand("data/raw/{source}/manifest.json", source=SOURCES),
+        expand("data/clean/{source}/manifest.json", source=SOURCES),
     output:
         "data/tokenizer/manifest.json",
     log:
@@ -43,7 +72,7 @@ rule tokenizer:
         "Train or bring the tokenizer"
     shell:
         "python -P workflow/scripts/tokenizer.py --settings {params.settings:q}"
-        " --raw data/raw --output data/tokenizer"
+        " --documents data/clean --output data/tokenizer"
 
 
 rule tokenize:
@@ -55,7 +84,7 @@ rule tokenize:
 
 rule tokenize_source:
     input:
-        raw="data/raw/{source}/manifest.json",
+        documents="data/clean/{source}/manifest.json",
         tokenizer="data/tokenizer/manifest.json",
     output:
         "data/tokens/{source}/manifest.json",
@@ -63,8 +92,9 @@ rule tokenize_source:
         "logs/tokenize.{source}.log",
     benchmark:
         "logs/benchmarks/tokenize.{source}.jsonl"
+    threads: workflow.cores
     resources:
-        mem_mb=1000,
+        mem_mb=lambda wildcards, threads: 1000 + 300 * threads,
     params:
         settings=settings("tokenize"),
         code=code("tokenize"),
@@ -72,7 +102,7 @@ rule tokenize_source:
         "Tokenize {wildcards.source}"
     shell:
         "python -P workflow/scripts/tokenize.py --settings {params.settings:q}"
-        " --source {wildcards.source} --raw data/raw/{wildcards.source}"
+        " --source {wildcards.source} --documents data/clean/{wildcards.source}"
         " --tokenizer data/tokenizer --output data/tokens/{wildcards.source}"
 
 
@@ -96,3 +126,38 @@ rule mixture:
     shell:
         "python -P workflow/scripts/mixture.py --settings {params.settings:q}"
         " --tokens data/tokens --tokenizer data/tokenizer --output data/mixture"
+
+
+rule data_report:
+    input:
+        expand("data/raw/{source}/manifest.json", source=SOURCES),
+        expand("data/clean/{source}/manifest.json", source=SOURCES),
+        expand("data/tokens/{source}/manifest.json", source=SOURCES),
+        mixture="data/mixture/manifest.json",
+    output:
+        manifest="data/report/manifest.json",
+        table=report("data/report/table.html", caption="../report/data_table.rst", category="Data"),
+        samples=report(
+            "data/report/samples.html", caption="../report/data_samples.rst", category="Data"
+        ),
+        plots=[
+            report(
+                f"data/report/plots/{plot}.svg", caption=f"../report/{plot}.rst", category="Data"
+            )
+            for plot in ("document_lengths", "shares", "dropped")
+        ],
+    log:
+        "logs/data_report.log",
+    benchmark:
+        "logs/benchmarks/data_report.jsonl"
+    resources:
+        mem_mb=2000,
+    params:
+        settings=settings("data_report"),
+        code=code("data_report"),
+    message:
+        "Count and draw what the data is"
+    shell:
+        "python -P workflow/scripts/data_report.py --settings {params.settings:q}"
+        " --raw data/raw --documents data/clean --tokens data/tokens --mixture data/mixture"
+        " --output data/report"

@@ -2,6 +2,7 @@ PLOTS = {
     "held_out_loss": "Comparison",
     "training_loss": "Training",
     "domain_loss": "Training",
+    "loss_variance": "Training",
     "gradient_norms": "Training",
     "ternary_shares": "Ternary weights",
 }

@@ -2,13 +2,22 @@
 
 from typing import Any
 
+from wrinklefree.config.sources import Source
+from wrinklefree.config.tokens import TokenizeSettings
 from wrinklefree.data.tokenize import tokenize_source
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
 def tokenize(stage: Stage) -> dict[str, Any]:
-    return tokenize_source(stage.inputs["raw"], stage.inputs["tokenizer"], stage.folder)
+    return tokenize_source(
+        stage.section("tokenize", TokenizeSettings),
+        stage.inputs["documents"],
+        stage.inputs["tokenizer"],
+        stage.folder,
+        work=stage.work,
+        max_tokens=stage.section(f"sources.{stage.instance}", Source).max_tokens,
+    )
 
 
 if __name__ == "__main__":
-    stage_main("tokenize", tokenize, inputs=["raw", "tokenizer"], instance="source")
+    stage_main("tokenize", tokenize, inputs=["documents", "tokenizer"], instance="source")

@@ -1,4 +1,4 @@
-"""The tokenizer: a BPE trained on the fetched text, or the base model's own."""
+"""The tokenizer: a BPE trained on the cleaned text, or the base model's own."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from wrinklefree.tracking.stage import Stage, stage_main
 def tokenizer(stage: Stage) -> dict[str, Any]:
     settings = stage.section("tokenizer", TokenizerSettings)
     if isinstance(settings, BpeTokenizerSettings):
-        return train_tokenizer(settings, stage.collection("raw"), stage.folder)
+        return train_tokenizer(settings, stage.collection("documents"), stage.folder)
     from wrinklefree.models.base import tokenizer_of_base
 
     base = stage.section("base.source", BaseSource)
@@ -20,4 +20,4 @@ def tokenizer(stage: Stage) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    stage_main("tokenizer", tokenizer, collections=["raw"])
+    stage_main("tokenizer", tokenizer, collections=["documents"])

@@ -1,4 +1,4 @@
-"""``evaluate`` and ``export``."""
+"""``data_report``, ``evaluate`` and ``export``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wrinklefree.config.section import NonNegativeInt, PositiveInt, Section
+
+
+class DataReportSettings(Section):
+    """What the report on the data looks at besides all counts."""
+
+    samples_per_domain: NonNegativeInt
+    """Training documents of every domain whose beginning is shown."""
+    share_samples: PositiveInt
+    """Length of the run, in rows, over which realised shares and epochs are counted."""
+    read_samples: PositiveInt
+    """How many of its first rows are read, to count the tokens that training really gets."""
 
 
 class EvaluateSettings(Section):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from wrinklefree.config.outcome import EvaluateSettings, ExportSettings
+from wrinklefree.config.cleaning import CleaningSettings
+from wrinklefree.config.outcome import DataReportSettings, EvaluateSettings, ExportSettings
+from wrinklefree.config.research import MicroannealSettings, RegmixSettings
 from wrinklefree.config.section import Name, Section
 from wrinklefree.config.sources import HeldOutSettings, Source
-from wrinklefree.config.tokens import MixtureSettings, TokenizerSettings
+from wrinklefree.config.tokens import MixtureSettings, TokenizerSettings, TokenizeSettings
 from wrinklefree.config.training import (
     BaseSettings,
     DistillStudents,
     DlmSettings,
     QuantizedTrainingSettings,
     SublnSettings,
+    TrainingSettings,
 )
 
 
@@ -23,8 +26,11 @@ class Parameters(Section):
     seed: int
     held_out: HeldOutSettings
     sources: dict[Name, Source] = Field(min_length=1)
+    cleaning: CleaningSettings
     tokenizer: TokenizerSettings
+    tokenize: TokenizeSettings
     mixture: MixtureSettings
+    data_report: DataReportSettings
     base: BaseSettings
     subln: SublnSettings
     stage2: QuantizedTrainingSettings
@@ -32,6 +38,8 @@ class Parameters(Section):
     distill: DistillStudents
     evaluate: EvaluateSettings
     export: ExportSettings
+    regmix: RegmixSettings
+    microanneal: MicroannealSettings
 
     @model_validator(mode="after")
     def _weights_match_domains(self) -> Parameters:
@@ -47,6 +55,36 @@ class Parameters(Section):
                 f"mixture.weights lacks {', '.join(unused)}; give the domain a weight"
                 " (0 leaves it out of training) or remove its source"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_weigh_all_domains(self) -> Parameters:
+        trainings: dict[str, TrainingSettings] = {
+            "stage2": self.stage2,
+            "dlm": self.dlm,
+            "distill.ar": self.distill.ar,
+            "distill.dlm": self.distill.dlm,
+        }
+        if self.base.scratch:
+            trainings["base.scratch.training"] = self.base.scratch.training
+        domains = set(self.mixture.weights)
+        for path, training in trainings.items():
+            for number, phase in enumerate(training.data.phases):
+                if wrong := sorted(domains ^ set(phase.weights)):
+                    raise ValueError(
+                        f"{path}.data.phases.{number}.weights and mixture.weights differ in"
+                        f" {', '.join(wrong)}: a phase names every domain of the mixture, with"
+                        " weight 0 to leave it out, and no other"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _cleaning_goes_together(self) -> Parameters:
+        for name, source in self.sources.items():
+            try:
+                self.cleaning.steps_for(source.cleaning)
+            except ValueError as error:
+                raise ValueError(f"sources.{name}.cleaning, {error}") from None
         return self
 
     @model_validator(mode="after")

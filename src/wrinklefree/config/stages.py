@@ -12,9 +12,11 @@ from wrinklefree.errors import UserError
 
 READS: dict[str, tuple[str, ...]] = {
     "fetch": ("sources.{instance}", "held_out"),
+    "clean": ("cleaning", "sources"),
     "tokenizer": ("sources", "tokenizer", "base.source"),
-    "tokenize": ("sources.{instance}",),
+    "tokenize": ("sources.{instance}", "tokenize"),
     "mixture": ("sources", "mixture"),
+    "data_report": ("seed", "sources", "data_report"),
     "base": ("seed", "base"),
     "subln": ("seed", "subln"),
     "stage2": ("seed", "stage2"),
@@ -22,6 +24,24 @@ READS: dict[str, tuple[str, ...]] = {
     "distill": ("seed", "distill.{instance}"),
     "evaluate": ("seed", "evaluate"),
     "export": ("export",),
+    "regmix_run": (
+        "seed",
+        "regmix.threads",
+        "regmix.draw",
+        "regmix.model",
+        "regmix.training",
+        "regmix.measure",
+    ),
+    "regmix": ("seed", "regmix.runs", "regmix.draw", "regmix.fit"),
+    "microanneal_run": (
+        "seed",
+        "microanneal.arms.{instance}",
+        "microanneal.seeds",
+        "microanneal.threads",
+        "microanneal.training",
+        "microanneal.measure",
+    ),
+    "microanneal": ("microanneal.verdict",),
 }
 
 
@@ -31,7 +51,7 @@ def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) 
     Parameters
     ----------
     parameters : the whole of ``params.yaml``, or an already narrowed part of it.
-    instance : the source of ``fetch`` and ``tokenize``, the student of ``distill``.
+    instance : the source, student, run or arm of a stage that has several.
 
     Raises
     ------

@@ -1,15 +1,32 @@
-"""``tokenizer`` and ``mixture``: text to tokens, and tokens to training rows."""
+"""``tokenizer``, ``tokenize`` and ``mixture``: text to tokens, and tokens to training rows."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
-from wrinklefree.config.section import Name, NonNegativeFloat, PositiveInt, Section
+from wrinklefree.config.section import (
+    Name,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 MINIMUM_BPE_VOCABULARY = 300
 WEIGHT_TOLERANCE = 1e-6
+
+
+def _sum_to_one(weights: dict[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    if abs(total - 1.0) > WEIGHT_TOLERANCE:
+        raise ValueError(f"weights sum to {total:.6g}, expected 1")
+    return weights
+
+
+Weights = Annotated[dict[Name, NonNegativeFloat], AfterValidator(_sum_to_one)]
+"""Share of the training tokens per domain; they sum to 1."""
 
 
 class BpeTokenizerSettings(Section):
@@ -33,18 +50,29 @@ TokenizerSettings = Annotated[
 ]
 
 
+class TokenizeSettings(Section):
+    """How the documents of a source are divided among files and processes."""
+
+    shard_megabytes: PositiveInt = 64
+    """Text of a shard, in MB of UTF-8: what is encoded anew when the stage was killed."""
+    processes: PositiveInt | Literal["all"] = "all"
+    """How many shards are encoded at the same time, each by a process of its own.
+
+    ``all``: one per core. With 1 the stage's own process encodes, on all cores, as it does for a
+    source of one shard. Has no effect on the result.
+    """
+
+
 class MixtureSettings(Section):
     """How tokens of all domains become rows, and in which order training sees the rows."""
 
     sequence_length: Annotated[int, Field(ge=8)]
     shuffle_buffer_size: PositiveInt
     """Rows of a domain are permuted inside windows of this many rows."""
-    weights: dict[Name, NonNegativeFloat]
-    """Share of the training tokens per domain; they sum to 1."""
+    weights: Weights
+    """A domain of weight 0 is measured and not trained on."""
+    max_repetition: PositiveFloat = 4.0
+    """A training stage that would read a domain's rows more often than this is refused.
 
-    @model_validator(mode="after")
-    def _weights_sum_to_one(self) -> MixtureSettings:
-        total = sum(self.weights.values())
-        if abs(total - 1.0) > WEIGHT_TOLERANCE:
-            raise ValueError(f"weights sum to {total:.6g}, expected 1")
-        return self
+    Up to four epochs repeated text is nearly as good as new (arXiv 2305.16264).
+    """

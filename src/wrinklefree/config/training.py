@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,6 +19,10 @@ from wrinklefree.config.section import (
     Section,
     Sha256,
 )
+from wrinklefree.config.tokens import Weights
+
+LEAST_FINAL_LR_FRACTION = 0.3
+"""What a curriculum's last rows need of the peak learning rate."""
 
 
 class LambdaWarmupSettings(Section):
@@ -25,6 +31,43 @@ class LambdaWarmupSettings(Section):
     warmup_steps: NonNegativeInt
     """0: fully quantized from the first step. Fewer than the stage's ``steps``."""
     schedule: Literal["linear", "cosine"]
+
+
+class CurriculumDecayWarning(UserWarning):
+    """A curriculum keeps its best text for the end, where the learning rate is nearly 0."""
+
+
+class PhaseSettings(Section):
+    """Other weights from a step on, such as more of the best text at the end."""
+
+    from_step: NonNegativeInt
+    """The first step with these weights, counted from 0."""
+    weights: Weights
+    """In place of ``mixture.weights``; names every domain."""
+
+
+class DataSettings(Section):
+    """Which rows of the mixture a training reads, and in which order."""
+
+    order: Literal["shuffled", "length", "loss"] = "shuffled"
+    """``length``, ``loss``: the rows that ``shuffled`` reads, easy first within each domain.
+
+    ``length``: by the length of a row's documents, short first. ``loss``: by a row's loss per token
+    under the model that the stage starts from, or learns from, not quantized; low first. It costs a
+    forward pass over the rows of the run.
+    """
+    phases: list[PhaseSettings] = []
+    """By first step; before the first one ``mixture.weights`` holds."""
+
+    @model_validator(mode="after")
+    def _phases_in_order(self) -> DataSettings:
+        starts = [phase.from_step for phase in self.phases]
+        if any(one >= other for one, other in pairwise(starts)):
+            raise ValueError(
+                f"phases begin at the steps {', '.join(map(str, starts))}, expected each to begin"
+                " after the one before it"
+            )
+        return self
 
 
 class TrainingSettings(Section):
@@ -38,6 +81,7 @@ class TrainingSettings(Section):
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     zclip: ZClipSettings
+    data: DataSettings = DataSettings()
     autocast: Literal["none", "bfloat16"] = "none"
     """Compute type of the forward pass; parameters and optimizer state stay fp32."""
     checkpoint_interval: PositiveInt
@@ -51,6 +95,30 @@ class TrainingSettings(Section):
             raise ValueError(
                 f"schedule.warmup_steps is {self.schedule.warmup_steps} and steps {self.steps}:"
                 " warmup must end before the last step; lower it or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_begin_within_the_run(self) -> Self:
+        if self.data.phases and (last := self.data.phases[-1].from_step) >= self.steps:
+            raise ValueError(
+                f"data.phases has one from step {last} on and steps is {self.steps}: it would never"
+                " begin; lower its from_step, leave it out or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _curriculum_meets_a_learning_rate(self) -> Self:
+        final = self.schedule.final_lr_fraction
+        decays = self.schedule.kind != "constant" and final < LEAST_FINAL_LR_FRACTION
+        if self.data.order != "shuffled" and decays:
+            warnings.warn(
+                f"data.order {self.data.order} with schedule.final_lr_fraction {final:g}: the rows"
+                " that come last are hardly learnt from; a curriculum's gain over a random order is"
+                f" lost (arXiv 2511.18903). Use {LEAST_FINAL_LR_FRACTION:g} or more, or schedule"
+                " constant",
+                CurriculumDecayWarning,
+                stacklevel=2,
             )
         return self
 
@@ -142,6 +210,15 @@ class ScratchSettings(Section):
 
     model: ModelSettings
     training: TrainingSettings
+
+    @model_validator(mode="after")
+    def _order_needs_no_model(self) -> ScratchSettings:
+        if self.training.data.order == "loss":
+            raise ValueError(
+                "training.data.order is loss, but a model from scratch has learnt nothing that rows"
+                " could be ordered by; use length or shuffled"
+            )
+        return self
 
 
 class BaseSettings(Section):

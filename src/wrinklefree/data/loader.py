@@ -5,7 +5,8 @@ Shapes: B rows of a batch, T tokens of a row, V ids of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wrinklefree.data.order import DomainSize, SampleOrder
-from wrinklefree.data.rows import Mixture, Rows, read_mixture
+from wrinklefree.config.tokens import WEIGHT_TOLERANCE
+from wrinklefree.data.curriculum import EasyFirst, mean_piece_lengths, rows_of_run
+from wrinklefree.data.order import DomainSize, SampleOrder, WeightChange
+from wrinklefree.data.rows import DomainRows, Mixture, Rows, read_mixture
 from wrinklefree.errors import UserError
 
 
@@ -28,6 +31,10 @@ class Batch:
     """Number of the document piece within the row, -1 on padding."""
     positions_BT: Tensor
     """Position within the document piece, from 0."""
+    source_documents_BT: Tensor
+    """Number of the document within its domain and split, -1 on padding."""
+    source_positions_BT: Tensor
+    """Position within that document, -1 on padding; it tells the piece of a long one."""
     domain_B: Tensor
     """Index into the ``domains`` of the data the batch comes from."""
     sample_B: Tensor
@@ -41,18 +48,42 @@ class Batch:
 class TrainingData:
     """The training rows of a mixture folder in their order under a seed.
 
-    Raises UserError for a folder whose files are missing, truncated or edited.
+    Parameters
+    ----------
+    weights : shares of the training tokens by domain, in place of the mixture's own.
+    changes : weights that hold from a sample on, by ascending first sample; at sample 0 they take
+        the place of ``weights``. They affect no sample before them.
+
+    Raises
+    ------
+    UserError : files of the folder are missing, truncated or edited, or weights don't fit it.
     """
 
-    def __init__(self, mixture: Path, *, seed: int) -> None:
+    def __init__(
+        self,
+        mixture: Path,
+        *,
+        seed: int,
+        weights: dict[str, float] | None = None,
+        changes: Sequence[WeightChange] = (),
+    ) -> None:
         self._mixture = read_mixture(mixture)
         self._domains = self._mixture.domains
+        own = {domain.name: domain.weight for domain in self._domains}
+        self.changes = [WeightChange(0, own if weights is None else weights), *changes]
+        if changes and changes[0].first_sample == 0:
+            del self.changes[0]
+        for change in self.changes:
+            _check_weights(mixture, self._domains, change)
         self._order = SampleOrder(
-            [DomainSize(d.name, d.weight, len(d.train), d.train_tokens) for d in self._domains],
-            self._mixture.shuffle_buffer_size,
-            seed,
+            [DomainSize(d.name, len(d.train), d.train_tokens) for d in self._domains],
+            self.changes,
+            shuffle_buffer_size=self._mixture.shuffle_buffer_size,
+            seed=seed,
         )
+        self._locate = self._order.locate
         self.domains = [domain.name for domain in self._domains]
+        self.max_repetition = self._mixture.max_repetition
         self.sequence_length = self._mixture.sequence_length
         self.vocabulary_size = self._mixture.vocabulary_size
         self.end_of_text_id = self._mixture.end_of_text_id
@@ -66,9 +97,73 @@ class TrainingData:
         assert 0 <= micro_batch < micro_batches
         first = (step * micro_batches + micro_batch) * batch_size
         samples_B = np.arange(first, first + batch_size)
-        domain_B, row_B = self._order.locate(samples_B)
+        domain_B, row_B = self._locate(samples_B)
         rows = [self._domains[domain].train for domain in domain_B]
         return _batch(self._mixture, rows, row_B, domain_B, samples_B)
+
+    def weights_at(self, sample: int) -> dict[str, float]:
+        """The share of the training tokens by domain that holds for a sample."""
+        return [c.weights for c in self.changes if c.first_sample <= sample][-1]
+
+    def epochs(self, samples: int) -> dict[str, float]:
+        """How often the first ``samples`` samples read each domain's rows, 1.0 being once."""
+        counts = self._order.counts_before(samples)
+        return {
+            domain.name: count / max(len(domain.train), 1)
+            for domain, count in zip(self._domains, counts, strict=True)
+        }
+
+    def train_tokens(self, domain: str) -> int:
+        """Tokens that a domain has to train on, without padding."""
+        return self._domains[self.domains.index(domain)].train_tokens
+
+    def rows_of_run(self, samples: int) -> dict[str, np.ndarray]:
+        """Numbers of the rows by domain that the first ``samples`` samples read, int64 ascending.
+
+        The order in which ``mean_piece_lengths``, ``batches_of`` and ``easy_first`` have them.
+        """
+        return dict(zip(self.domains, rows_of_run(self._order, samples), strict=True))
+
+    def mean_piece_lengths(self, samples: int) -> np.ndarray:
+        """Of the rows of a run: tokens in the piece that a row's mean token is in, float64."""
+        chosen = self.rows_of_run(samples).values()
+        return np.concatenate(
+            [mean_piece_lengths(d.train, r) for d, r in zip(self._domains, chosen, strict=True)]
+        )
+
+    def batches_of(self, samples: int, batch_size: int) -> Iterator[Batch]:
+        """The rows of a run, each once; no batch has rows of two domains."""
+        for index, chosen in enumerate(self.rows_of_run(samples).values()):
+            for start in range(0, len(chosen), batch_size):
+                row_B = chosen[start : start + batch_size]
+                rows = [self._domains[index].train] * len(row_B)
+                yield _batch(self._mixture, rows, row_B, np.full(len(row_B), index), row_B)
+
+    def easy_first(self, samples: int, scores: np.ndarray) -> TrainingData:
+        """The same run with each domain's rows by ascending score (one of every row, float64)."""
+        sizes = [len(chosen) for chosen in self.rows_of_run(samples).values()]
+        by_domain = np.split(scores, np.cumsum(sizes)[:-1])
+        sorted_data = copy.copy(self)
+        sorted_data._locate = EasyFirst(self._order, samples, by_domain).locate
+        return sorted_data
+
+
+def _check_weights(mixture: Path, domains: list[DomainRows], change: WeightChange) -> None:
+    names, where = {domain.name for domain in domains}, f"weights from sample {change.first_sample}"
+    if wrong := sorted(names ^ set(change.weights)):
+        raise UserError(
+            f"{where} and the domains of {mixture} differ in {', '.join(wrong)}; name all of"
+            f" {', '.join(sorted(names))}, with weight 0 to leave one out"
+        )
+    total = sum(change.weights.values())
+    if min(change.weights.values()) < 0 or not abs(total - 1) <= WEIGHT_TOLERANCE:
+        raise UserError(f"{where} sum to {total:.6g} or one is negative; expected shares of 1")
+    for domain in domains:
+        if change.weights[domain.name] > 0 and not len(domain.train):
+            raise UserError(
+                f"{where} give domain {domain.name} a share, but {mixture} has no training rows of"
+                " it; give it weight 0 or more text"
+            )
 
 
 class HeldOutData:
@@ -116,8 +211,8 @@ def _batch(
         source.read(int(row), mixture.vocabulary_size)
         for source, row in zip(rows, row_B, strict=True)
     ]
-    tokens_BT, document_ids_BT, positions_BT = (
+    tokens_BT, ids_BT, positions_BT, sources_BT, source_positions_BT = (
         torch.from_numpy(np.stack(column)) for column in zip(*read, strict=True)
     )
     domain, sample = (torch.from_numpy(a.astype(np.int64)) for a in (domain_B, sample_B))
-    return Batch(tokens_BT, document_ids_BT, positions_BT, domain, sample)
+    return Batch(tokens_BT, ids_BT, positions_BT, sources_BT, source_positions_BT, domain, sample)

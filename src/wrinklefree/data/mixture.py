@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wrinklefree.config.tokens import MixtureSettings
 from wrinklefree.data.order import row_shares
-from wrinklefree.data.pack import pack, split_documents
+from wrinklefree.data.pack import pack
 from wrinklefree.data.progress import progress
 from wrinklefree.data.rows import (
     MIXTURE_FILE,
@@ -22,6 +23,7 @@ from wrinklefree.data.rows import (
 from wrinklefree.data.shards import (
     SPLITS,
     TokenFolder,
+    TokenShard,
     TokenSplit,
     read_tokens,
     token_dtype,
@@ -31,6 +33,9 @@ from wrinklefree.data.tokenizer import end_of_text_id, token_bytes, vocabulary_s
 from wrinklefree.errors import UserError
 
 ROWS_PER_WRITE_TOKENS = 1 << 22
+LEAST_FILLED = {"train": 0.992, "held_out": 0.0}
+"""Below which part of text in the rows whole documents are cut to fill them. Held-out documents
+never are: what a cut takes from their context would be measured as loss."""
 
 
 def build_mixture(
@@ -39,32 +44,37 @@ def build_mixture(
     """Write the rows of every domain and ``mixture.json``; return the facts.
 
     ``tokens``: token folders by source name. Sources of one domain are merged, interleaved in
-    proportion to their sizes. Facts per domain: rows, tokens and utilisation (the part of the rows
-    that is not padding) of both splits; ``epoch_samples``: after how many training samples the
-    domain's rows have all been read once (absent for weight 0). Raises UserError for token folders
-    that don't fit the tokenizer, a weighted domain without a training row and a domain without a
-    held-out row.
+    proportion to their sizes. Facts per domain: ``sources`` (documents by source and split) and of
+    both splits rows, pieces, documents, tokens, ``documents_cut`` (how many would have fitted a row
+    and were cut to fill others) and ``utilisation`` (the part of the rows that is not padding);
+    ``epoch_samples``: after how many training samples the domain's rows have all been read once
+    (absent for weight 0). Raises UserError for token folders that don't fit the tokenizer, a
+    weighted domain without a training row and a domain without a held-out row.
     """
     size, end = vocabulary_size(tokenizer), end_of_text_id(tokenizer)
     merged = _by_domain(settings, tokens, size, end)
     domains: list[dict[str, Any]] = []
     for name in progress(sorted(settings.weights), "pack", "domains"):
-        sources = merged.get(name, [])
+        sources = merged.get(name, {})
         counts = {
             split: _write_rows(
-                [source.splits[split] for source in sources],
+                [source.splits[split] for source in sources.values()],
                 folder / f"{name}.{split}",
-                settings.sequence_length,
-                token_dtype(size),
-                end,
+                _RowFormat(settings.sequence_length, token_dtype(size), end, LEAST_FILLED[split]),
             )
             for split in SPLITS
         }
         _require_rows(name, settings.weights[name], counts)
-        domains.append({"name": name, "weight": settings.weights[name], "splits": counts})
+        documents = {
+            source: {split: part.document_count for split, part in tokens.splits.items()}
+            for source, tokens in sources.items()
+        }
+        weight = settings.weights[name]
+        domains.append({"name": name, "weight": weight, "sources": documents, "splits": counts})
     index = {
         "sequence_length": settings.sequence_length,
         "shuffle_buffer_size": settings.shuffle_buffer_size,
+        "max_repetition": settings.max_repetition,
         "vocabulary_size": size,
         "end_of_text_id": end,
         "dtype": token_dtype(size).name,
@@ -75,10 +85,21 @@ def build_mixture(
     return {"domains": _facts(domains, settings.sequence_length)}
 
 
+@dataclass(frozen=True)
+class _RowFormat:
+    """What the rows of one domain and split are like."""
+
+    length: int
+    dtype: np.dtype[Any]
+    padding: int
+    least_filled: float
+
+
 def _by_domain(
     settings: MixtureSettings, tokens: dict[str, Path], size: int, end: int
-) -> dict[str, list[TokenFolder]]:
-    merged: dict[str, list[TokenFolder]] = {}
+) -> dict[str, dict[str, TokenFolder]]:
+    """The sources of each domain, by name in its order."""
+    merged: dict[str, dict[str, TokenFolder]] = {}
     for name in sorted(tokens):
         source = read_tokens(tokens[name])
         if (source.vocabulary_size, source.end_of_text_id) != (size, end):
@@ -92,7 +113,7 @@ def _by_domain(
                 f"{tokens[name]} is of domain {source.domain}, which mixture.weights does not name;"
                 " give it a weight (0 leaves it out of training) or remove the source"
             )
-        merged.setdefault(source.domain, []).append(source)
+        merged.setdefault(source.domain, {})[name] = source
     return merged
 
 
@@ -109,50 +130,73 @@ def _require_rows(name: str, weight: float, counts: dict[str, dict[str, int]]) -
         )
 
 
-def _write_rows(
-    sources: list[TokenSplit], stem: Path, length: int, dtype: np.dtype[Any], end: int
-) -> dict[str, int]:
+def _write_rows(sources: list[TokenSplit], stem: Path, row_format: _RowFormat) -> dict[str, int]:
     """Pack one domain and split into ``<stem>.rows``, ``.pieces`` and ``.offsets``."""
-    source, starts, lengths = _interleaved_pieces(sources, length)
-    packing = pack(lengths, length)
-    source, starts, lengths = (a[packing.order] for a in (source, starts, lengths))
-    rows = len(packing.offsets) - 1
+    documents = _interleaved_documents(sources)
+    length = row_format.length
+    packing = pack(documents.length, length, least_filled=row_format.least_filled)
+    offsets, rows = packing.offsets, len(packing.offsets) - 1
+    shard = documents.shard[packing.document]
+    start = documents.start[packing.document] + packing.start
+    shards = [part for source in sources for part in source.shards]
     with Path(f"{stem}.rows").open("wb") as file:
         step = max(1, ROWS_PER_WRITE_TOKENS // length)
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            row_tokens = np.full((last - first, length), end, dtype=dtype)
-            here = slice(packing.offsets[first], packing.offsets[last])
-            row = np.repeat(np.arange(last - first), np.diff(packing.offsets[first : last + 1]))
-            _gather(sources, source[here], starts[here], lengths[here], row, row_tokens)
+            row_tokens = np.full((last - first, length), row_format.padding, row_format.dtype)
+            here = slice(offsets[first], offsets[last])
+            row = np.repeat(np.arange(last - first), np.diff(offsets[first : last + 1]))
+            _gather(shards, shard[here], start[here], packing.length[here], row, row_tokens)
             file.write(row_tokens.tobytes())
-    write_records(Path(f"{stem}.pieces"), lengths.astype(PIECE_DTYPE))
-    write_records(Path(f"{stem}.offsets"), packing.offsets.astype(OFFSET_DTYPE))
-    return {"rows": rows, "pieces": len(lengths), "tokens": int(lengths.sum())}
+    pieces = np.empty(len(packing.length), dtype=PIECE_DTYPE)
+    pieces["document"] = documents.number[packing.document]
+    pieces["start"], pieces["length"] = packing.start, packing.length
+    write_records(Path(f"{stem}.pieces"), pieces)
+    write_records(Path(f"{stem}.offsets"), offsets.astype(OFFSET_DTYPE))
+    pieces_of_document = np.bincount(packing.document, minlength=len(documents.length))
+    return {
+        "rows": rows,
+        "pieces": len(pieces),
+        "documents": len(documents.length),
+        "documents_cut": int(((documents.length <= length) & (pieces_of_document > 1)).sum()),
+        "tokens": int(documents.length.sum()),
+    }
 
 
-def _interleaved_pieces(
-    sources: list[TokenSplit], length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(source, start, length) of all pieces, documents in the order of their relative position."""
-    columns = []
-    for number, split in enumerate(sources):
-        ends = split.ends.astype(np.int64)
-        starts = np.concatenate([[0], ends[:-1]])[: len(ends)]
-        position = starts / max(len(split.tokens), 1)
-        columns.append((np.full(len(ends), number), starts, ends - starts, position))
-    if not columns:
-        none = np.empty(0, dtype=np.int64)
-        return none, none, none
-    source, starts, lengths, position = (np.concatenate(c) for c in zip(*columns, strict=True))
-    order = np.argsort(position, kind="stable")
-    document, piece_starts, piece_lengths = split_documents(starts[order], lengths[order], length)
-    return source[order][document], piece_starts, piece_lengths
+class _Documents(NamedTuple):
+    """Documents of all sources of a domain; int64 [documents] each."""
+
+    number: np.ndarray
+    """Source after source."""
+    shard: np.ndarray
+    """Among all shards, source after source."""
+    start: np.ndarray
+    """Of the first token within the shard."""
+    length: np.ndarray
+
+
+def _interleaved_documents(sources: list[TokenSplit]) -> _Documents:
+    """All documents in the order of their relative position within their source."""
+    columns: list[tuple[np.ndarray, ...]] = [(np.empty(0, dtype=np.int64),) * 3]
+    positions = [np.empty(0)]
+    shards = 0
+    for source in sources:
+        before = 0
+        for shard in source.shards:
+            ends = shard.ends.astype(np.int64)
+            starts = np.concatenate([[0], ends[:-1]])
+            columns.append((np.full(len(ends), shards), starts, ends - starts))
+            positions.append((before + starts) / source.token_count)
+            before += len(shard.tokens)
+            shards += 1
+    shard, start, length = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    return _Documents(order, shard[order], start[order], length[order])
 
 
 def _gather(
-    sources: list[TokenSplit],
-    source: np.ndarray,
+    shards: list[TokenShard],
+    shard: np.ndarray,
     starts: np.ndarray,
     lengths: np.ndarray,
     row: np.ndarray,
@@ -164,11 +208,11 @@ def _gather(
     columns = before - before[first_of_row]
     to = row * row_tokens.shape[1] + columns
     flat = row_tokens.reshape(-1)
-    for number, split in enumerate(sources):
-        mine = source == number
+    for number in np.unique(shard).tolist():
+        mine = shard == number
         size = lengths[mine]
         within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        flat[np.repeat(to[mine], size) + within] = split.tokens[
+        flat[np.repeat(to[mine], size) + within] = shards[number].tokens[
             np.repeat(starts[mine], size) + within
         ]
 
@@ -179,7 +223,7 @@ def _facts(domains: list[dict[str, Any]], length: int) -> dict[str, Any]:
     tokens = [domain["splits"]["train"]["tokens"] for domain in domains]
     facts: dict[str, Any] = {}
     for domain, share in zip(domains, row_shares(weights, rows, tokens), strict=True):
-        facts[domain["name"]] = {
+        facts[domain["name"]] = {"sources": domain["sources"]} | {
             split: {
                 **counts,
                 "utilisation": counts["tokens"] / max(counts["rows"] * length, 1),

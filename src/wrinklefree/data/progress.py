@@ -1,7 +1,9 @@
-"""Progress bars: shown to a person at a terminal, absent from logs."""
+"""Advance of long work: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -9,10 +11,42 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+LINE_SECONDS = 10.0
+
 
 def progress(
     items: Iterable[T], description: str, unit: str, total: int | None = None
 ) -> Iterator[T]:
-    """Yield ``items``, drawing a bar on standard error if that is a terminal."""
-    # disable=None is tqdm's own check for a terminal.
-    yield from tqdm(items, desc=description, unit=f" {unit}", total=total, disable=None)
+    """Yield ``items``, showing on standard error how many there were.
+
+    On a terminal that is a bar. Elsewhere it is a line every ten seconds with the rate and, where
+    ``total`` is known, the time left; work that is shorter than that says nothing.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=description, unit=f" {unit}", total=total)
+        return
+    started = last = time.monotonic()
+    said = False
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last, said = now, True
+            _say(f"{description}: {_state(done, unit, total, now - started)}")
+    if said:
+        seconds = tqdm.format_interval(time.monotonic() - started)
+        _say(f"{description}: all {done:,} {unit} in {seconds}")
+
+
+def _state(done: int, unit: str, total: int | None, seconds: float) -> str:
+    rate = f"{done / seconds:,.4g} a second"
+    if total is None:
+        return f"{done:,} {unit}, {rate}"
+    left = tqdm.format_interval((total - done) * seconds / done)
+    return f"{done:,} of {total:,} {unit} ({done / total:.0%}), {rate}, {left} left"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,16 +1,20 @@
 """The files of the mixture folder: rows of T tokens, and the pieces of documents in them.
 
 ``<domain>.<split>.rows``: token ids [rows, T], little-endian uint16 or uint32, the tail of a row
-filled with end of text. ``.pieces``: uint32, lengths of all pieces, row after row. ``.offsets``:
-uint64 [rows + 1], where each row's pieces begin. ``token_bytes``: int32 [V]. ``mixture.json``: what
-is needed to read them. Shapes: T tokens of a row.
+filled with end of text. ``.pieces``: records of ``PIECE_DTYPE``, row after row: from which document
+a piece is, which of its tokens is the piece's first, and how many they are. ``.offsets``: uint64
+[rows + 1], where each row's pieces begin. ``token_bytes``: int32 [V]. ``mixture.json``: what is
+needed to read them.
+
+Opening a folder touches none of these but at their ends, so neither its time nor its memory grow
+with the corpus; what a row says is checked when it is read. Shapes: T tokens of a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +23,25 @@ from wrinklefree.errors import UserError
 
 MIXTURE_FILE = "mixture.json"
 TOKEN_BYTES_FILE = "token_bytes"
-PIECE_DTYPE = np.dtype("<u4")
+PIECE_DTYPE = np.dtype([("document", "<u8"), ("start", "<u8"), ("length", "<u4")])
+"""Documents are numbered within domain and split, source after source in the order of names."""
 OFFSET_DTYPE = np.dtype("<u8")
 TOKEN_BYTES_DTYPE = np.dtype("<i4")
+
+
+class Row(NamedTuple):
+    """One row; all int64 [T]."""
+
+    tokens_T: np.ndarray
+    """Token ids; padding is end of text."""
+    document_ids_T: np.ndarray
+    """Number of the piece within the row, -1 on padding."""
+    positions_T: np.ndarray
+    """Position within the piece, from 0; on padding, too."""
+    source_documents_T: np.ndarray
+    """Number of the document within domain and split, -1 on padding."""
+    source_positions_T: np.ndarray
+    """Position within that document, -1 on padding."""
 
 
 @dataclass(frozen=True)
@@ -32,32 +52,50 @@ class Rows:
     tokens: np.ndarray
     """[rows, T]."""
     pieces: np.ndarray
-    """uint32 [pieces]."""
+    """``PIECE_DTYPE`` [pieces]."""
     offsets: np.ndarray
     """uint64 [rows + 1]."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def read(self, row: int, vocabulary_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, document ids, positions) of a row, int64 [T] each.
+    def pieces_of(self, row: int) -> np.ndarray:
+        """``PIECE_DTYPE`` [pieces of the row]; UserError for pieces that can't be right."""
+        first, last = int(self.offsets[row]), int(self.offsets[row + 1])
+        if not first < last <= len(self.pieces):
+            raise UserError(
+                f"{self.path.with_suffix('.offsets')} gives row {row} the pieces {first} to {last}"
+                f" of {len(self.pieces)}: it was edited; run the mixture stage again"
+            )
+        pieces = self.pieces[first:last]
+        used, length = int(pieces["length"].sum(dtype=np.int64)), self.tokens.shape[1]
+        if used > length or not pieces["length"].all():
+            raise UserError(
+                f"{self.path.with_suffix('.pieces')} has an empty piece or too many tokens in row"
+                f" {row} ({used} of {length}): it was edited; run the mixture stage again"
+            )
+        return pieces
 
-        Document ids number the row's pieces from 0 and are -1 on padding; positions start at 0 in
-        every piece. Raises UserError for a token id beyond the vocabulary.
-        """
+    def read(self, row: int, vocabulary_size: int) -> Row:
+        """A row; UserError for a token id beyond the vocabulary or pieces that can't be right."""
         tokens_T = self.tokens[row].astype(np.int64)
         if tokens_T.max() >= vocabulary_size:
             raise UserError(
                 f"{self.path} row {row} has token id {tokens_T.max()}, but the vocabulary has"
                 f" {vocabulary_size} ids: the file was edited; run the mixture stage again"
             )
-        lengths = self.pieces[int(self.offsets[row]) : int(self.offsets[row + 1])].astype(np.int64)
-        padding = len(tokens_T) - int(lengths.sum())
-        ids = np.append(np.arange(len(lengths)), -1)
-        lengths = np.append(lengths, padding)
-        starts = np.cumsum(lengths) - lengths
-        positions_T = np.arange(len(tokens_T)) - np.repeat(starts, lengths)
-        return tokens_T, np.repeat(ids, lengths), positions_T
+        pieces = self.pieces_of(row)
+        lengths = pieces["length"].astype(np.int64)
+        ends = np.cumsum(lengths)
+        used = int(ends[-1])
+        # Padding is a piece of its own, so that positions count there as well.
+        number_T = np.repeat(np.arange(len(lengths) + 1), np.append(lengths, len(tokens_T) - used))
+        positions_T = np.arange(len(tokens_T)) - np.append(0, ends)[number_T]
+        number_T[used:] = -1
+        sources_T = pieces["document"].astype(np.int64)[number_T]
+        source_positions_T = pieces["start"].astype(np.int64)[number_T] + positions_T
+        sources_T[used:] = source_positions_T[used:] = -1
+        return Row(tokens_T, number_T, positions_T, sources_T, source_positions_T)
 
 
 @dataclass(frozen=True)
@@ -81,6 +119,8 @@ class Mixture:
 
     sequence_length: int
     shuffle_buffer_size: int
+    max_repetition: float
+    """How often a training may read a domain."""
     vocabulary_size: int
     end_of_text_id: int
     domains: list[DomainRows]
@@ -91,6 +131,18 @@ class Mixture:
 def read_mixture(folder: Path) -> Mixture:
     """Map a mixture folder into memory; UserError naming the file that doesn't fit the others."""
     index = read_index(folder / MIXTURE_FILE)
+    try:
+        return _map_mixture(folder, index)
+    except UserError:  # a ValueError that says more
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / MIXTURE_FILE} does not describe a mixture ({type(error).__name__}:"
+            f" {error}): it was edited or made by another version; run the mixture stage again"
+        ) from error
+
+
+def _map_mixture(folder: Path, index: dict[str, Any]) -> Mixture:
     domains = []
     for entry in index["domains"]:
         train = _read_rows(folder, entry, "train", index)
@@ -109,6 +161,7 @@ def read_mixture(folder: Path) -> Mixture:
     return Mixture(
         sequence_length=index["sequence_length"],
         shuffle_buffer_size=index["shuffle_buffer_size"],
+        max_repetition=index["max_repetition"],
         vocabulary_size=size,
         end_of_text_id=index["end_of_text_id"],
         domains=domains,
@@ -124,24 +177,10 @@ def _read_rows(folder: Path, entry: dict[str, Any], split: str, index: dict[str,
     tokens = map_file(path, dtype, counts["rows"] * length).reshape(-1, length)
     pieces = map_file(folder / f"{stem}.pieces", PIECE_DTYPE, counts["pieces"])
     offsets = map_file(folder / f"{stem}.offsets", OFFSET_DTYPE, counts["rows"] + 1)
-    rows = Rows(path, tokens, pieces, offsets)
-    _check_pieces(folder / stem, rows, length)
-    return rows
-
-
-def _check_pieces(stem: Path, rows: Rows, sequence_length: int) -> None:
-    bounds = rows.offsets.astype(np.int64)
-    if bounds[0] != 0 or bounds[-1] != len(rows.pieces) or (np.diff(bounds) <= 0).any():
+    if (int(offsets[0]), int(offsets[-1])) != (0, len(pieces)):
         raise UserError(
-            f"{stem}.offsets does not divide the {len(rows.pieces)} pieces of {stem}.pieces into"
-            f" {len(rows)} rows: it was edited; run the mixture stage again"
+            f"{folder / stem}.offsets runs from {offsets[0]} to {offsets[-1]}, expected 0 to"
+            f" {len(pieces)}, the number of pieces: it was edited; run the mixture stage again"
         )
-    if not len(rows):
-        return
-    used = np.add.reduceat(rows.pieces.astype(np.int64), bounds[:-1])
-    if (rows.pieces == 0).any() or (used > sequence_length).any():
-        row = int(np.argmax(used > sequence_length))
-        raise UserError(
-            f"{stem}.pieces has an empty piece or more than {sequence_length} tokens in a row (row"
-            f" {row}: {used[row]}): it was edited; run the mixture stage again"
-        )
+    # As plain arrays: memmap's own indexing would take a third of a row's time.
+    return Rows(path, np.asarray(tokens), np.asarray(pieces), np.asarray(offsets))

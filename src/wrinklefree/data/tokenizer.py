@@ -26,14 +26,14 @@ CHUNK_CHARACTERS = 65_536
 
 
 def train_tokenizer(
-    settings: BpeTokenizerSettings, raw: dict[str, Path], folder: Path
+    settings: BpeTokenizerSettings, documents: dict[str, Path], folder: Path
 ) -> dict[str, Any]:
     """Train a byte-level BPE on the training splits and save it for ``AutoTokenizer``.
 
-    ``raw``: fetched folders by source name; read in the order of the names. Digits are separate
-    tokens, every byte is in the vocabulary, so every text can be encoded and decoded exactly. Has
-    exactly ``vocabulary_size`` ids, the special tokens first. Nothing is random: the same text
-    gives the same bytes. Raises UserError where the text is too small for the size.
+    ``documents``: cleaned folders by source name; read in the order of the names. Digits are
+    separate tokens, every byte is in the vocabulary, so every text can be encoded and decoded
+    exactly. Has exactly ``vocabulary_size`` ids, the special tokens first. Nothing is random: the
+    same text gives the same bytes. Raises UserError where the text is too small for the size.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,7 +47,7 @@ def train_tokenizer(
         show_progress=False,
     )
     read: dict[str, int] = {}
-    tokenizer.train_from_iterator(_training_texts(settings, raw, read), trainer)
+    tokenizer.train_from_iterator(_training_texts(settings, documents, read), trainer)
     size = tokenizer.get_vocab_size()
     if size != settings.vocabulary_size:
         raise UserError(
@@ -69,14 +69,14 @@ def train_tokenizer(
 
 
 def _training_texts(
-    settings: BpeTokenizerSettings, raw: dict[str, Path], read: dict[str, int]
+    settings: BpeTokenizerSettings, documents: dict[str, Path], read: dict[str, int]
 ) -> Iterator[str]:
     """At most the set number of megabytes of each source, spread evenly over the whole of it."""
     limit = settings.max_megabytes_per_source * 1_000_000
-    for name in sorted(raw):
-        total = sum(len(text.encode()) for text in read_texts(raw[name], "train"))
+    for name in sorted(documents):
+        total = sum(len(text.encode()) for text in read_texts(documents[name], "train"))
         seen = read[name] = 0
-        for text in read_texts(raw[name], "train"):
+        for text in read_texts(documents[name], "train"):
             for start in range(0, len(text), CHUNK_CHARACTERS):
                 chunk = text[start : start + CHUNK_CHARACTERS]
                 size = len(chunk.encode())

@@ -6,16 +6,11 @@ matplotlib is imported when a plot is drawn; figures belong to no global state.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
-
-from wrinklefree.evaluate.history import History
-from wrinklefree.evaluate.scores import LABELS
-from wrinklefree.evaluate.smoothing import downsample, moving_average
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,69 +96,12 @@ def heading(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left")
 
 
-def stage_panels(
-    histories: dict[str, History], title: str
-) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A tall panel and a low one under it for every stage; three stages beside each other."""
-    columns = min(3, len(histories))
-    bands = math.ceil(len(histories) / columns)
-    figure, grid = panels(
-        2 * bands,
-        columns,
-        (3.3 * columns + 0.4, 0.8 + 3.3 * bands),
-        gridspec_kw={"height_ratios": [4.0, 1.0] * bands},
-    )
-    heading(figure, title)
-    upper, lower = [], []
-    for index in range(bands * columns):
-        band, column = divmod(index, columns)
-        pair = grid[2 * band * columns + column], grid[(2 * band + 1) * columns + column]
-        if index >= len(histories):
-            for axes in pair:
-                axes.set_axis_off()
-            continue
-        upper.append(pair[0])
-        lower.append(pair[1])
-    for axes, below, (name, history) in zip(upper, lower, histories.items(), strict=True):
-        axes.set_title(LABELS.get(name, name))
-        axes.tick_params(axis="x", labelbottom=False)
-        for panel in (axes, below):
-            panel.set_xlim(0, history.tokens[-1])
-            tokens_axis(panel)
-    return figure, upper, lower
-
-
 def label_first_column(row: list[Axes], text: str) -> None:
     """Name the vertical axis once per line of panels."""
     for axes in row:
         place = axes.get_subplotspec()
         if place is not None and place.is_first_col():
             axes.set_ylabel(text)
-
-
-def curve(axes: Axes, history: History, name: str, color: str) -> None:
-    """A metric over tokens: single steps pale and thin, their moving average on top."""
-    tokens, values = reported(history, name)
-    axes.plot(*downsample(tokens, values), color=PALE, linewidth=0.8)
-    smooth = moving_average(values, reach(len(values)))
-    axes.plot(*downsample(tokens, smooth), color=color, linewidth=1.6)
-
-
-def points(history: History, name: str) -> tuple[list[float], list[float]]:
-    """Tokens and values of a metric, thinned for drawing."""
-    return downsample(*reported(history, name))
-
-
-def reported(history: History, name: str) -> tuple[list[float], list[float]]:
-    """Tokens and values at the steps that reported the metric."""
-    pairs = zip(history.tokens, history.series(name), strict=True)
-    kept = [(float(tokens), value) for tokens, value in pairs if math.isfinite(value)]
-    return [tokens for tokens, _ in kept], [value for _, value in kept]
-
-
-def reach(points: int) -> int:
-    """Neighbours on either side in a moving average: it spans about a twentieth of the run."""
-    return points // 40
 
 
 def tokens_axis(axes: Axes) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
+from wrinklefree.train.history import HISTORY
 
-HISTORY = "history.jsonl"
 _COUNTERS = ("step", "tokens")
 
 

@@ -22,7 +22,13 @@ from wrinklefree.diffusion.likelihood import negative_elbo
 from wrinklefree.diffusion.masks import find_blocks
 from wrinklefree.diffusion.shift import TokenShift, supervised_tokens
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.scores import DomainScore, ModelScore, domain_score, overall_score
+from wrinklefree.evaluate.scores import (
+    DomainScore,
+    ModelScore,
+    domain_score,
+    loss_variance,
+    overall_score,
+)
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.forward import next_token_logits
@@ -69,6 +75,7 @@ def score_model(
         quantized=model_format.bitlinear,
         overall=overall_score(domains, weights),
         domains=domains,
+        loss_variance=loss_variance(domains, weights),
     )
 
 

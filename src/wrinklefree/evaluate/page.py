@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
+
+_STYLE = (
+    "body { font: 14px/1.5 sans-serif; margin: 1.5em; max-width: 60em; }"
+    " h2 { margin: 2em 0 0; font-size: 16px; }"
+    " p { margin: 1.2em 0 0.3em; color: #666; }"
+    " pre { font: 14px/1.5 monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }"
+)
 
 
 def text_page(title: str, text: str) -> str:
     """A page that shows ``text`` as it is, in letters of one width."""
+    return _page(title, f"<pre>{html.escape(text)}</pre>\n")
+
+
+def sections_page(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+    """A page of texts, each under a line of its own, in sections with a heading."""
+    parts = []
+    for heading, texts in sections:
+        parts.append(f"<h2>{html.escape(heading)}</h2>\n")
+        for line, text in texts:
+            parts.append(f"<p>{html.escape(line)}</p>\n<pre>{html.escape(text)}</pre>\n")
+    return _page(title, "".join(parts))
+
+
+def _page(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n"
-        "<style>pre { font: 14px/1.5 monospace; white-space: pre-wrap; margin: 1.5em; }</style>\n"
-        f"<pre>{html.escape(text)}</pre>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n{body}</html>\n"
     )

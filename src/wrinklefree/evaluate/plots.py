@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from wrinklefree.evaluate.canvas import (
     BLUE,
     GREY,
@@ -15,18 +17,15 @@ from wrinklefree.evaluate.canvas import (
     PALE,
     SERIES,
     VERMILION,
-    curve,
     heading,
     label_first_column,
     panels,
-    points,
-    reach,
-    reported,
-    stage_panels,
     styled,
     tokens_axis,
 )
+from wrinklefree.evaluate.curves import curve, points, reach, reported, stage_panels
 from wrinklefree.evaluate.history import History
+from wrinklefree.evaluate.loss_noise import LossNoise, loss_noise
 from wrinklefree.evaluate.scores import LABELS, DomainScore, ModelScore
 from wrinklefree.evaluate.smoothing import downsample, moving_average
 
@@ -161,6 +160,34 @@ def gradient_norms(histories: dict[str, History]) -> Figure:
 
 
 @styled
+def loss_variance(histories: dict[str, History]) -> Figure:
+    """Variance of row losses within and between domains, and below it that of step losses."""
+    from matplotlib.patches import Patch
+
+    figure, row_panels, step_panels = stage_panels(
+        histories, "Variance of the training loss", heights=(2.2, 1.4)
+    )
+    for rows, steps, history in zip(row_panels, step_panels, histories.values(), strict=True):
+        noise = loss_noise(history)
+        if noise is None:
+            rows.text(0.5, 0.5, "one step only", transform=rows.transAxes, ha="center", color=GREY)
+        else:
+            _draw_noise(rows, steps, noise)
+        steps.set_xlabel("training tokens")
+    label_first_column(row_panels, "of rows (nats²)")
+    label_first_column(step_panels, "of steps (nats²)")
+    figure.legend(
+        handles=[
+            Patch(facecolor=PALE, label="within domains"),
+            Patch(facecolor=ORANGE, label="between domains"),
+        ],
+        loc="outside lower left",
+        ncols=2,
+    )
+    return figure
+
+
+@styled
 def domain_loss(history: History, stage: str) -> Figure:
     """Training loss of each domain over tokens, moving averages, named at their ends."""
     figure, (axes,) = panels(1, 1, (8.0, 4.4))
@@ -223,6 +250,20 @@ def ternary_shares(layers: Sequence[LayerTernary], model: str) -> Figure:
     line = Line2D([], [], color=INK, linestyle="--", label="zeros of Gaussian weights (31 %)")
     figure.legend(handles=[*handles, line], loc="outside lower left", ncols=4)
     return figure
+
+
+def _draw_noise(rows: Axes, steps: Axes, noise: LossNoise) -> None:
+    for axes, lower, whole in (
+        (rows, noise.between, noise.within + noise.between),
+        (steps, noise.composition, np.maximum(noise.steps, noise.composition)),
+    ):
+        tokens = noise.tokens.tolist()
+        axes.fill_between(*downsample(tokens, whole.tolist()), color=PALE, linewidth=0)
+        axes.fill_between(*downsample(tokens, lower.tolist()), color=ORANGE, linewidth=0)
+        axes.set_ylim(bottom=0.0)
+    share = noise.composition_share
+    if share is not None:
+        steps.set_title(f"{share:.0%} from the shares of domains", fontweight="normal", fontsize=8)
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from wrinklefree.errors import UserError
+from wrinklefree.stability.loss_variance import VarianceSplit
 
 Kind = Literal["autoregressive", "block_diffusion"]
 
@@ -75,11 +76,13 @@ class DomainScore:
     """Rows with at least one scored token."""
     tokens: int
     bytes: int
+    loss_variance: float
+    """Of the rows' losses around the domain's, by tokens; nats²."""
 
     def as_json(self) -> dict[str, float | int | None]:
         """The score with the sample that it was measured on."""
         counts = {"rows": self.rows, "tokens": self.tokens, "bytes": self.bytes}
-        return self.score.as_json() | counts
+        return self.score.as_json() | counts | {"loss_variance": self.loss_variance}
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,15 @@ class ModelScore:
     quantized: bool
     overall: Score
     domains: dict[str, DomainScore]
+    loss_variance: VarianceSplit
+    """Of the losses of rows that come from the domains as the mixture's weights say."""
 
     def as_json(self) -> dict[str, Any]:
         """``models.<name>`` of ``evaluation.json``."""
         domains = {name: domain.as_json() for name, domain in self.domains.items()}
         about = {"kind": self.kind, "quantized": self.quantized}
-        return about | self.overall.as_json() | {"domains": domains}
+        spread = {"loss_variance": self.loss_variance.as_json()}
+        return about | self.overall.as_json() | spread | {"domains": domains}
 
 
 def domain_score(
@@ -125,7 +131,8 @@ def domain_score(
         error = math.sqrt(len(rows) / (len(rows) - 1) * squares) / tokens
     count_bytes = sum(row[2] for row in rows)
     score = Score(loss, error, count_bytes / tokens)
-    return DomainScore(score, len(rows), tokens, count_bytes)
+    variance = math.fsum((nats / count - loss) ** 2 * count for nats, count, _ in rows) / tokens
+    return DomainScore(score, len(rows), tokens, count_bytes, variance)
 
 
 def overall_score(domains: dict[str, DomainScore], weights: dict[str, float]) -> Score:
@@ -138,16 +145,7 @@ def overall_score(domains: dict[str, DomainScore], weights: dict[str, float]) ->
     ------
     UserError : a domain with a weight was not scored, or no domain has one.
     """
-    weighted = {name: weight for name, weight in weights.items() if weight > 0.0}
-    if missing := sorted(set(weighted) - set(domains)):
-        raise UserError(
-            f"domain {missing[0]} has weight {weighted[missing[0]]:g} in the mixture but no"
-            " held-out rows; raise held_out.fraction or the source's max_documents"
-        )
-    total = math.fsum(weighted.values())
-    if not total:
-        raise UserError("every weight of the mixture is 0; give a domain a weight and rerun it")
-    shares = {name: weight / total for name, weight in weighted.items()}
+    shares = _shares(domains, weights)
     loss = math.fsum(share * domains[name].score.loss for name, share in shares.items())
     bytes_per_token = math.fsum(
         share * domains[name].score.bytes_per_token for name, share in shares.items()
@@ -161,9 +159,39 @@ def overall_score(domains: dict[str, DomainScore], weights: dict[str, float]) ->
     return Score(loss, overall_error, bytes_per_token)
 
 
+def loss_variance(domains: dict[str, DomainScore], weights: dict[str, float]) -> VarianceSplit:
+    """Variance of row losses (nats²) over text composed like the mixture, within and between.
+
+    Within a domain rows count by their tokens; domains count by their weights. Errors are those of
+    :func:`overall_score`. For a diffusion model the noise of the maskings counts as within.
+    """
+    shares = _shares(domains, weights)
+    mean = math.fsum(share * domains[name].score.loss for name, share in shares.items())
+    return VarianceSplit(
+        within=math.fsum(share * domains[name].loss_variance for name, share in shares.items()),
+        between=math.fsum(
+            share * (domains[name].score.loss - mean) ** 2 for name, share in shares.items()
+        ),
+    )
+
+
 def recovered_share(loss: float, *, naive: float, base: float) -> float | None:
     """How much of the damage of naive ternarization is undone: 0 as naive, 1 as the dense base.
 
     Negative when worse than naive; None when naive ternarization did no damage.
     """
     return (naive - loss) / (naive - base) if naive > base else None
+
+
+def _shares(domains: dict[str, DomainScore], weights: dict[str, float]) -> dict[str, float]:
+    """Weights above 0 as shares of their sum; UserError if there are none or one was not scored."""
+    weighted = {name: weight for name, weight in weights.items() if weight > 0.0}
+    if missing := sorted(set(weighted) - set(domains)):
+        raise UserError(
+            f"domain {missing[0]} has weight {weighted[missing[0]]:g} in the mixture but no"
+            " held-out rows; raise held_out.fraction or the source's max_documents"
+        )
+    total = math.fsum(weighted.values())
+    if not total:
+        raise UserError("every weight of the mixture is 0; give a domain a weight and rerun it")
+    return {name: weight / total for name, weight in weighted.items()}

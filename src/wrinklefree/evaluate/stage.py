@@ -20,8 +20,9 @@ from wrinklefree.data.tokenizer import load_tokenizer
 from wrinklefree.evaluate import plots
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
-from wrinklefree.evaluate.history import HISTORY, History, read_history
+from wrinklefree.evaluate.history import History, read_history
 from wrinklefree.evaluate.likelihood import score_model
+from wrinklefree.evaluate.loss_noise import loss_noise
 from wrinklefree.evaluate.page import text_page
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
 from wrinklefree.evaluate.table import markdown_table, plain_table
@@ -29,6 +30,7 @@ from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, tern
 from wrinklefree.models.folder import ModelFormat, load_model
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.train.history import HISTORY
 
 SCHEMA = 1
 BASE, NAIVE = "base", "naive"
@@ -123,8 +125,16 @@ def evaluate_models(
                        perplexity           exp(loss); null where it overflows
                        bits_per_byte        null where the scored tokens stand for no bytes
                        loss_standard_error  over rows; null where a domain has one row
-                       domains              {domain: the four numbers above and
-                                             rows, tokens, bytes: what was scored}}}
+                       loss_variance        of the losses of held-out rows, domains by weight:
+                                            {total, within, between domains (nats²),
+                                            between_share}
+                       domains              {domain: loss to loss_standard_error as above;
+                                             rows, tokens, bytes: what was scored;
+                                             loss_variance: of its rows}}}
+        training_noise  {stage: {rows: as loss_variance, of training rows,
+                         steps: {total: variance of step losses, composition: its part that
+                         comes from the shares of domains in steps, composition_share}} or null
+                         for a stage of one step}
         recovered  {ternary autoregressive model: share of the naive damage undone, or null}
         ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended}]}
@@ -150,7 +160,7 @@ def evaluate_models(
             insert_bitlinear(model)
             found.examine(NAIVE, model, ModelFormat(bitlinear=True), tokenizer)
         say(f"{LABELS.get(name, name)}: {found.scores[name].overall.loss:.3f} nats per token")
-    _write(folder, found)
+    _write(folder, found, histories)
     _plot(folder / "plots", found, histories)
     return _facts(found)
 
@@ -166,13 +176,17 @@ def _histories(models: dict[str, Path]) -> dict[str, History]:
     return histories
 
 
-def _write(folder: Path, found: _Examination) -> None:
+def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> None:
     recovered = found.recovered()
     evaluation = {
         "schema": SCHEMA,
         "seed": found.seed,
         "weights": found.weights,
         "models": {name: score.as_json() for name, score in found.scores.items()},
+        "training_noise": {
+            name: noise.as_json() if (noise := loss_noise(history)) else None
+            for name, history in histories.items()
+        },
         "recovered": recovered,
         "ternary": {name: pooled(layers) for name, layers in found.ternary.items()},
         "samples": {
@@ -204,6 +218,7 @@ def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> N
     if histories:
         save_svg(plots.training_loss(histories), folder / "training_loss.svg")
         save_svg(plots.gradient_norms(histories), folder / "gradient_norms.svg")
+        save_svg(plots.loss_variance(histories), folder / "loss_variance.svg")
     if "stage2" in histories:
         figure = plots.domain_loss(histories["stage2"], "stage2")
         save_svg(figure, folder / "domain_loss.svg")

@@ -6,18 +6,20 @@ the models as rows again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
+from wrinklefree.evaluate.columns import (
+    ABSENT,
+    TERMINAL_WIDTH,
+    Column,
+    Layout,
+    fits,
+    fitted,
+    header,
+    markdown,
+    plain,
+)
 from wrinklefree.evaluate.scores import LABELS, ModelScore
 
 MARKDOWN_WIDTH = 100
-TERMINAL_WIDTH = 80
-_LONGEST_HEADER = 24
-_ABSENT = "–"
-
-Column = list[str]
-"""A header and a cell per model."""
-Layout = Callable[[Sequence[Column]], list[str]]
 
 _NOTE = """\
 Held-out loss in nats per token, ± its standard error over rows; the mean over domains is weighted
@@ -35,13 +37,13 @@ def markdown_table(models: dict[str, ModelScore], recovered: dict[str, float | N
     models : scores by name of the model, in the order of the rows.
     recovered : :func:`wrinklefree.evaluate.scores.recovered_share` of the models that have one.
     """
-    tables = _tables(models, recovered, _markdown, MARKDOWN_WIDTH)
+    tables = _tables(models, recovered, markdown, MARKDOWN_WIDTH)
     return "\n\n".join(tables) + "\n\n" + _NOTE
 
 
 def plain_table(models: dict[str, ModelScore], recovered: dict[str, float | None]) -> str:
     """The comparison for a terminal, at most 80 columns wide."""
-    return "\n\n".join(_tables(models, recovered, _plain, TERMINAL_WIDTH)) + "\n"
+    return "\n\n".join(_tables(models, recovered, plain, TERMINAL_WIDTH)) + "\n"
 
 
 def _tables(
@@ -52,17 +54,9 @@ def _tables(
 ) -> list[str]:
     names = ["model", *(LABELS.get(name, name) for name in models)]
     overall, domains = _overall_columns(models, recovered), _domain_columns(models)
-    whole = layout([names, *overall, *domains])
-    if _width(whole) <= width:
-        return ["\n".join(whole)]
-    tables = ["\n".join(layout([names, *overall]))]
-    while domains:
-        count = len(domains)
-        while count > 1 and _width(layout([names, *domains[:count]])) > width:
-            count -= 1
-        tables.append("\n".join(layout([names, *domains[:count]])))
-        domains = domains[count:]
-    return tables
+    if fits([names, *overall, *domains], layout, width):
+        return ["\n".join(layout([names, *overall, *domains]))]
+    return ["\n".join(layout([names, *overall])), *fitted(names, domains, layout, width)]
 
 
 def _overall_columns(
@@ -77,9 +71,9 @@ def _overall_columns(
         loss.append(f"{bound}{model.overall.loss:.3f}{spread}")
         perplexity.append(bound + _perplexity(model.overall.perplexity))
         bits_per_byte = model.overall.bits_per_byte
-        bits.append(_ABSENT if bits_per_byte is None else f"{bound}{bits_per_byte:.3f}")
+        bits.append(ABSENT if bits_per_byte is None else f"{bound}{bits_per_byte:.3f}")
         share = recovered.get(name)
-        recovery.append(_ABSENT if share is None else f"{100 * share:.1f} %")
+        recovery.append(ABSENT if share is None else f"{100 * share:.1f} %")
     return [loss, perplexity, bits, recovery]
 
 
@@ -90,9 +84,9 @@ def _domain_columns(models: dict[str, ModelScore]) -> list[Column]:
         scores = [(model, model.domains.get(domain)) for model in models.values()]
         columns.append(
             [
-                domain if len(domain) <= _LONGEST_HEADER else domain[: _LONGEST_HEADER - 1] + "…",
+                header(domain),
                 *(
-                    _ABSENT if found is None else f"{_bound(model)}{found.score.loss:.3f}"
+                    ABSENT if found is None else f"{_bound(model)}{found.score.loss:.3f}"
                     for model, found in scores
                 ),
             ]
@@ -108,29 +102,3 @@ def _perplexity(value: float | None) -> str:
     if value is None:
         return "overflow"
     return f"{value:.2f}" if value < 10_000 else f"{value:.1e}"
-
-
-def _markdown(columns: Sequence[Column]) -> list[str]:
-    widths = [max(map(len, column)) for column in columns]
-    rows = [_aligned(row, widths, " | ") for row in zip(*columns, strict=True)]
-    first, *others = ["-" * width for width in widths]
-    rule = " | ".join([first, *(dashes[:-1] + ":" for dashes in others)])
-    return [f"| {row} |" for row in (rows[0], rule, *rows[1:])]
-
-
-def _plain(columns: Sequence[Column]) -> list[str]:
-    widths = [max(map(len, column)) for column in columns]
-    rows = [_aligned(row, widths, "  ") for row in zip(*columns, strict=True)]
-    return [rows[0], "-" * len(rows[0]), *rows[1:]]
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int], separator: str) -> str:
-    """Names to the left, numbers to the right."""
-    name, *numbers = row
-    cells = [name.ljust(widths[0])]
-    cells.extend(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
-    return separator.join(cells)
-
-
-def _width(lines: Sequence[str]) -> int:
-    return max(map(len, lines))

@@ -1,4 +1,4 @@
-"""The forward pass that training and evaluation share.
+"""The forward pass that training and evaluation share, and what its ids must be.
 
 Shapes: B rows, T tokens of a row, V vocabulary.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from wrinklefree.errors import UserError
 
 
 def next_token_logits(
@@ -27,3 +29,18 @@ def next_token_logits(
         attention_mask=mask_B1TT,
         use_cache=False,
     ).logits
+
+
+def require_embeddings(model: PreTrainedModel, vocabulary_size: int) -> None:
+    """Raise a UserError unless every token id below ``vocabulary_size`` has an embedding.
+
+    The embedding may be larger: many models pad it to a round number.
+    """
+    embeddings = model.config.vocab_size
+    if vocabulary_size > embeddings:
+        raise UserError(
+            f"the mixture's rows have token ids up to {vocabulary_size - 1}, but the model's"
+            f" embedding ends at {embeddings - 1}: model and mixture come from different"
+            " tokenizers. Run the stages of both again with one tokenizer (tokenizer.kind: base for"
+            " a pretrained model)"
+        )

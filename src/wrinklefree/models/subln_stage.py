@@ -11,6 +11,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.forward import require_embeddings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ def insert_subln_stage(
 
     Raises
     ------
-    UserError : the base is not dense.
+    UserError : the base is not dense, or the rows have a token id that it has no embedding for.
     """
     training, held_out = list(training), list(held_out)
     model, model_format = load_model(base)
     if model_format != ModelFormat():
         raise UserError(f"{base}: expected a dense model, found {model_format}")
+    largest = max(int(batch.tokens_BT.max()) for batch in (*training, *held_out))
+    require_embeddings(model, largest + 1)
     facts: dict[str, Any] = {
         "gain": settings.gain,
         "calibration_rows": _count_rows(training),

@@ -26,8 +26,6 @@ class GradientWarning(StrEnum):
 class GradientHealth:
     """The gradients of one step."""
 
-    norm_before_clipping: float
-    norm_after_clipping: float
     largest: float
     """Largest entry, with its sign, after clipping."""
     smallest: float
@@ -48,8 +46,6 @@ def gradient_health(parameters: Iterable[nn.Parameter], clip: ClipStats) -> Grad
     elif clip.raw_norm < SMALL_NORM:
         warning = GradientWarning.SMALL
     return GradientHealth(
-        norm_before_clipping=clip.raw_norm,
-        norm_after_clipping=clip.clipped_norm,
         largest=max((extreme.max.item() for extreme in extremes), default=0.0),
         smallest=min((extreme.min.item() for extreme in extremes), default=0.0),
         warning=warning,

@@ -1,4 +1,4 @@
-"""The code that each stage of ``dvc.yaml`` depends on, kept equal to what its script imports."""
+"""The code that each stage of a ``dvc.yaml`` depends on, kept equal to what its script imports."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from ruamel.yaml import YAML
 
 from wrinklefree.tracking.code import PACKAGE, code_files
 
+PIPELINES = (Path("dvc.yaml"), Path("research/dvc.yaml"))
+"""In the project's folder. `dvc repro` runs the first; the other is run where it is named."""
 _SCRIPTS = "workflow/scripts/"
 
 
-def with_current_code(dvc_yaml: Path) -> str:
-    """The text of ``dvc.yaml`` with every stage's code dependencies as they are now.
+def with_current_code(dvc_yaml: Path, project: Path) -> str:
+    """The text of ``dvc_yaml`` with every stage's code dependencies as they are now.
 
-    Other dependencies, comments and order stay. It must lie in the project's folder.
+    Other dependencies, comments and order stay. Its stages run in the folder ``project``.
     """
-    project = dvc_yaml.parent
     yaml = YAML()
     yaml.width = 100
     yaml.preserve_quotes = True

@@ -34,11 +34,15 @@ from wrinklefree.tracking.terminal import Terminal
 
 _RECORDED_LIBRARIES = (
     "datasets",
+    "datatrove",
     "gguf",
     "matplotlib",
     "numpy",
+    "py3langid",
     "pyarrow",
     "safetensors",
+    "scikit-learn",
+    "scipy",
     "tokenizers",
     "torch",
     "transformers",
@@ -57,7 +61,7 @@ class Stage:
 
     name: str
     instance: str | None
-    """The source of ``fetch`` and ``tokenize``, the student of ``distill``."""
+    """The source, student, run or arm of a stage that has several."""
     settings: dict[str, Any]
     """The sections of ``params.yaml`` that the stage may read, nested as there."""
     inputs: dict[str, Path]
@@ -71,13 +75,11 @@ class Stage:
 
     def section(self, path: str, kind: type[_T] | Any) -> Any:
         """The settings at a dotted path, as the pydantic type ``kind``."""
-        value: Any = self.settings
-        for key in path.split("."):
-            value = value[key]
+        value = setting(self.settings, path)
         return validate_section(kind, value, f"settings of {self.name}: {path}")
 
     def collection(self, name: str) -> dict[str, Path]:
-        """Folders of one input artifact per source, by the source's name."""
+        """Folders of the input artifacts of a collection, by their own names."""
         prefix = f"{name}."
         return {
             key.removeprefix(prefix): path
@@ -97,6 +99,14 @@ class Stage:
         return _WORK / "downloads"
 
 
+def setting(settings: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path."""
+    value: Any = settings
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
 StageFunction = Callable[[Stage], dict[str, Any]]
 
 
@@ -106,6 +116,7 @@ def stage_main(
     *,
     inputs: Sequence[str] = (),
     collections: Sequence[str] = (),
+    members: str = "sources",
     instance: str | None = None,
 ) -> None:
     """Run one stage from the command line, and exit.
@@ -114,8 +125,10 @@ def stage_main(
     ----------
     function : makes the artifact in ``stage.folder`` and returns facts for its manifest.
     inputs : names of input artifacts; each is an option whose value is a folder.
-    collections : names of options whose folder holds one artifact per source.
-    instance : name of the option that says which source or student, where a stage has several.
+    collections : names of options whose folder holds several artifacts.
+    members : dotted path of the settings whose keys or items are the names of those artifacts.
+    instance : name of the option that says which source, student, run or arm, where a stage has
+        several.
     """
     arguments = _parse(name, inputs, collections, instance)
     chosen = getattr(arguments, instance) if instance else None
@@ -128,7 +141,8 @@ def stage_main(
             paths = {key: Path(getattr(arguments, key)) for key in inputs}
             for key in collections:
                 root = Path(getattr(arguments, key))
-                paths.update({f"{key}.{s}": root / s for s in sorted(settings["sources"])})
+                names = sorted(map(str, setting(settings, members)))
+                paths.update({f"{key}.{member}": root / member for member in names})
             busy = f"{label} is already running here,"
             with exclusive_lock(_WORK / "locks" / f"{label}.lock", busy=busy):
                 terminal.open_log()
@@ -204,7 +218,7 @@ def _parse(
         option = "--" + key.replace("_", "-")
         parser.add_argument(option, required=True, help="folder of an artifact")
     for key in collections:
-        parser.add_argument(f"--{key}", required=True, help="folder of one artifact per source")
+        parser.add_argument(f"--{key}", required=True, help="folder of several artifacts")
     parser.add_argument("--output", required=True, help="folder to write")
     return parser.parse_args()
 

@@ -15,7 +15,6 @@ from wrinklefree.config.training import (
     HubBaseSettings,
     ScratchSettings,
 )
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.data.tokenizer import vocabulary_size
 from wrinklefree.models.base import (
     build_scratch,
@@ -27,9 +26,10 @@ from wrinklefree.models.base import (
 from wrinklefree.models.folder import ModelFormat, save_model
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.train.loop import HISTORY, Trainer
+from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.history import write_history
+from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
-from wrinklefree.train.state import write_history
 
 
 def make_base(stage: Stage) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def make_base(stage: Stage) -> dict[str, Any]:
     model = _load(stage, settings.source)
     check_vocabulary(model.config, vocabulary_size(stage.inputs["tokenizer"]))
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
-    write_history(stage.folder / HISTORY, [])
+    write_history(stage.folder, [])
     return {"parameters": model.num_parameters()}
 
 
@@ -54,7 +54,8 @@ def _load(stage: Stage, source: BaseSource) -> PreTrainedModel:
 
 
 def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
-    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    data = open_data(stage, settings.training)
+    data, data_facts = arrange(stage, settings.training, data, model=None)
     model = build_scratch(
         settings.model,
         vocabulary_size=data.vocabulary_size,
@@ -72,4 +73,4 @@ def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
     )
     facts = trainer.run()
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
-    return {"parameters": model.num_parameters(), **facts}
+    return {"parameters": model.num_parameters(), **facts, **data_facts}

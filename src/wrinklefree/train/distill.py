@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from wrinklefree.config.load import validate_section
 from wrinklefree.config.training import DiffusionSettings, DistillSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.distill.vocabulary import check_tokenizers
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.base import Objective
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
@@ -24,15 +24,17 @@ def distill_student(stage: Stage) -> dict[str, Any]:
     """Train the student ``stage.instance`` under the dense teacher, into ``stage.folder``."""
     settings: DistillSettings = stage.section(f"distill.{stage.instance}", DistillSettings)
     check_tokenizers(stage.inputs["teacher"], stage.inputs["model"])
-    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    data = open_data(stage, settings)
     student, student_format = load_model(stage.inputs["model"])
     teacher, _ = load_model(stage.inputs["teacher"])
     if torch.cuda.is_available():
         nn.Module.to(teacher, "cuda")
+    # The teacher judges how hard a row is: a block-diffusion student can't, token by token.
+    data, data_facts = arrange(stage, settings, data, teacher)
     objective = _objective(stage, settings, student_format, teacher)
     facts = Trainer(stage, student, objective, data, settings).run()
     save_model(stage.folder, student, student_format, stage.inputs["model"])
-    return facts
+    return {**facts, **data_facts}
 
 
 def _objective(

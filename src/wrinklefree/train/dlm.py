@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from wrinklefree.config.training import DlmSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.models.folder import DiffusionFormat, load_model, save_model
 from wrinklefree.models.mask_token import add_mask_token
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 
@@ -18,8 +18,9 @@ def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
     """Add a mask token and train on masked blocks, into ``stage.folder``."""
     settings: DlmSettings = stage.section("dlm", DlmSettings)
     diffusion = settings.diffusion
-    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    data = open_data(stage, settings)
     model, model_format = load_model(stage.inputs["model"])
+    data, data_facts = arrange(stage, settings, data, model)
     tokenizer = stage.work / "tokenizer"
     tokenizer.mkdir(parents=True, exist_ok=True)
     mask_token_id = add_mask_token(
@@ -34,4 +35,4 @@ def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
     )
     model_format = replace(model_format, diffusion=diffusion_format)
     save_model(stage.folder, model, model_format, tokenizer)
-    return {"mask_token_id": mask_token_id, **facts}
+    return {"mask_token_id": mask_token_id, **facts, **data_facts}

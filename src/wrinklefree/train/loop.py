@@ -18,25 +18,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.config.training import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.data.loader import Batch, TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.models.forward import require_embeddings
 from wrinklefree.optim import build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.warmup import quantization_lambda
 from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
+from wrinklefree.stability.loss_variance import split_variance
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.stability.zclip import ZClip
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.history import write_history
 from wrinklefree.train.objectives.base import LossOutput, Objective
-from wrinklefree.train.state import TrainingState, write_history
+from wrinklefree.train.state import TrainingState
 
-HISTORY = "history.jsonl"
 MOVEMENT_STEPS = 100
 
 
@@ -48,6 +50,7 @@ class _StepTotals:
     row_loss: float
     row_tokens: float
     domains: dict[str, float]
+    """Metrics of what the rows of the step, and of each domain among them, lost."""
     terms: dict[str, float]
     tokens: int
 
@@ -72,6 +75,7 @@ class Trainer:
         check_first_loss: Callable[[float], None] | None = None,
     ) -> None:
         _refuse_low_precision(model)
+        require_embeddings(model, data.vocabulary_size)
         self.stage = stage
         self.settings = settings
         self.check_first_loss = check_first_loss
@@ -117,7 +121,7 @@ class Trainer:
                 if self._checkpoint_is_due():
                     self.state.save(self.stage.work)
         self._set_lambda(self.settings.steps)
-        write_history(self.stage.folder / HISTORY, self.state.history)
+        write_history(self.stage.folder, self.state.history)
         return self._facts()
 
     def _step(self, step: int) -> dict[str, float]:
@@ -153,7 +157,7 @@ class Trainer:
             entry["train/lambda"] = strength
         if isinstance(self.optimizer, CombinedOptimizer):
             entry |= self.optimizer.metrics()
-        return entry | totals.domains | totals.terms
+        return entry | self._weights(step) | totals.domains | totals.terms
 
     def _backward(self, step: int) -> _StepTotals:
         """Gradients of the whole step, micro-batch by micro-batch, under one denominator."""
@@ -175,11 +179,6 @@ class Trainer:
         loss_B = torch.cat([output.row_loss_B for output in outputs]).double()
         tokens_B = torch.cat([output.row_tokens_B for output in outputs]).double()
         domain_B = torch.cat([batch.domain_B for batch in batches])
-        domains = {}
-        for index, name in enumerate(self.data.domains):
-            chosen_B = domain_B == index
-            if (count := tokens_B[chosen_B].sum().item()) > 0:
-                domains[f"train/loss/{name}"] = loss_B[chosen_B].sum().item() / count
         terms: dict[str, float] = {}
         for output in outputs:
             for name, value in output.terms.items():
@@ -188,10 +187,16 @@ class Trainer:
             objective=sum(output.loss.item() for output in outputs),
             row_loss=loss_B.sum().item(),
             row_tokens=tokens_B.sum().item(),
-            domains=domains,
+            domains=domain_metrics(loss_B, tokens_B, domain_B, self.data.domains),
             terms=terms,
             tokens=sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches),
         )
+
+    def _weights(self, step: int) -> dict[str, float]:
+        """The shares of the domains that the step's rows were drawn for."""
+        rows = self.settings.batch_size * self.settings.gradient_accumulation_steps
+        weights = self.data.weights_at(step * rows)
+        return {f"train/weight/{domain}": weight for domain, weight in weights.items()}
 
     def _batch(self, step: int, micro_batch: int) -> Batch:
         batch = self.data.batch(
@@ -276,6 +281,37 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "device": self.device.type,
         }
+
+
+def domain_metrics(
+    loss_B: Tensor, tokens_B: Tensor, domain_B: Tensor, names: list[str]
+) -> dict[str, float]:
+    """Loss of each domain in a step, its share of the supervised tokens, and the loss's variance.
+
+    Parameters
+    ----------
+    loss_B, tokens_B : float64, summed nats and supervised tokens of each row of the step.
+    domain_B : int64, index of each row's domain in ``names``.
+
+    Returns
+    -------
+    ``train/loss/<domain>`` (nats per token) and ``train/share/<domain>`` of the domains that have
+    supervised tokens; ``train/loss_variance`` over rows by tokens (nats²), which is the sum of
+    ``train/loss_variance_within`` and ``train/loss_variance_between`` domains.
+    """
+    metrics: dict[str, float] = {}
+    for index, name in enumerate(names):
+        chosen_B = domain_B == index
+        if (count := tokens_B[chosen_B].sum().item()) > 0:
+            metrics[f"train/loss/{name}"] = loss_B[chosen_B].sum().item() / count
+            metrics[f"train/share/{name}"] = count / tokens_B.sum().item()
+    mean_B = loss_B / tokens_B.clamp(min=1.0)
+    split = split_variance(*(t.cpu().numpy() for t in (mean_B, tokens_B, domain_B)))
+    return metrics | {
+        "train/loss_variance": split.total,
+        "train/loss_variance_within": split.within,
+        "train/loss_variance_between": split.between,
+    }
 
 
 def _refuse_low_precision(model: PreTrainedModel) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from wrinklefree.config.training import QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 
@@ -15,8 +15,9 @@ from wrinklefree.train.objectives.causal import CausalLanguageModel
 def continue_pretraining(stage: Stage) -> dict[str, Any]:
     """Train the SubLN model on the mixture under lambda warmup, into ``stage.folder``."""
     settings = stage.section("stage2", QuantizedTrainingSettings)
-    data = TrainingData(stage.inputs["mixture"], seed=stage.seed)
+    data = open_data(stage, settings)
     model, model_format = load_model(stage.inputs["model"])
+    data, data_facts = arrange(stage, settings, data, model)
     facts = Trainer(stage, model, CausalLanguageModel(), data, settings).run()
     save_model(stage.folder, model, model_format, stage.inputs["model"])
-    return facts
+    return {**facts, **data_facts}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
+from wrinklefree.train.history import read_history, write_history
 
 _KEEP = 2
 _PREFIX = "step-"
@@ -52,7 +52,7 @@ class TrainingState:
             # An open file, because with a path torch hides why a write failed.
             with (folder / "parts.pt").open("wb") as file:
                 torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
-            write_history(folder / "history.jsonl", self.history)
+            write_history(folder, self.history)
         for old in _checkpoints(work)[:-_KEEP]:
             shutil.rmtree(old)
 
@@ -83,22 +83,12 @@ class TrainingState:
         parts = torch.load(checkpoint / "parts.pt", map_location="cpu", weights_only=True)
         for name, part in self.parts.items():
             part.load_state_dict(parts[name])
-        self.history = read_history(checkpoint / "history.jsonl")
+        self.history = read_history(checkpoint)
         self.step = len(self.history)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Parameters by name; a tied one appears once."""
         return dict(self.model.named_parameters())
-
-
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """One JSON object per optimizer step."""
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The entries that :func:`write_history` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _checkpoints(work: Path) -> list[Path]:

@@ -1,0 +1,59 @@
+"""The text that training must not contain: held-out splits of all sources, and references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from wrinklefree.config.sources import Source
+from wrinklefree.data.clean.items import BATCH_CHARACTERS
+from wrinklefree.data.clean.ngrams import different_ngrams
+from wrinklefree.data.documents import read_texts
+from wrinklefree.data.progress import progress
+from wrinklefree.data.sources.reader import SourceReader
+from wrinklefree.errors import UserError
+
+
+def evaluation_ngrams(
+    raw: dict[str, Path], references: dict[str, Source], n: int, *, cache: Path
+) -> np.ndarray:
+    """Sorted hashes of the word n-grams of all evaluation text, uint64 [G]; memory 8 bytes each.
+
+    ``raw``: fetched folders of all sources. Their held-out documents count as they were fetched,
+    whatever cleaning leaves of them. n-grams may reach over paragraphs. ``cache`` keeps downloads.
+    Raises UserError for a reference without documents.
+    """
+    texts = _evaluation_texts(raw, references, cache)
+    return different_ngrams(_text_batches(progress(texts, "evaluation text", "documents")), n)
+
+
+def _evaluation_texts(
+    raw: dict[str, Path], references: dict[str, Source], cache: Path
+) -> Iterator[str]:
+    for name in sorted(raw):
+        yield from read_texts(raw[name], "held_out")
+    for name in sorted(references):
+        source = references[name]
+        count = 0
+        for document in SourceReader(name, source, cache):
+            count += bool(document.text.strip())
+            yield document.text
+        if not count:
+            raise UserError(
+                f"reference {name} has no text; check cleaning.references.{name} in params.yaml"
+            )
+
+
+def _text_batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

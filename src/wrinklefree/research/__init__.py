@@ -1,0 +1,1 @@
+"""Experiments of many small trainings: which mixture is best, and is it really better."""

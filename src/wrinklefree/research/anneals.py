@@ -1,0 +1,122 @@
+"""The ``microanneal_run`` stage: short anneals from one checkpoint on one mixture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from wrinklefree.config.research import ArmSettings, MeasureSettings
+from wrinklefree.config.training import TrainingSettings
+from wrinklefree.data.loader import HeldOutData
+from wrinklefree.data.rows import read_mixture
+from wrinklefree.errors import UserError
+from wrinklefree.models.folder import ModelFormat, load_model, write_json
+from wrinklefree.research.measure import RowScores, cpu_threads, measure_rows, shared_seed
+from wrinklefree.tracking.runs import StageRun
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.data import open_data
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+
+ARM_FILE = "arm.json"
+SCHEMA = 1
+
+
+class _SeedRun:
+    """Metrics of one seed's anneal in the run of its stage, under names of their own."""
+
+    def __init__(self, run: StageRun, seed: int) -> None:
+        self._run, self._seed = run, seed
+
+    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        named = {f"seed_{self._seed}/{name}": value for name, value in metrics.items()}
+        self._run.log_metrics(step, named)
+
+
+def anneal_arm(stage: Stage) -> dict[str, Any]:
+    """Anneal the dense base once per seed on the mixture of the arm ``stage.instance``.
+
+    Both arms go through the same seeds of the data order and the same held-out rows, so that their
+    differences can be taken pair by pair. The models are not kept.
+
+    Files
+    -----
+    ``arm.json``::
+
+        schema   1
+        arm      "present" | "candidate"
+        present  {domain: weight in the mixture artifact}
+        weights  {domain: weight that this arm trained on}
+        seeds    {seed: {domain: {nats, tokens, bytes: a number per held-out row}}}
+
+    ``seed-<seed>/history.jsonl``, as of every training.
+
+    Raises
+    ------
+    UserError : the base is not dense, the weights do not fit the mixture, a weight needs more
+        repetitions of its domain than the mixture allows, or a domain has too few held-out rows.
+    """
+    mixture = stage.inputs["mixture"]
+    arm = stage.section(f"microanneal.arms.{stage.instance}", ArmSettings)
+    present = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
+    weights = present if arm.weights is None else arm.weights
+    with cpu_threads(stage.settings["microanneal"]["threads"]):
+        scores = {
+            str(seed): _anneal(stage, mixture, weights, seed)
+            for seed in stage.settings["microanneal"]["seeds"]
+        }
+    content = {
+        "schema": SCHEMA,
+        "arm": stage.instance,
+        "present": present,
+        "weights": weights,
+        "seeds": {
+            seed: {name: rows.as_json() for name, rows in domains.items()}
+            for seed, domains in scores.items()
+        },
+    }
+    write_json(stage.folder / ARM_FILE, content)
+    return {"weights": weights, "held_out_loss": _losses(stage, scores)}
+
+
+def _anneal(
+    stage: Stage, mixture: Path, weights: dict[str, float], seed: int
+) -> dict[str, RowScores]:
+    """Held-out scores after one anneal. Resumes from its own checkpoints."""
+    training = stage.section("microanneal.training", TrainingSettings)
+    measure = stage.section("microanneal.measure", MeasureSettings)
+    order = shared_seed(stage.settings["seed"], "microanneal", seed)
+    data = open_data(stage, training, seed=order, weights=weights)
+    model, model_format = load_model(stage.inputs["model"])
+    if model_format != ModelFormat():
+        raise UserError(
+            f"{stage.inputs['model']} is not a dense model; microanneals start from the dense base"
+        )
+    part = replace(
+        stage,
+        folder=stage.folder / f"seed-{seed}",
+        work=stage.work / f"seed-{seed}",
+        run=cast(StageRun, _SeedRun(stage.run, seed)),
+    )
+    part.folder.mkdir()
+    stage.terminal.say(f"{stage.terminal.label}: seed {seed}")
+    Trainer(part, model, CausalLanguageModel(), data, training).run()
+    return measure_rows(model, HeldOutData(mixture), measure)
+
+
+def _losses(stage: Stage, scores: dict[str, dict[str, RowScores]]) -> dict[str, dict[str, float]]:
+    """Loss of every domain, nats per token, by seed; UserError if one is not finite."""
+    return {
+        seed: {
+            name: rows.score(f"{stage.terminal.label}, seed {seed}, domain {name}").score.loss
+            for name, rows in domains.items()
+        }
+        for seed, domains in scores.items()
+    }
+
+
+def read_arm(folder: Path) -> dict[str, Any]:
+    """``arm.json`` of the artifact in ``folder``."""
+    return json.loads((folder / ARM_FILE).read_text(encoding="utf-8"))

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wrinklefree.config.load import overlay, read_yaml, validate
+from wrinklefree.errors import UserError
+
+PARAMETERS = read_yaml(Path(__file__).parents[2] / "params.yaml")
+LATE_PHASE = [{"from_step": 1, "weights": PARAMETERS["mixture"]["weights"]}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"regmix": {"runs": [0, 1, 2, 3, 4, 5, 5]}}, "regmix: runs has a number twice"),
+        ({"regmix": {"runs": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}}, "fit.held_out_runs 8 leaves 2 to"),
+        ({"regmix": {"draw": {"concentration_min": 21.0}}}, "21 is above concentration_max 20"),
+        ({"regmix": {"fit": {"best_candidates": 30000}}}, "best_candidates 30000 is more than"),
+        ({"regmix": {"fit": {"target": {"code": 0.0}}}}, "every weight of target is 0"),
+        ({"microanneal": {"verdict": {"target": {"code": 0.0}}}}, "every weight of target is 0"),
+        ({"microanneal": {"seeds": [1, 1]}}, "microanneal: seeds has a number twice"),
+        (
+            {"microanneal": {"arms": {"candidate": {"weights": {"code": 0.3}}}}},
+            "microanneal.arms.candidate.weights: weights sum to 1.1, expected 1",
+        ),
+        (
+            {"regmix": {"training": {"data": {"phases": LATE_PHASE}}}},
+            "regmix: training.data is set, but these trainings compare mixtures",
+        ),
+        (
+            {"microanneal": {"training": {"data": {"phases": LATE_PHASE}}}},
+            "microanneal: training.data is set, but these trainings compare mixtures",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
+        validate(overlay(PARAMETERS, change))

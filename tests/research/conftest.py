@@ -1,0 +1,193 @@
+"""A mixture of domains that a small model learns in a few steps, and stages that run on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from wrinklefree.config.tokens import MixtureSettings
+from wrinklefree.data.mixture import build_mixture
+from wrinklefree.data.shards import TokenWriter
+from wrinklefree.tracking.artifact import Origin, writing_artifact
+from wrinklefree.tracking.runs import StageRun
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.tracking.terminal import Terminal
+
+VOCABULARY, END = 300, 0
+FIRST_TOKEN = {"left": 20, "right": 120, "spare": 220}
+WEIGHTS = {"left": 0.5, "right": 0.5, "spare": 0.0}
+
+TRAINING: dict[str, Any] = {
+    "steps": 12,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "optimizer": {"name": "adamw", "lr": 0.01, "allow_unusual_lr": True},
+    "schedule": {"kind": "linear", "warmup_steps": 1, "final_lr_fraction": 0.0},
+    "zclip": {"enabled": True},
+    "checkpoint_interval": 5,
+    "log_interval": 100,
+}
+MODEL: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "layers": 1,
+    "heads": 1,
+    "key_value_heads": 1,
+    "rope_theta": 10000.0,
+    "initializer_range": 0.02,
+}
+DRAW: dict[str, Any] = {"concentration_min": 2.0, "concentration_max": 4.0, "floor": 0.02}
+FIT: dict[str, Any] = {
+    "held_out_runs": 3,
+    "regression": "log_linear",
+    "candidates": 200,
+    "best_candidates": 5,
+    "bootstraps": 20,
+}
+SETTINGS: dict[str, Any] = {
+    "seed": 1,
+    "regmix": {
+        "runs": [0, 1, 2, 3, 4, 5],
+        "threads": 1,
+        "draw": DRAW,
+        "model": MODEL,
+        "training": TRAINING,
+        "measure": {"rows_per_domain": 4, "batch_size": 3},
+        "fit": FIT,
+    },
+    "microanneal": {
+        "arms": {"present": {}, "candidate": {}},
+        "seeds": [0, 1],
+        "threads": 1,
+        "training": TRAINING | {"steps": 4, "checkpoint_interval": 2},
+        "measure": {"rows_per_domain": 4, "batch_size": 3},
+        "verdict": {"confidence": 0.95},
+    },
+}
+
+
+class Untracked:
+    """Stands in for the MLflow run: keeps the names of what is logged."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.names.update(metrics)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    text = "the population of the city is small and the code defines a function that returns it"
+    tokenizer.train_from_iterator([text] * 5, trainer)
+    assert tokenizer.get_vocab_size() == VOCABULARY
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixture(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents that count through 20 tokens of their domain, in rows of 32."""
+    root = tmp_path_factory.mktemp("mixture")
+    generator = np.random.default_rng(0)
+    tokens = {}
+    for name, first in FIRST_TOKEN.items():
+        tokens[name] = root / name
+        tokens[name].mkdir()
+        writer = TokenWriter(
+            tokens[name], domain=name, vocabulary_size=VOCABULARY, end_of_text_id=END
+        )
+        for split, count in (("train", 200), ("held_out", 8)):
+            starts = generator.integers(0, 20, size=count)
+            writer.append(split, [[first + (s + i) % 20 for i in range(31)] for s in starts])
+        writer.close()
+    folder = root / "mixture"
+    folder.mkdir()
+    settings = MixtureSettings(sequence_length=32, shuffle_buffer_size=50, weights=WEIGHTS)
+    build_mixture(settings, tokens, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def make_stage(tmp_path: Path) -> Callable[..., Stage]:
+    """``make_stage(name, instance, inputs, changes)``: a stage in new folders.
+
+    ``changes``: to :data:`SETTINGS`, by dotted path. ``work``: that of a stage that was killed.
+    """
+    made = itertools.count()
+
+    def make(
+        name: str,
+        instance: str | None = None,
+        inputs: dict[str, Path] | None = None,
+        changes: dict[str, Any] | None = None,
+        work: Path | None = None,
+    ) -> Stage:
+        root = tmp_path / f"stage-{next(made)}"
+        (root / "folder").mkdir(parents=True)
+        return Stage(
+            name=name,
+            instance=instance,
+            settings=changed(SETTINGS, changes or {}),
+            inputs=inputs or {},
+            folder=root / "folder",
+            work=work or root / "work",
+            run=cast(StageRun, Untracked()),
+            terminal=Terminal(f"{name}.{instance}"),
+        )
+
+    return make
+
+
+def changed(values: Any, changes: dict[str, Any], path: str = "") -> Any:
+    """A deep copy of ``values`` with other ones at dotted paths."""
+    if path in changes:
+        return changes[path]
+    if not isinstance(values, dict):
+        return values
+    prefix = f"{path}." if path else ""
+    copied = {key: changed(value, changes, f"{prefix}{key}") for key, value in values.items()}
+    for other in changes:
+        parent, _, key = other.rpartition(".")
+        if parent == path and key not in copied:
+            copied[key] = changes[other]
+    return copied
+
+
+@pytest.fixture
+def as_artifact(tmp_path: Path) -> Callable[..., Path]:
+    """Make what a stage wrote an artifact, as the frame of the stages does."""
+
+    def make(stage: Stage, facts: dict[str, Any], **origin: Any) -> Path:
+        path = tmp_path / "artifacts" / stage.name / (stage.instance or "all")
+        inputs = origin.get("inputs", {"mixture": "digest"})
+        settings = origin.get("settings", stage.settings)
+        code = origin.get("code", "code")
+        made = Origin(stage.name, inputs, settings, code, {})
+        with writing_artifact(path, made) as (folder, written):
+            for file in stage.folder.rglob("*"):
+                if file.is_file():
+                    target = folder / file.relative_to(stage.folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
+            written.update(facts)
+        return path
+
+    return make

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wrinklefree.config.training import ModelSettings
+from wrinklefree.errors import UserError
+from wrinklefree.models.base import build_scratch
+from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.research.anneals import anneal_arm
+from wrinklefree.research.microanneal import compare_arms
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.loop import Trainer
+
+MODEL = {
+    "hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 1, "key_value_heads": 1,
+    "rope_theta": 10000.0, "initializer_range": 0.02,
+}  # fmt: skip
+ALL_LEFT = {"left": 1.0, "right": 0.0, "spare": 0.0}
+ARM = "microanneal.arms.candidate"
+
+MakeStage = Callable[..., Stage]
+Anneal = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    model = build_scratch(ModelSettings(**MODEL), 300, 32, 0, seed=3)
+    save_model(folder, model, ModelFormat(), tokenizer)
+    return folder
+
+
+@pytest.fixture
+def anneal(
+    make_stage: MakeStage, as_artifact: Callable[..., Path], mixture: Path, base: Path
+) -> Anneal:
+    """``anneal(arm, changes, ...)``: the artifact of an arm."""
+
+    def make(arm: str, changes: dict[str, Any] | None = None, **origin: Any) -> Path:
+        stage = make_stage("microanneal_run", arm, {"model": base, "mixture": mixture}, changes)
+        return as_artifact(stage, anneal_arm(stage), **origin)
+
+    return make
+
+
+def verdicts(
+    make_stage: MakeStage, present: Path, candidate: Path, changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    stage = make_stage("microanneal", None, {"present": present, "candidate": candidate}, changes)
+    compare_arms(stage)
+    assert max(map(len, (stage.folder / "table.txt").read_text().splitlines())) <= 80
+    return json.loads((stage.folder / "microanneal.json").read_text())
+
+
+def test_two_identical_mixtures_differ_by_exactly_0_and_are_undecided(
+    make_stage: MakeStage, anneal: Anneal
+):
+    weights = {"left": 0.5, "right": 0.5, "spare": 0.0}  # as of the mixture, which `present` takes
+    arms = anneal("present"), anneal("candidate", {f"{ARM}.weights": weights})
+    found = verdicts(make_stage, *arms)
+    assert set(found["differences"]) == {"target", "left", "right", "spare"}
+    for difference in found["differences"].values():
+        assert difference["per_seed"] == [0.0, 0.0]
+        assert (difference["low"], difference["high"]) == (0.0, 0.0)
+        assert difference["verdict"] == "undecided"
+
+
+def test_a_better_mixture_is_called_better_where_it_is_and_worse_where_it_is_not(
+    make_stage: MakeStage, anneal: Anneal
+):
+    more = {"microanneal.seeds": [0, 1, 2], "microanneal.training.steps": 6}
+    arms = anneal("present", more), anneal("candidate", {**more, f"{ARM}.weights": ALL_LEFT})
+    found = verdicts(make_stage, *arms)["differences"]
+    assert (found["left"]["verdict"], found["right"]["verdict"]) == ("better", "worse")
+    assert found["target"]["mean"] == pytest.approx(
+        (found["left"]["mean"] + found["right"]["mean"]) / 2
+    )
+    for target, verdict in (({"left": 1.0}, "better"), ({"right": 2.0}, "worse")):
+        changes = {"microanneal.verdict.target": target}
+        assert verdicts(make_stage, *arms, changes)["differences"]["target"]["verdict"] == verdict
+    wide = verdicts(make_stage, *arms, {"microanneal.verdict.confidence": 0.9999})["differences"]
+    assert wide["left"]["low"] < found["left"]["low"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"microanneal.seeds": [0, 2]},
+        {"microanneal.training.steps": 5},
+        {"microanneal.measure.rows_per_domain": 3},
+        {"seed": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_setting_changes_what_is_measured(anneal: Anneal, changes: dict[str, Any]):
+    seeds = [
+        json.loads((anneal("present", c) / "arm.json").read_text())["seeds"] for c in ({}, changes)
+    ]
+    assert seeds[0] != seeds[1]
+
+
+def test_threads_are_those_of_the_setting(
+    make_stage: MakeStage, mixture: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+    monkeypatch.setattr(Trainer, "run", lambda trainer: seen.append(torch.get_num_threads()))
+    for threads in (1, 2):
+        changes = {"microanneal.threads": threads}
+        inputs = {"model": base, "mixture": mixture}
+        anneal_arm(make_stage("microanneal_run", "present", inputs, changes))
+    assert seen == [1, 1, 2, 2]
+
+
+def test_the_learning_rate_ends_at_0_and_seeds_have_metrics_of_their_own(
+    make_stage: MakeStage, mixture: Path, base: Path
+):
+    inputs = {"model": base, "mixture": mixture}
+    stage = make_stage("microanneal_run", "present", inputs)
+    anneal_arm(stage)
+    for seed in (0, 1):
+        lines = (stage.folder / f"seed-{seed}" / "history.jsonl").read_text().splitlines()
+        rates = [json.loads(line)["train/learning_rate"] for line in lines]
+        assert len(rates) == 4 and rates[0] == max(rates) and rates[-1] <= rates[0] / 3
+        assert f"seed_{seed}/train/loss" in stage.run.names  # pyright: ignore
+
+
+def test_a_killed_arm_goes_on_and_ends_with_the_same_bytes(
+    make_stage: MakeStage, mixture: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inputs = {"model": base, "mixture": mixture}
+    whole = make_stage("microanneal_run", "present", inputs)
+    anneal_arm(whole)
+    killed = make_stage("microanneal_run", "present", inputs)
+    steps: list[int] = []
+    take_step = Trainer._step
+
+    def dying_step(trainer: Trainer, step: int) -> Any:
+        steps.append(step)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return take_step(trainer, step)
+
+    monkeypatch.setattr(Trainer, "_step", dying_step)
+    with pytest.raises(KeyboardInterrupt):
+        anneal_arm(killed)
+    again = make_stage("microanneal_run", "present", inputs, work=killed.work)
+    anneal_arm(again)
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 3, 2, 3], "the first seed is done, the second half"
+    assert (whole.folder / "arm.json").read_bytes() == (again.folder / "arm.json").read_bytes()
+
+
+def test_arms_that_were_made_differently_are_not_compared(make_stage: MakeStage, anneal: Anneal):
+    present = anneal("present")
+    for changes, origin, what in (
+        ({"microanneal.training.steps": 5}, {}, "settings"),
+        ({}, {"code": "other"}, "code"),
+        ({}, {"inputs": {"model": "other"}}, "inputs"),
+    ):
+        candidate = anneal("candidate", changes, **origin)
+        with pytest.raises(UserError, match=f"were made with other {what}, so their losses"):
+            verdicts(make_stage, present, candidate)
+
+
+def test_weights_that_do_not_fit_the_mixture_are_refused(anneal: Anneal):
+    with pytest.raises(UserError, match="differ in spare"):
+        anneal("candidate", {f"{ARM}.weights": {"left": 0.5, "right": 0.5}})
+
+
+def test_a_domain_that_would_be_repeated_too_often_is_refused(anneal: Anneal):
+    changes = {f"{ARM}.weights": ALL_LEFT, "microanneal.training.steps": 201}
+    with pytest.raises(UserError, match="domain left has .* read 4.02 times"):
+        anneal("candidate", changes)
+
+
+def test_only_a_dense_model_is_annealed(
+    make_stage: MakeStage, mixture: Path, tokenizer: Path, tmp_path: Path
+):
+    from wrinklefree.models.surgery import insert_bitlinear
+
+    model = build_scratch(ModelSettings(**MODEL), 300, 32, 0, seed=3)
+    insert_bitlinear(model)
+    save_model(tmp_path / "ternary", model, ModelFormat(bitlinear=True), tokenizer)
+    inputs = {"model": tmp_path / "ternary", "mixture": mixture}
+    with pytest.raises(UserError, match="is not a dense model; microanneals start from"):
+        anneal_arm(make_stage("microanneal_run", "present", inputs))

@@ -1,0 +1,121 @@
+# Research targets: no part of `all`.
+#
+#   snakemake --cores all regmix          the best mixture that small trainings predict
+#   snakemake --cores all microanneal     whether the candidate mixture is better than the present one
+
+REGMIX_RUNS = PARAMETERS["regmix"]["runs"]
+ARMS = ("present", "candidate")
+
+
+rule regmix_run:
+    input:
+        mixture="data/mixture/manifest.json",
+    output:
+        "research/regmix_run/{run}/manifest.json",
+    log:
+        "logs/regmix_run.{run}.log",
+    benchmark:
+        "logs/benchmarks/regmix_run.{run}.jsonl"
+    threads: PARAMETERS["regmix"]["threads"]
+    resources:
+        mem_mb=2000,
+    params:
+        settings=settings("regmix_run"),
+        code=code("regmix_run"),
+    message:
+        "Train the small model of mixture {wildcards.run}"
+    shell:
+        "python -P workflow/scripts/regmix_run.py --settings {params.settings:q}"
+        " --run {wildcards.run} --mixture data/mixture"
+        " --output research/regmix_run/{wildcards.run}"
+
+
+rule regmix:
+    input:
+        expand("research/regmix_run/{run}/manifest.json", run=REGMIX_RUNS),
+    output:
+        manifest="research/regmix/manifest.json",
+        recipe="research/regmix/recipe.yaml",
+        table=report(
+            "research/regmix/table.html",
+            caption="../report/regmix_table.rst",
+            category="Research",
+        ),
+        plots=[
+            report(
+                f"research/regmix/plots/{plot}.svg",
+                caption=f"../report/{plot}.rst",
+                category="Research",
+            )
+            for plot in ("predicted_losses", "mixture_weights")
+        ],
+    log:
+        "logs/regmix.log",
+    benchmark:
+        "logs/benchmarks/regmix.jsonl"
+    resources:
+        mem_mb=2000,
+    params:
+        settings=settings("regmix"),
+        code=code("regmix"),
+    message:
+        "Predict the best mixture from the small trainings"
+    shell:
+        "python -P workflow/scripts/regmix.py --settings {params.settings:q}"
+        " --runs research/regmix_run --output research/regmix"
+
+
+rule microanneal_run:
+    input:
+        model="models/base/manifest.json",
+        mixture="data/mixture/manifest.json",
+    output:
+        "research/microanneal_run/{arm}/manifest.json",
+    log:
+        "logs/microanneal_run.{arm}.log",
+    benchmark:
+        "logs/benchmarks/microanneal_run.{arm}.jsonl"
+    threads: PARAMETERS["microanneal"]["threads"]
+    resources:
+        mem_mb=4000,
+    params:
+        settings=settings("microanneal_run"),
+        code=code("microanneal_run"),
+    message:
+        "Short anneals on the {wildcards.arm} mixture"
+    shell:
+        "python -P workflow/scripts/microanneal_run.py --settings {params.settings:q}"
+        " --arm {wildcards.arm} --model models/base --mixture data/mixture"
+        " --output research/microanneal_run/{wildcards.arm}"
+
+
+rule microanneal:
+    input:
+        expand("research/microanneal_run/{arm}/manifest.json", arm=ARMS),
+    output:
+        manifest="research/microanneal/manifest.json",
+        table=report(
+            "research/microanneal/table.html",
+            caption="../report/microanneal_table.rst",
+            category="Research",
+        ),
+        plot=report(
+            "research/microanneal/plots/differences.svg",
+            caption="../report/differences.rst",
+            category="Research",
+        ),
+    log:
+        "logs/microanneal.log",
+    benchmark:
+        "logs/benchmarks/microanneal.jsonl"
+    resources:
+        mem_mb=1000,
+    params:
+        settings=settings("microanneal"),
+        code=code("microanneal"),
+    message:
+        "Is the candidate mixture better?"
+    shell:
+        "python -P workflow/scripts/microanneal.py --settings {params.settings:q}"
+        " --present research/microanneal_run/present"
+        " --candidate research/microanneal_run/candidate --output research/microanneal"
