@@ -24,8 +24,8 @@ LATE_PHASE = [{"from_step": 1, "weights": PARAMETERS["mixture"]["weights"]}]
         ({"microanneal": {"verdict": {"target": {"code": 0.0}}}}, "every weight of target is 0"),
         ({"microanneal": {"seeds": [1, 1]}}, "microanneal: seeds has a number twice"),
         (
-            {"microanneal": {"arms": {"candidate": {"weights": {"code": 0.3}}}}},
-            "microanneal.arms.candidate.weights: weights sum to 1.1, expected 1",
+            {"microanneal": {"arms": {"present": {"weights": {"code": 0.3}}}}},
+            "microanneal.arms.present.weights: weights sum to 0.3, expected 1",
         ),
         (
             {"regmix": {"training": {"data": {"phases": LATE_PHASE}}}},

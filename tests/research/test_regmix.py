@@ -117,6 +117,15 @@ def test_the_table_fits_a_terminal(made_up: Proxies):
     assert "On 4 runs that it was not fitted on" in text
 
 
+def test_a_regression_that_orders_by_chance_is_called_so(made_up: Proxies):
+    assert "let microanneal compare it" in table_text(
+        analyse(made_up, DRAW, fit_settings(), seed=1)
+    )
+    losses_ND = np.random.default_rng(0).normal(3.0, 0.1, made_up.losses_ND.shape)
+    found = analyse(dataclasses.replace(made_up, losses_ND=losses_ND), DRAW, fit_settings(), seed=1)
+    assert "Don't trust the proposal" in table_text(found)
+
+
 def test_the_stage_goes_from_small_trainings_to_a_recipe(
     make_stage: Callable[..., Stage], as_artifact: Callable[..., Path], mixture: Path
 ):

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workspace import PROJECT, copy_project, run
+from workspace import PROJECT, TARGETS, copy_project, run
 
 
 @pytest.fixture(scope="session")
 def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which `snakemake all` has run on the tiny preset, from real packages."""
+    """A project in which everything has run on the tiny preset, from real packages."""
     folder = tmp_path_factory.mktemp("completed")
     copy_project(folder)
     downloads = PROJECT / "work" / "downloads"
     if downloads.is_dir():  # of an earlier run here; checked by hash when used
         shutil.copytree(downloads, folder / "work" / "downloads")
     run(folder, "wrinklefree", "preset", "tiny")
-    run(folder, "snakemake", "all", "--cores", "all")
+    run(folder, "snakemake", *TARGETS, "--cores", "all")
     return folder
 
 

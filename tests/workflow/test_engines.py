@@ -126,7 +126,7 @@ def candidates(value: Any) -> list[Any]:
     if isinstance(value, float):
         return [value * 1.01, value * 0.99, value + 0.01]
     if isinstance(value, list):
-        return [[*value, "another"], value[:-1]]
+        return [[*value, "another"], [*value, 99], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
         " de"

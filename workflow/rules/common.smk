@@ -32,7 +32,7 @@ def settings(stage):
     """JSON of the settings that a stage reads, as a function of the rule's wildcards."""
 
     def of_instance(wildcards):
-        # A rule has one wildcard at most: the source, student, run or arm.
+        # The one wildcard, if there is any, is the source, student, run or arm.
         instance = next(iter(wildcards), None)
         return json.dumps(narrow(PARAMETERS, stage, instance), sort_keys=True)
 

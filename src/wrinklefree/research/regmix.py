@@ -27,6 +27,7 @@ from wrinklefree.tracking.stage import Stage
 
 TARGET = "target"
 RECIPE = "recipe.yaml"
+TRUSTED_P_VALUE = 0.05
 SCHEMA = 1
 
 
@@ -215,10 +216,19 @@ def table_text(found: Regmix) -> str:
             "",
             f"Predicted gain on the target: {found.gain:.4f} nats per token,",
             f"{low:.4f} to {high:.4f} in 95 % of bootstraps over the fitted runs.",
-            "The best of many predictions is flattering: let microanneal compare it.",
+            _advice(found.agreement[TARGET]),
             "",
         ]
     )
+
+
+def _advice(agreed: Agreement) -> str:
+    if agreed.p_value is None or agreed.p_value > TRUSTED_P_VALUE:
+        return (
+            "Don't trust the proposal: the regression may order held-out mixtures by chance\n"
+            f"(p above {TRUSTED_P_VALUE:g}). Add runs, or train them for longer."
+        )
+    return "The best of many predictions is flattering: let microanneal compare it."
 
 
 def _with_target(values_ND: np.ndarray, target_D: np.ndarray) -> np.ndarray:
