@@ -242,8 +242,8 @@ def _texts(column: pa.Array, cleaned: Path, first: int) -> list[str]:
     values = enumerate(column.cast(pa.binary()).to_pylist())
     row = first + next(at for at, value in values if not _is_text(value))
     raise UserError(
-        f"{cleaned / DOCUMENTS_FILE} row {row} has no text in UTF-8: the file was edited; run the stage"
-        " that makes it again"
+        f"{cleaned / DOCUMENTS_FILE} row {row} has no text in UTF-8: the file was edited; run the"
+        " stage that makes it again"
     )
 
 

@@ -1,7 +1,8 @@
 """Processes that encode shards at the same time.
 
-Each has a tokenizer of its own: threads of one process share its cache of words and its memory
-allocator, and the turning of ids into Python's objects, and get in each other's way.
+In one process only the tokenizer itself runs on all cores: reading the documents and turning ids
+into arrays, a few percent of the work, go through Python one after the other, which is nothing on
+two cores and a limit on dozens.
 """
 
 from __future__ import annotations

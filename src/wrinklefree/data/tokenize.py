@@ -159,8 +159,8 @@ class _Source:
             facts["lacking_tokens"] = max(0, round(self._lacking))
             if self._lacking > 0:
                 warnings.warn(
-                    f"{self._cleaned.name} has {totals['train'].tokens:,} training tokens, fewer than"
-                    f" its max_tokens of {self._max_tokens:,}; if fetch stopped at max_tokens"
+                    f"{self._cleaned.name} has {totals['train'].tokens:,} training tokens, fewer"
+                    f" than its max_tokens of {self._max_tokens:,}; if fetch stopped at max_tokens"
                     " (see stopped_by in its manifest), raise the source's fetch_bytes_per_token",
                     stacklevel=2,
                 )
