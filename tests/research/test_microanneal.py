@@ -155,6 +155,21 @@ def test_a_killed_arm_goes_on_and_ends_with_the_same_bytes(
     assert (whole.folder / "arm.json").read_bytes() == (again.folder / "arm.json").read_bytes()
 
 
+def test_the_order_in_which_weights_are_written_changes_no_byte(
+    make_stage: MakeStage, mixture: Path, base: Path
+):
+    # One engine hands settings over sorted by name, the other as they stand in the file.
+    weights = {"left": 0.7, "right": 0.3, "spare": 0.0}
+    stages = []
+    for names in (sorted(weights), sorted(weights, reverse=True)):
+        changes = {f"{ARM}.weights": {name: weights[name] for name in names}}
+        inputs = {"model": base, "mixture": mixture}
+        stages.append(make_stage("microanneal_run", "candidate", inputs, changes))
+        anneal_arm(stages[-1])
+    for name in ("arm.json", "seed-0/history.jsonl", "seed-1/history.jsonl"):
+        assert (stages[0].folder / name).read_bytes() == (stages[1].folder / name).read_bytes()
+
+
 def test_arms_that_were_made_differently_are_not_compared(make_stage: MakeStage, anneal: Anneal):
     present = anneal("present")
     for changes, origin, what in (

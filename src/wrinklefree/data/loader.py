@@ -75,6 +75,11 @@ class TrainingData:
             del self.changes[0]
         for change in self.changes:
             _check_weights(mixture, self._domains, change)
+        # In the order of the domains, whatever that of the settings is: histories list them.
+        self.changes = [
+            WeightChange(c.first_sample, {name: c.weights[name] for name in own})
+            for c in self.changes
+        ]
         self._order = SampleOrder(
             [DomainSize(d.name, len(d.train), d.train_tokens) for d in self._domains],
             self.changes,
