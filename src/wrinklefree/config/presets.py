@@ -54,5 +54,9 @@ def _lay(document: Any, changes: dict[str, Any]) -> None:
             document.pop(key, None)
         elif isinstance(value, dict) and isinstance(document.get(key), dict):
             _lay(document[key], value)
+            if not document[key]:
+                # Behind a comment, ruamel would write the braces of what is now empty in column 1.
+                document.ca.items.pop(key, None)
+                document[key] = {}
         else:
             document[key] = without_nulls(value) if isinstance(value, dict) else value
