@@ -48,6 +48,15 @@ def test_the_digest_changes_with_an_edit_of_an_imported_file_and_of_no_other(
     assert (before != after) == (name in IMPORTED)
 
 
+@pytest.mark.parametrize("place", ["aaa", "zzz"])
+def test_the_digest_does_not_depend_on_where_the_script_lies(project: Path, place: str):
+    script = project / place / "script.py"
+    script.parent.mkdir()
+    script.write_text(FILES["script.py"])
+    source = project / "src"
+    assert code_digest(script, source) == code_digest(project / "script.py", source)
+
+
 @pytest.mark.parametrize("path", PIPELINES, ids=str)
 def test_dvc_depends_on_the_modules_that_the_stages_import(path: Path):
     text = (PROJECT / path).read_text()

@@ -132,7 +132,7 @@ def candidates(value: Any) -> list[Any]:
         " de"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
-    return [flipped, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]
+    return [flipped, 2, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]
 
 
 def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:

@@ -44,12 +44,15 @@ def code_files(script: Path, source: Path) -> list[Path]:
 
 
 def code_digest(script: Path, source: Path) -> str:
-    """SHA-256 over names and bytes of :func:`code_files`."""
+    """SHA-256 over names and bytes of :func:`code_files`, wherever the two folders lie."""
+    named = {
+        (file.relative_to(source).as_posix() if file.is_relative_to(source) else file.name): file
+        for file in code_files(script, source)
+    }
     digest = hashlib.sha256()
-    for file in code_files(script, source):
-        name = file.relative_to(source) if file.is_relative_to(source) else Path(file.name)
+    for name, file in sorted(named.items()):
         content = file.read_bytes()
-        digest.update(f"{name.as_posix()}\0{len(content)}\0".encode())
+        digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
 
