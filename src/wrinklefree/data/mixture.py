@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wrinklefree.config.tokens import MixtureSettings
+from wrinklefree.data.document import SPLITS
 from wrinklefree.data.order import row_shares
 from wrinklefree.data.pack import pack
 from wrinklefree.data.progress import progress
@@ -21,7 +22,6 @@ from wrinklefree.data.rows import (
     TOKEN_BYTES_FILE,
 )
 from wrinklefree.data.shards import (
-    SPLITS,
     TokenFolder,
     TokenShard,
     TokenSplit,
@@ -45,8 +45,8 @@ def build_mixture(
 
     ``tokens``: token folders by source name. Sources of one domain are merged, interleaved in
     proportion to their sizes. Facts per domain: ``sources`` (documents by source and split) and of
-    both splits rows, pieces, documents, tokens, ``documents_cut`` (how many would have fitted a row
-    and were cut to fill others) and ``utilisation`` (the part of the rows that is not padding);
+    both splits rows, pieces, documents, tokens, ``documents_cut`` (how many are in more pieces than
+    their length needs, to fill rows) and ``utilisation`` (the part of the rows that is text);
     ``epoch_samples``: after how many training samples the domain's rows have all been read once
     (absent for weight 0). Raises UserError for token folders that don't fit the tokenizer, a
     weighted domain without a training row and a domain without a held-out row.
@@ -154,11 +154,12 @@ def _write_rows(sources: list[TokenSplit], stem: Path, row_format: _RowFormat) -
     write_records(Path(f"{stem}.pieces"), pieces)
     write_records(Path(f"{stem}.offsets"), offsets.astype(OFFSET_DTYPE))
     pieces_of_document = np.bincount(packing.document, minlength=len(documents.length))
+    pieces_needed = -(-documents.length // length)
     return {
         "rows": rows,
         "pieces": len(pieces),
         "documents": len(documents.length),
-        "documents_cut": int(((documents.length <= length) & (pieces_of_document > 1)).sum()),
+        "documents_cut": int((pieces_of_document > pieces_needed).sum()),
         "tokens": int(documents.length.sum()),
     }
 
