@@ -5,7 +5,10 @@ The fixtures import torch themselves: most tests of settings and tracking need n
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +76,28 @@ def pack():
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def save_tokenizer() -> Callable[[Path, list[str]], None]:
+    """Saves a byte-level BPE of 300 ids, those of the special tokens first (the end of text)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def save(folder: Path, special_tokens: list[str]) -> None:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=special_tokens,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        text = "the population of the city is small and the code defines a function that returns it"
+        tokenizer.train_from_iterator([text] * 5, trainer)
+        assert tokenizer.get_vocab_size() == 300
+        tokenizer.save(str(folder / "tokenizer.json"))
+        end = {"eos_token": special_tokens[0]}
+        (folder / "tokenizer_config.json").write_text(json.dumps(end))
+
+    return save

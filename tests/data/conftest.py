@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from wrinklefree.config.tokens import BpeTokenizerSettings
+from wrinklefree.data.document import SPLITS
 from wrinklefree.data.documents import DOCUMENTS_FILE, SCHEMA
 from wrinklefree.data.generators.mathematics import document
-from wrinklefree.data.shards import SPLITS, TokenWriter
+from wrinklefree.data.shards import TokenWriter
 from wrinklefree.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size
 from wrinklefree.tracking.files import sha256_of_file
 

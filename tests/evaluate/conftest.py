@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wrinklefree.data.rows import (
@@ -55,22 +56,11 @@ def tiny_llama() -> Callable[..., PreTrainedModel]:
 
 
 @pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_folder(
+    save_tokenizer: Callable[[Path, list[str]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>", "<|padding|>", "|<MASK>|"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    text = "the population of the city is small and the code defines a function that returns it"
-    tokenizer.train_from_iterator([text] * 5, trainer)
-    assert tokenizer.get_vocab_size() == VOCABULARY
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    save_tokenizer(folder, ["<|endoftext|>", "<|padding|>", "|<MASK>|"])
     return folder
 
 
@@ -169,3 +159,45 @@ def run_models(
         return folders
 
     return build
+
+
+@pytest.fixture(scope="session")
+def require_readable_labels() -> Callable[[Figure], None]:
+    """Asserts that the labels of a figure lie within it and apart from each other."""
+
+    def require(figure: Figure) -> None:
+        figure.draw_without_rendering()
+        inside = figure.bbox.padded(1.0)
+        for axes in figure.axes:
+            boxes = [
+                text.get_window_extent()
+                for text in [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+                if text.get_text() and axes.axison
+            ]
+            for index, box in enumerate(boxes):
+                assert inside.containsx(box.x0) and inside.containsx(box.x1)
+                assert inside.containsy(box.y0) and inside.containsy(box.y1)
+                assert not any(box.overlaps(other) for other in boxes[:index])
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def read_page() -> Callable[[str], tuple[list[str], list[str]]]:
+    """(texts, tags) of a web page, in order."""
+
+    def read(page: str) -> tuple[list[str], list[str]]:
+        shown: list[str] = []
+        tags: list[str] = []
+
+        class Reader(HTMLParser):
+            def handle_data(self, data: str) -> None:
+                shown.append(data)
+
+            def handle_starttag(self, tag: str, attrs: object) -> None:
+                tags.append(tag)
+
+        Reader().feed(page)
+        return shown, tags
+
+    return read

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from wrinklefree.config.edit import edited_yaml
 from wrinklefree.config.load import overlay, read_yaml, validate, without_nulls
 from wrinklefree.errors import UserError
 
@@ -37,15 +36,7 @@ def lay_into(params: Path, preset: Path) -> str:
     """
     changes = read_yaml(preset)
     validate(overlay(read_yaml(params), changes), origin=f"{params} with {preset}")
-    yaml = YAML()
-    yaml.width = 100
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(params.read_text(encoding="utf-8"))
-    _lay(document, changes)
-    buffer = io.StringIO()
-    yaml.dump(document, buffer)
-    return buffer.getvalue()
+    return edited_yaml(params, partial(_lay, changes=changes))
 
 
 def _lay(document: Any, changes: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""What every source yields."""
+"""What every source yields, and the two splits that documents are in."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+SPLITS = ("train", "held_out")
 
 
 class Document(NamedTuple):

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from wrinklefree.data.document import Document
 
 DOCUMENTS_FILE = "documents.parquet"
-SPLITS = ("train", "held_out")
 ROW_GROUP_BYTES = 8 * 2**20
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "domain", "split")])
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wrinklefree.data.documents import DOCUMENTS_FILE, SPLITS
+from wrinklefree.data.document import SPLITS
+from wrinklefree.data.documents import DOCUMENTS_FILE
 from wrinklefree.data.progress import progress
 from wrinklefree.data.shards import ShardCounts, ShardWriter
-from wrinklefree.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from wrinklefree.data.tokenizer import end_of_text_of, load_tokenizer, vocabulary_size_of
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import sha256_of_file
 
@@ -73,8 +74,8 @@ class Encoder:
 
     def __init__(self, folder: Path, *, threads: int) -> None:
         self._tokenizer = load_tokenizer(folder)
-        self.vocabulary_size = vocabulary_size(folder)
-        self.end_of_text_id = end_of_text_id(folder)
+        self.vocabulary_size = vocabulary_size_of(self._tokenizer)
+        self.end_of_text_id = end_of_text_of(self._tokenizer, folder)
         self.batch_characters = BATCH_CHARACTERS * threads
 
     def encode(self, texts: list[str]) -> list[list[int]]:

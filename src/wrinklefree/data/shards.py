@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from wrinklefree.data.document import SPLITS
 from wrinklefree.errors import UserError
 
 INDEX_FILE = "tokens.json"
-SPLITS = ("train", "held_out")
 UINT16_IDS = 65_536
 ENDS_DTYPE = np.dtype("<u8")
 VALIDATION_TOKENS = 1 << 24

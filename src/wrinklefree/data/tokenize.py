@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from wrinklefree.config.tokens import TokenizeSettings
-from wrinklefree.data.documents import SPLITS, read_domain
+from wrinklefree.data.document import SPLITS
+from wrinklefree.data.documents import read_domain
 from wrinklefree.data.encode import (
     Encoder,
     ShardPlan,

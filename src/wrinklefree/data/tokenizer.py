@@ -123,6 +123,11 @@ def end_of_text_id(folder: Path) -> int:
     Raises UserError if none is named or it is not a special token of the vocabulary: text could
     then contain it.
     """
+    return end_of_text_of(load_tokenizer(folder), folder)
+
+
+def end_of_text_of(tokenizer: Tokenizer, folder: Path) -> int:
+    """``end_of_text_id`` where the tokenizer of ``folder`` is loaded already."""
     content: Any = None
     for name in (CONFIG_FILE, "special_tokens_map.json"):
         path = folder / name
@@ -130,7 +135,6 @@ def end_of_text_id(folder: Path) -> int:
             content = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
     if isinstance(content, dict):
         content = content.get("content")
-    tokenizer = load_tokenizer(folder)
     special = {
         token.content: id
         for id, token in tokenizer.get_added_tokens_decoder().items()
@@ -146,13 +150,18 @@ def end_of_text_id(folder: Path) -> int:
 
 def vocabulary_size(folder: Path) -> int:
     """V: the largest token id plus one."""
-    return max(load_tokenizer(folder).get_vocab(with_added_tokens=True).values()) + 1
+    return vocabulary_size_of(load_tokenizer(folder))
+
+
+def vocabulary_size_of(tokenizer: Tokenizer) -> int:
+    """``vocabulary_size`` where the tokenizer is loaded already."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def token_bytes(folder: Path) -> np.ndarray:
     """Bytes of UTF-8 that each id stands for, int32 [V]; 0 for special tokens and unused ids."""
     tokenizer = load_tokenizer(folder)
-    token_bytes_V = np.zeros(vocabulary_size(folder), dtype=np.int32)
+    token_bytes_V = np.zeros(vocabulary_size_of(tokenizer), dtype=np.int32)
     # Each character of a byte-level token is one byte.
     for token, id in tokenizer.get_vocab(with_added_tokens=False).items():
         token_bytes_V[id] = len(token)

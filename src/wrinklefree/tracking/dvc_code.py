@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from wrinklefree.config.edit import edited_yaml
 from wrinklefree.tracking.code import PACKAGE, code_files
 
 PIPELINES = (Path("dvc.yaml"), Path("research/dvc.yaml"))
@@ -20,16 +18,12 @@ def with_current_code(dvc_yaml: Path, project: Path) -> str:
 
     Other dependencies, comments and order stay. Its stages run in the folder ``project``.
     """
-    yaml = YAML()
-    yaml.width = 100
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(dvc_yaml.read_text(encoding="utf-8"))
-    for stage in document["stages"].values():
-        _update(stage.get("do", stage), project)
-    buffer = io.StringIO()
-    yaml.dump(document, buffer)
-    return buffer.getvalue()
+
+    def update(document: Any) -> None:
+        for stage in document["stages"].values():
+            _update(stage.get("do", stage), project)
+
+    return edited_yaml(dvc_yaml, update)
 
 
 def _update(stage: Any, project: Path) -> None:

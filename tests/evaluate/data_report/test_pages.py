@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from html.parser import HTMLParser
+from collections.abc import Callable
 
 from wrinklefree.evaluate.data_report.pages import samples_page, visible
 from wrinklefree.evaluate.data_report.report import DataReport
@@ -12,18 +12,10 @@ def test_characters_that_hide_or_reorder_text_are_escaped_and_all_others_stay():
     assert visible("é 漢字 \u200d שלום 👩\u200d🔬") == "é 漢字 \u200d שלום 👩\u200d🔬"
 
 
-def test_every_domain_shows_its_samples_as_text_and_not_as_markup(report: DataReport):
-    shown: list[str] = []
-    tags: list[str] = []
-
-    class Reader(HTMLParser):
-        def handle_data(self, data: str) -> None:
-            shown.append(data)
-
-        def handle_starttag(self, tag: str, attrs: object) -> None:
-            tags.append(tag)
-
-    Reader().feed(samples_page(report.domains))
+def test_every_domain_shows_its_samples_as_text_and_not_as_markup(
+    report: DataReport, read_page: Callable[[str], tuple[list[str], list[str]]]
+):
+    shown, tags = read_page(samples_page(report.domains))
     assert tags.count("h2") == 2
     assert tags.count("pre") == 4
     assert set(tags) == {"html", "meta", "title", "style", "h2", "p", "pre"}

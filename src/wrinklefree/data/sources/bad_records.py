@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import Literal
 
+from wrinklefree.data.sources.decompress import LineStream, bounded_lines
 from wrinklefree.errors import UserError
 
 _NAMED = 3
@@ -41,6 +43,18 @@ class BadRecords:
         if self.counts[reason] <= _NAMED:
             rest = "; others of this kind are only counted" if self.counts[reason] == _NAMED else ""
             warnings.warn(f"skipped: {message}{rest}", BadRecordWarning, stacklevel=2)
+
+    def lines(self, stream: LineStream, where: str) -> Iterator[tuple[int, str, bytes]]:
+        """(number from 1, its name in messages, line) of each line that is not blank.
+
+        One of more than ``max_line_bytes`` is reported.
+        """
+        for number, line in bounded_lines(stream, self.max_line_bytes):
+            here = f"{where} line {number}"
+            if line is None:
+                self.report_too_long(here)
+            else:
+                yield number, here, line
 
     def report_too_long(self, where: str) -> None:
         """``report`` for a document of more than ``max_document_bytes``."""

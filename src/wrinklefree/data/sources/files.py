@@ -16,7 +16,6 @@ from wrinklefree.data.document import Document
 from wrinklefree.data.local_files import digest_of_files, find_files
 from wrinklefree.data.sources.bad_records import BadRecords
 from wrinklefree.data.sources.decompress import (
-    bounded_lines,
     decompressed,
     plain_name,
     read_bounded,
@@ -111,11 +110,7 @@ def _text(name: str, path: Path, stream: BinaryIO, bad: BadRecords) -> Iterator[
 def _json_lines(
     source: FilesSource, name: str, path: Path, stream: BinaryIO, bad: BadRecords
 ) -> Iterator[Document]:
-    for number, line in bounded_lines(stream, bad.max_line_bytes):
-        where = f"{path} line {number}"
-        if line is None:
-            bad.report_too_long(where)
-            continue
+    for number, where, line in bad.lines(stream, str(path)):
         try:
             record = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:

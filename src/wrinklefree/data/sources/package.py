@@ -13,7 +13,7 @@ from wrinklefree.data.download import download_archive
 from wrinklefree.data.globs import selects
 from wrinklefree.data.sources.archive import read_members, readable_archive
 from wrinklefree.data.sources.bad_records import BadRecords
-from wrinklefree.data.sources.decompress import bounded_lines, decompressed
+from wrinklefree.data.sources.decompress import decompressed
 from wrinklefree.data.tags import strip_tags
 from wrinklefree.errors import UserError
 
@@ -95,11 +95,7 @@ def _whole_documents(
 def _line_documents(
     source: PackageSource, where: str, member: str, stream: LimitedReader, bad: BadRecords
 ) -> Iterator[Document]:
-    for number, line in bounded_lines(stream, bad.max_line_bytes):
-        here = f"{where} line {number}"
-        if line is None:
-            bad.report_too_long(here)
-            continue
+    for number, here, line in bad.lines(stream, where):
         parsed = _parsed(source, here, line, bad)
         if parsed is _BAD:
             continue

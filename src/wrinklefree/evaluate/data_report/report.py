@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.config.outcome import DataReportSettings
+from wrinklefree.data.document import SPLITS
 from wrinklefree.data.rows import DomainRows, read_mixture
-from wrinklefree.data.shards import SPLITS, TokenFolder, read_tokens
+from wrinklefree.data.shards import TokenFolder, read_tokens
 from wrinklefree.evaluate.data_report.drops import Drops, drops_of
 from wrinklefree.evaluate.data_report.lengths import Lengths, document_lengths
 from wrinklefree.evaluate.data_report.overlap import Overlaps, find_overlaps

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wrinklefree.data.document import Document
-from wrinklefree.data.documents import SPLITS, read_documents
+from wrinklefree.data.document import SPLITS, Document
+from wrinklefree.data.documents import read_documents
 from wrinklefree.data.progress import progress
 
 SAMPLE_CHARACTERS = 600
