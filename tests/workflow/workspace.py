@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from dvc.repo import Repo
+from dvc.utils import strictyaml as dvc_strictyaml
+from dvc.utils.serialize import _yaml as dvc_yaml
 from snakemake.cli import main as snakemake_main
 
 from wrinklefree.config.load import read_yaml
@@ -117,7 +122,7 @@ def snakemake_reruns(folder: Path, *options: str) -> dict[str, str]:
 
 def dvc_reruns(folder: Path) -> set[str]:
     """Output folders of the stages that DVC would run: those that changed and all below them."""
-    with Repo(str(folder)) as repo:
+    with _every_text_parsed_once(), Repo(str(folder)) as repo:
         status = repo.status()
     return dvc_reruns_after(folder, {address.split(":")[-1] for address in status})
 
@@ -132,6 +137,28 @@ def dvc_reruns_after(folder: Path, changed: set[str]) -> set[str]:
                 changed.add(below)
                 pending.append(below)
     return {out for stage in changed for out in outputs[stage]}
+
+
+@contextmanager
+def _every_text_parsed_once() -> Iterator[None]:
+    """DVC parses params.yaml again for every stage, which is most of what ``dvc status`` does."""
+    with (
+        mock.patch.object(dvc_yaml, "parse_yaml", _parsed),
+        mock.patch.object(dvc_strictyaml, "parse_yaml", _parsed),
+    ):
+        yield
+
+
+def _parsed(text: str, path: str, typ: str = "safe") -> Any:
+    return pickle.loads(_pickled(text, path)) if typ == "safe" else _parse(text, path, typ)
+
+
+@lru_cache(maxsize=16)
+def _pickled(text: str, path: str) -> bytes:
+    return pickle.dumps(_parse(text, path))
+
+
+_parse = dvc_yaml.parse_yaml
 
 
 def _dvc_stages(folder: Path) -> dict[str, list[str]]:

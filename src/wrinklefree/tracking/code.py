@@ -32,14 +32,17 @@ def code_files(script: Path, source: Path) -> list[Path]:
     ----------
     source : the folder that holds the package's folder (``src``).
     """
-    found: set[Path] = set()
+    found = {script}
+    names: set[str] = set()
     pending = [script]
     while pending:
-        file = pending.pop()
-        if file in found:
-            continue
-        found.add(file)
-        pending.extend(_imported_files(file, source))
+        for name in _imported_modules(pending.pop().read_bytes()) - names:
+            names.add(name)
+            stem = source.joinpath(*name.split("."))
+            for file in (stem / "__init__.py", stem.with_suffix(".py")):
+                if file not in found and file.is_file():
+                    found.add(file)
+                    pending.append(file)
     return sorted(found)
 
 
@@ -59,27 +62,13 @@ def code_digest(script: Path, source: Path) -> str:
 
 @cache
 def _imported_modules(content: bytes) -> frozenset[str]:
-    """Absolute names that may be modules: ``from a.b import c`` yields ``a.b`` and ``a.b.c``."""
+    """Names that may be modules: ``from a.b import c`` yields ``a``, ``a.b`` and ``a.b.c``."""
     text = content.decode()
     assert not _RELATIVE.search(text), f"import by the absolute name: {_RELATIVE.search(text)}"
     names: set[str] = set()
     for match in _IMPORT.finditer(text):
         names.update(re.findall(r"[\w.]+", match["modules"] or ""))
         if module := match["module"]:
-            names.add(module)
             names.update(f"{module}.{name}" for name in re.findall(r"\w+", match["names"]))
-    return frozenset(names)
-
-
-def _imported_files(file: Path, source: Path) -> set[Path]:
-    files: set[Path] = set()
-    for name in _imported_modules(file.read_bytes()):
-        parts = name.split(".")
-        if parts[0] != PACKAGE:
-            continue
-        for depth in range(1, len(parts) + 1):
-            stem = source.joinpath(*parts[:depth])
-            for candidate in (stem / "__init__.py", stem.with_suffix(".py")):
-                if candidate.is_file():
-                    files.add(candidate)
-    return files
+    parts = [name.split(".") for name in names if name.split(".")[0] == PACKAGE]
+    return frozenset(".".join(name[:depth]) for name in parts for depth in range(1, len(name) + 1))
