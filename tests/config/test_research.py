@@ -40,3 +40,20 @@ LATE_PHASE = [{"from_step": 1, "weights": PARAMETERS["mixture"]["weights"]}]
 def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         validate(overlay(PARAMETERS, change))
+
+
+def test_a_domain_of_the_name_that_the_sum_of_all_has_is_refused():
+    weights = {
+        "target" if name == "code" else name: weight
+        for name, weight in PARAMETERS["mixture"]["weights"].items()
+    }
+    renamed = overlay(
+        PARAMETERS,
+        {
+            "sources": {"code": {"domain": "target"}},
+            "mixture": {"weights": {"code": None, **weights}},
+            "microanneal": {"arms": {"candidate": {"weights": None}}},
+        },
+    )
+    with pytest.raises(UserError, match="a source has the domain target, which is what regmix"):
+        validate(renamed)

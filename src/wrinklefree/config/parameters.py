@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from wrinklefree.config.cleaning import CleaningSettings
 from wrinklefree.config.outcome import DataReportSettings, EvaluateSettings, ExportSettings
-from wrinklefree.config.research import MicroannealSettings, RegmixSettings
+from wrinklefree.config.research import TARGET, MicroannealSettings, RegmixSettings
 from wrinklefree.config.section import Name, Section
 from wrinklefree.config.sources import HeldOutSettings, Source
 from wrinklefree.config.tokens import MixtureSettings, TokenizerSettings, TokenizeSettings
@@ -54,6 +54,11 @@ class Parameters(Section):
             raise ValueError(
                 f"mixture.weights lacks {', '.join(unused)}; give the domain a weight"
                 " (0 leaves it out of training) or remove its source"
+            )
+        if TARGET in domains:
+            raise ValueError(
+                f"a source has the domain {TARGET}, which is what regmix and microanneal call the"
+                " weighted sum of all domains; give it another name"
             )
         return self
 

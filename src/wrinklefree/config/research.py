@@ -12,6 +12,8 @@ from wrinklefree.config.training import DataSettings, ModelSettings, TrainingSet
 
 SMALLEST_CONCENTRATION = 0.1
 """Below, nearly every mixture that is drawn is a single domain."""
+TARGET = "target"
+"""What counts, beside the domains in tables, plots and files: no domain may be called so."""
 FEWEST_FITTED = 3
 FEWEST_HELD_OUT = 3
 """Rank correlation of two mixtures is 1 or -1 whatever the regression says."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wrinklefree.config.research import VerdictSettings
+from wrinklefree.config.research import TARGET, VerdictSettings
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.page import text_page
@@ -23,7 +23,6 @@ from wrinklefree.research.text import columns
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 
-TARGET = "target"
 SCHEMA = 1
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wrinklefree.config.catalog import write_domain_recipe
-from wrinklefree.config.research import DrawSettings, FitSettings
+from wrinklefree.config.research import TARGET, DrawSettings, FitSettings
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.page import text_page
 from wrinklefree.models.folder import write_json
@@ -25,7 +25,6 @@ from wrinklefree.research.search import INTERVAL, Agreement, Best, agreement, fi
 from wrinklefree.research.text import columns
 from wrinklefree.tracking.stage import Stage
 
-TARGET = "target"
 RECIPE = "recipe.yaml"
 TRUSTED_P_VALUE = 0.05
 SCHEMA = 1
