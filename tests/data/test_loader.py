@@ -14,7 +14,7 @@ from wrinklefree.config.tokens import MixtureSettings
 from wrinklefree.data.loader import Batch, HeldOutData, TrainingData
 from wrinklefree.data.mixture import build_mixture
 from wrinklefree.data.order import WeightChange
-from wrinklefree.data.tokenizer import token_bytes
+from wrinklefree.data.tokenizer import load_tokenizer, token_bytes
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
@@ -289,7 +289,7 @@ def test_held_out_rows_come_once_in_order_up_to_the_limit(
     assert few.sample_B.tolist() == [n * len(every) // 5 for n in range(5)]
     assert np.array_equal(few.tokens_BT.numpy(), every[few.sample_B.numpy()])
     assert data.token_bytes_V.dtype == torch.int64
-    assert data.token_bytes_V.tolist() == token_bytes(tokenizer_folder).tolist()
+    assert data.token_bytes_V.tolist() == token_bytes(load_tokenizer(tokenizer_folder)).tolist()
     with pytest.raises(UserError, match="no domain 'wiki'; it has code, web"):
         next(data.batches("wiki", rows=1, batch_size=1))
 

@@ -15,7 +15,7 @@ from wrinklefree.data import mixture as mixture_module
 from wrinklefree.data.mixture import build_mixture
 from wrinklefree.data.rows import Rows, read_mixture
 from wrinklefree.data.shards import ShardCounts, ShardWriter, write_token_index
-from wrinklefree.data.tokenizer import token_bytes
+from wrinklefree.data.tokenizer import load_tokenizer, token_bytes
 from wrinklefree.errors import UserError
 
 END = 0
@@ -180,7 +180,7 @@ def test_index_lists_domains_by_name_with_their_settings(
     assert (mixture.sequence_length, mixture.shuffle_buffer_size) == (16, 4)
     assert mixture.max_repetition == 2.5
     assert (mixture.vocabulary_size, mixture.end_of_text_id) == (320, END)
-    assert mixture.token_bytes_V.tolist() == token_bytes(tokenizer_folder).tolist()
+    assert mixture.token_bytes_V.tolist() == token_bytes(load_tokenizer(tokenizer_folder)).tolist()
     assert "epoch_samples" not in facts["domains"]["code"]
     assert facts["domains"]["maths"]["epoch_samples"] == pytest.approx(4.0)
     assert facts["domains"]["web"]["epoch_samples"] == pytest.approx(4 / 3)

@@ -20,7 +20,7 @@ from wrinklefree.data.rows import (
     TOKEN_BYTES_DTYPE,
     TOKEN_BYTES_FILE,
 )
-from wrinklefree.data.tokenizer import token_bytes
+from wrinklefree.data.tokenizer import load_tokenizer, token_bytes
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 
@@ -84,7 +84,8 @@ def mixture(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "domains": domains,
     }
     (folder / MIXTURE_FILE).write_text(json.dumps(index))
-    token_bytes(tokenizer_folder).astype(TOKEN_BYTES_DTYPE).tofile(folder / TOKEN_BYTES_FILE)
+    bytes_V = token_bytes(load_tokenizer(tokenizer_folder))
+    bytes_V.astype(TOKEN_BYTES_DTYPE).tofile(folder / TOKEN_BYTES_FILE)
     return folder
 
 

@@ -29,7 +29,12 @@ from wrinklefree.data.shards import (
     token_dtype,
     write_records,
 )
-from wrinklefree.data.tokenizer import end_of_text_id, token_bytes, vocabulary_size
+from wrinklefree.data.tokenizer import (
+    end_of_text_of,
+    load_tokenizer,
+    token_bytes,
+    vocabulary_size_of,
+)
 from wrinklefree.errors import UserError
 
 ROWS_PER_WRITE_TOKENS = 1 << 22
@@ -51,7 +56,8 @@ def build_mixture(
     (absent for weight 0). Raises UserError for token folders that don't fit the tokenizer, a
     weighted domain without a training row and a domain without a held-out row.
     """
-    size, end = vocabulary_size(tokenizer), end_of_text_id(tokenizer)
+    loaded = load_tokenizer(tokenizer)
+    size, end = vocabulary_size_of(loaded), end_of_text_of(loaded, tokenizer)
     merged = _by_domain(settings, tokens, size, end)
     domains: list[dict[str, Any]] = []
     for name in progress(sorted(settings.weights), "pack", "domains"):
@@ -80,7 +86,7 @@ def build_mixture(
         "dtype": token_dtype(size).name,
         "domains": domains,
     }
-    write_records(folder / TOKEN_BYTES_FILE, token_bytes(tokenizer).astype(TOKEN_BYTES_DTYPE))
+    write_records(folder / TOKEN_BYTES_FILE, token_bytes(loaded).astype(TOKEN_BYTES_DTYPE))
     (folder / MIXTURE_FILE).write_text(f"{json.dumps(index, indent=2)}\n", encoding="utf-8")
     return {"domains": _facts(domains, settings.sequence_length)}
 

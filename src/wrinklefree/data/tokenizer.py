@@ -158,9 +158,8 @@ def vocabulary_size_of(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def token_bytes(folder: Path) -> np.ndarray:
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     """Bytes of UTF-8 that each id stands for, int32 [V]; 0 for special tokens and unused ids."""
-    tokenizer = load_tokenizer(folder)
     token_bytes_V = np.zeros(vocabulary_size_of(tokenizer), dtype=np.int32)
     # Each character of a byte-level token is one byte.
     for token, id in tokenizer.get_vocab(with_added_tokens=False).items():
