@@ -13,7 +13,8 @@ from wrinklefree.errors import UserError
 from wrinklefree.models.base import build_scratch
 from wrinklefree.models.folder import ModelFormat, save_model
 from wrinklefree.research.anneals import anneal_arm
-from wrinklefree.research.microanneal import compare_arms
+from wrinklefree.research.intervals import Difference
+from wrinklefree.research.microanneal import compare_arms, table_text
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.loop import Trainer
 
@@ -86,6 +87,12 @@ def test_a_better_mixture_is_called_better_where_it_is_and_worse_where_it_is_not
         assert verdicts(make_stage, *arms, changes)["differences"]["target"]["verdict"] == verdict
     wide = verdicts(make_stage, *arms, {"microanneal.verdict.confidence": 0.9999})["differences"]
     assert wide["left"]["low"] < found["left"]["low"]
+
+
+def test_the_table_fits_a_terminal_whatever_a_domain_is_called():
+    found = dict.fromkeys(["target", "x" * 60], Difference(-0.5, -1.0, -0.1, 0.1, 0.1, [-0.5]))
+    text = table_text(found, 0.95, seeds=1, rows=dict.fromkeys(found, 1000))
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_the_files_say_the_same_and_repeat_to_the_byte(made_up: Proxies, tmp_pat
 
 
 def test_the_table_fits_a_terminal(made_up: Proxies):
-    names = ["encyclopaedic", "b", "c"]
+    names = ["a_domain_whose_name_is_longer_than_any_column", "b", "c"]
     renamed = dataclasses.replace(
         made_up, present=dict(zip(names, PRESENT.values(), strict=True)), parameters=10**9
     )

@@ -54,6 +54,11 @@ def plain(columns: Sequence[Column]) -> list[str]:
     return [rows[0], "-" * len(rows[0]), *rows[1:]]
 
 
+def plain_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """``plain`` for a table given row by row, the header first."""
+    return plain([list(column) for column in zip(*rows, strict=True)])
+
+
 def _aligned(row: Sequence[str], widths: Sequence[int], separator: str) -> str:
     """Names to the left, numbers to the right."""
     name, *numbers = row

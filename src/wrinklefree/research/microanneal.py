@@ -13,13 +13,13 @@ import numpy as np
 from wrinklefree.config.research import TARGET, VerdictSettings
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.canvas import save_svg
+from wrinklefree.evaluate.columns import header, plain_rows
 from wrinklefree.evaluate.page import text_page
 from wrinklefree.models.folder import write_json
 from wrinklefree.research.anneals import read_arm
 from wrinklefree.research.intervals import Difference, paired_difference
 from wrinklefree.research.measure import target_shares
 from wrinklefree.research.plots import differences
-from wrinklefree.research.text import columns
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 
@@ -101,12 +101,15 @@ def compare(
 def table_text(
     found: dict[str, Difference], confidence: float, *, seeds: int, rows: dict[str, int]
 ) -> str:
-    """What the stage says on the terminal. ``rows``: how many ``found`` is from, by its names."""
+    """What the stage says on the terminal, at most 80 columns wide.
+
+    ``rows``: how many ``found`` is from, by its names.
+    """
     table = [["", "rows", "difference", f"{confidence:.0%} interval", "verdict"]]
     for name, difference in found.items():
         table.append(
             [
-                name,
+                header(name),
                 str(rows[name]),
                 f"{difference.mean:+.4f}",
                 f"{difference.low:+.4f} to {difference.high:+.4f}",
@@ -118,7 +121,7 @@ def table_text(
             f"Microanneal: {_sentence(found[TARGET])}",
             "",
             f"Candidate less present, nats per token, {seeds} seeds, the same rows:",
-            *columns(table),
+            *plain_rows(table),
             "",
             "Each interval speaks for itself: among many domains one is off now and then.",
             "",

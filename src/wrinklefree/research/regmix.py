@@ -14,6 +14,7 @@ import numpy as np
 from wrinklefree.config.catalog import write_domain_recipe
 from wrinklefree.config.research import TARGET, DrawSettings, FitSettings
 from wrinklefree.evaluate.canvas import save_svg
+from wrinklefree.evaluate.columns import ABSENT, header, plain_rows
 from wrinklefree.evaluate.page import text_page
 from wrinklefree.models.folder import write_json
 from wrinklefree.research.draw import draw_mixtures, rounded_weights
@@ -22,7 +23,6 @@ from wrinklefree.research.plots import mixture_weights, predicted_losses
 from wrinklefree.research.proxies import Proxies, read_proxies
 from wrinklefree.research.regression import DomainRegression
 from wrinklefree.research.search import INTERVAL, Agreement, Best, agreement, find_best
-from wrinklefree.research.text import columns
 from wrinklefree.tracking.stage import Stage
 
 RECIPE = "recipe.yaml"
@@ -181,9 +181,9 @@ def table_text(found: Regmix) -> str:
         correlation, p = agreed.rank_correlation, agreed.p_value
         judged.append(
             [
-                name,
-                "–" if correlation is None else f"{correlation:.3f}",
-                "–" if p is None else f"{p:.4f}",
+                header(name),
+                ABSENT if correlation is None else f"{correlation:.3f}",
+                ABSENT if p is None else f"{p:.4f}",
                 f"{agreed.error:.4f}",
                 f"{agreed.error_of_mean:.4f}",
             ]
@@ -194,7 +194,7 @@ def table_text(found: Regmix) -> str:
         low, high = found.weight_intervals[name]
         proposed.append(
             [
-                name,
+                header(name),
                 f"{weight:.3f}",
                 f"{found.recipe[name]:.3f}",
                 f"{low:.3f} to {high:.3f}",
@@ -209,9 +209,9 @@ def table_text(found: Regmix) -> str:
             f"({size})",
             "",
             f"On {found.settings.held_out_runs} runs that it was not fitted on:",
-            *columns(judged),
+            *plain_rows(judged),
             "",
-            *columns(proposed),
+            *plain_rows(proposed),
             "",
             f"Predicted gain on the target: {found.gain:.4f} nats per token,",
             f"{low:.4f} to {high:.4f} in 95 % of bootstraps over the fitted runs.",
