@@ -1,9 +1,10 @@
-"""Plain text as a web page, for reports that show pages and not text files. Imports no torch."""
+"""Plain text as files and as web pages, for reports that show pages only. Imports no torch."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _STYLE = (
     "body { font: 14px/1.5 sans-serif; margin: 1.5em; max-width: 60em; }"
@@ -11,6 +12,12 @@ _STYLE = (
     " p { margin: 1.2em 0 0.3em; color: #666; }"
     " pre { font: 14px/1.5 monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }"
 )
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write texts by file name into ``folder``, as the same bytes on every system."""
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def text_page(title: str, text: str) -> str:

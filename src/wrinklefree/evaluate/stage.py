@@ -23,7 +23,7 @@ from wrinklefree.evaluate.generate import Sample, generate_samples, samples_mark
 from wrinklefree.evaluate.history import History, read_history
 from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.loss_noise import loss_noise
-from wrinklefree.evaluate.page import text_page
+from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
 from wrinklefree.evaluate.table import markdown_table, plain_table
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
@@ -207,8 +207,7 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         "ternary.csv": ternary_csv(found.ternary),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    write_texts(folder, texts)
 
 
 def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> None:

@@ -14,7 +14,7 @@ from wrinklefree.config.research import TARGET, VerdictSettings
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.columns import header, plain_rows
-from wrinklefree.evaluate.page import text_page
+from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.models.folder import write_json
 from wrinklefree.research.anneals import read_arm
 from wrinklefree.research.intervals import Difference, paired_difference
@@ -66,9 +66,8 @@ def compare_arms(stage: Stage) -> dict[str, Any]:
     )
     counted = {TARGET: sum(count for name, count in rows.items() if shares[name]), **rows}
     table = table_text(found, settings.confidence, seeds=len(present["seeds"]), rows=counted)
-    texts = {"table.txt": table, "table.html": text_page("Microanneal", table)}
-    for name, text in texts.items():
-        (stage.folder / name).write_text(text, encoding="utf-8", newline="\n")
+    page = text_page("Microanneal", table)
+    write_texts(stage.folder, {"table.txt": table, "table.html": page})
     plot = differences(found, settings.confidence)
     save_svg(plot, stage.folder / "plots" / "differences.svg")
     stage.terminal.say(table)

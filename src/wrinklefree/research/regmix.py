@@ -15,7 +15,7 @@ from wrinklefree.config.catalog import write_domain_recipe
 from wrinklefree.config.research import TARGET, DrawSettings, FitSettings
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.columns import ABSENT, header, plain_rows
-from wrinklefree.evaluate.page import text_page
+from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.models.folder import write_json
 from wrinklefree.research.draw import draw_mixtures, rounded_weights
 from wrinklefree.research.measure import shared_seed, target_shares
@@ -157,8 +157,7 @@ def write(folder: Path, found: Regmix) -> None:
     write_domain_recipe(folder / RECIPE, found.recipe, description)
     write_json(folder / "regmix.json", _as_json(found))
     table = table_text(found)
-    (folder / "table.txt").write_text(table, encoding="utf-8", newline="\n")
-    (folder / "table.html").write_text(text_page("RegMix", table), encoding="utf-8", newline="\n")
+    write_texts(folder, {"table.txt": table, "table.html": text_page("RegMix", table)})
     names = [TARGET, *found.proxies.present]
     measured = _with_target(found.proxies.losses_ND, found.target_D)
     predicted = _with_target(found.predicted_ND, found.target_D)

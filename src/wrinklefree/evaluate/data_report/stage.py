@@ -13,7 +13,7 @@ from wrinklefree.evaluate.data_report import plots
 from wrinklefree.evaluate.data_report.pages import samples_page
 from wrinklefree.evaluate.data_report.report import DataReport, measure, total
 from wrinklefree.evaluate.data_report.tables import report_text
-from wrinklefree.evaluate.page import text_page
+from wrinklefree.evaluate.page import text_page, write_texts
 
 SCHEMA = 1
 
@@ -73,8 +73,7 @@ def report_on_data(
         "table.html": text_page("Data", table),
         "samples.html": samples_page(report.domains),
     }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    write_texts(folder, texts)
     drawings = {
         "document_lengths": plots.document_lengths(report.domains, report.sequence_length),
         "shares": plots.shares(report.domains),
