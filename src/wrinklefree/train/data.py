@@ -77,14 +77,15 @@ def arrange(
     weights the first sample and step that it holds for; ``order``; with a curriculum ``scores``,
     SHA-256 of the rows' scores.
     """
-    samples = settings.steps * samples_per_step(settings)
+    per_step = samples_per_step(settings)
+    samples = settings.steps * per_step
     facts: dict[str, Any] = {
         "epochs": data.epochs(samples),
         "order": settings.data.order,
         "weight_changes": [
             {
                 "first_sample": change.first_sample,
-                "first_step": change.first_sample // samples_per_step(settings),
+                "first_step": change.first_sample // per_step,
                 "weights": change.weights,
             }
             for change in data.changes

@@ -35,6 +35,7 @@ from wrinklefree.stability.loss_variance import split_variance
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.stability.zclip import ZClip
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.history import write_history
 from wrinklefree.train.objectives.base import LossOutput, Objective
 from wrinklefree.train.state import TrainingState
@@ -194,8 +195,7 @@ class Trainer:
 
     def _weights(self, step: int) -> dict[str, float]:
         """The shares of the domains that the step's rows were drawn for."""
-        rows = self.settings.batch_size * self.settings.gradient_accumulation_steps
-        weights = self.data.weights_at(step * rows)
+        weights = self.data.weights_at(step * samples_per_step(self.settings))
         return {f"train/weight/{domain}": weight for domain, weight in weights.items()}
 
     def _batch(self, step: int, micro_batch: int) -> Batch:
