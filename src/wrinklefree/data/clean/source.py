@@ -13,6 +13,7 @@ from wrinklefree.data.clean.counts import Counts
 from wrinklefree.data.clean.evaluation import evaluation_ngrams
 from wrinklefree.data.clean.items import Item
 from wrinklefree.data.clean.local import clean_locally
+from wrinklefree.data.document import SPLITS
 from wrinklefree.data.documents import DocumentWriter, read_domain
 from wrinklefree.errors import UserError
 
@@ -65,7 +66,7 @@ def clean_source(
 
 
 def _check_something_left(name: str, counts: Counts, kept: Counts) -> None:
-    for split in ("train", "held_out"):
+    for split in SPLITS:
         before, after = counts.read[split]["documents"], kept.read[split]["documents"]
         if before and not after and (split == "train" or not kept.read["train"]["documents"]):
             raise UserError(
