@@ -79,6 +79,27 @@ def pack():
 
 
 @pytest.fixture(scope="session")
+def write_tokens() -> Callable[..., Path]:
+    """Fills a token folder, one shard per split, with documents of token ids; returns it."""
+    from wrinklefree.data.document import SPLITS
+    from wrinklefree.data.shards import ShardWriter, write_token_index
+
+    def write(
+        folder: Path, domain: str, documents: dict[str, list[list[int]]], vocabulary_size: int
+    ) -> Path:
+        ids = {"vocabulary_size": vocabulary_size, "end_of_text_id": 0}
+        counts = {}
+        for split in SPLITS:
+            writer = ShardWriter(folder, split, 0, **ids)
+            writer.append(documents.get(split, []))
+            counts[split] = [writer.close()]
+        write_token_index(folder, domain=domain, splits=counts, **ids)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def save_tokenizer() -> Callable[[Path, list[str]], None]:
     """Saves a byte-level BPE of 300 ids, those of the special tokens first (the end of text)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

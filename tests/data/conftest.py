@@ -17,7 +17,6 @@ from wrinklefree.config.tokens import BpeTokenizerSettings
 from wrinklefree.data.document import SPLITS
 from wrinklefree.data.documents import DOCUMENTS_FILE, SCHEMA
 from wrinklefree.data.generators.mathematics import document
-from wrinklefree.data.shards import TokenWriter
 from wrinklefree.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size
 from wrinklefree.tracking.files import sha256_of_file
 
@@ -112,21 +111,15 @@ def tokenizer_folder(raw: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def token_folder(
-    tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    tokenizer_folder: Path,
+    write_tokens: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
     """Writes a token folder: token_folder(domain, {split: documents of token ids})."""
+    assert end_of_text_id(tokenizer_folder) == 0
 
     def make(domain: str, documents: dict[str, list[list[int]]]) -> Path:
         folder = tmp_path_factory.mktemp(domain)
-        writer = TokenWriter(
-            folder,
-            domain=domain,
-            vocabulary_size=vocabulary_size(tokenizer_folder),
-            end_of_text_id=end_of_text_id(tokenizer_folder),
-        )
-        for split, ids in documents.items():
-            writer.append(split, ids)
-        writer.close()
-        return folder
+        return write_tokens(folder, domain, documents, vocabulary_size(tokenizer_folder))
 
     return make

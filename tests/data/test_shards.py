@@ -13,7 +13,6 @@ from wrinklefree.data import shards
 from wrinklefree.data.shards import (
     ShardCounts,
     ShardWriter,
-    TokenWriter,
     read_tokens,
     write_token_index,
 )
@@ -26,14 +25,16 @@ ENDS = "train.00000.ds.index"
 
 
 def write(folder: Path, vocabulary_size: int = 100) -> Path:
-    writer = TokenWriter(folder, domain="d", vocabulary_size=vocabulary_size, end_of_text_id=0)
-    writer.append("train", DOCUMENTS[:3])
-    writer.append("train", DOCUMENTS[3:])
-    writer.append("held_out", [[1]])
-    assert writer.close() == {
-        "train": {"tokens": 10, "documents": 4},
-        "held_out": {"tokens": 2, "documents": 1},
-    }
+    """Two splits of one shard each, that of training in two parts."""
+    ids = {"vocabulary_size": vocabulary_size, "end_of_text_id": 0}
+    train, held_out = (ShardWriter(folder, split, 0, **ids) for split in ("train", "held_out"))
+    train.append(DOCUMENTS[:3])
+    train.append([])
+    train.append(DOCUMENTS[3:])
+    held_out.append([[1]])
+    splits = {"train": [train.close()], "held_out": [held_out.close()]}
+    assert splits == {"train": [ShardCounts(0, 10, 4)], "held_out": [ShardCounts(0, 2, 1)]}
+    write_token_index(folder, domain="d", splits=splits, **ids)
     return folder
 
 
@@ -56,17 +57,18 @@ def test_files_have_the_documented_layout(tmp_path: Path, vocabulary_size: int, 
 
 
 def test_largest_id_of_a_16_bit_vocabulary_survives(tmp_path: Path) -> None:
-    writer = TokenWriter(tmp_path, domain="d", vocabulary_size=65_536, end_of_text_id=65_535)
-    writer.append("train", [[65_534]])
-    writer.close()
+    ids = {"vocabulary_size": 65_536, "end_of_text_id": 65_535}
+    writer = ShardWriter(tmp_path, "train", 0, **ids)
+    writer.append([[65_534]])
+    splits = {"train": [writer.close()], "held_out": []}
+    write_token_index(tmp_path, domain="d", splits=splits, **ids)
     assert read_tokens(tmp_path).splits["train"].shards[0].tokens.tolist() == [65_534, 65_535]
 
 
-def test_split_without_documents_is_readable(tmp_path: Path) -> None:
-    writer = TokenWriter(tmp_path, domain="d", vocabulary_size=10, end_of_text_id=0)
-    writer.append("train", [[1]])
-    writer.append("train", [])
-    writer.close()
+def test_split_without_documents_is_readable(
+    tmp_path: Path, write_tokens: Callable[..., Path]
+) -> None:
+    write_tokens(tmp_path, "d", {"train": [[1]]}, 10)
     assert read_tokens(tmp_path).splits["held_out"].shards == ()
     assert read_tokens(tmp_path).splits["held_out"].token_count == 0
     assert not list(tmp_path.glob("held_out.*"))

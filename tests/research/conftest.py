@@ -12,13 +12,12 @@ import pytest
 
 from wrinklefree.config.tokens import MixtureSettings
 from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.shards import TokenWriter
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.terminal import Terminal
 
-VOCABULARY, END = 300, 0
+VOCABULARY = 300
 FIRST_TOKEN = {"left": 20, "right": 120, "spare": 220}
 WEIGHTS = {"left": 0.5, "right": 0.5, "spare": 0.0}
 
@@ -91,7 +90,11 @@ def tokenizer(
 
 
 @pytest.fixture(scope="session")
-def mixture(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mixture(
+    tokenizer: Path,
+    write_tokens: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Documents that count through 20 tokens of their domain, in rows of 32."""
     root = tmp_path_factory.mktemp("mixture")
     generator = np.random.default_rng(0)
@@ -99,13 +102,11 @@ def mixture(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, first in FIRST_TOKEN.items():
         tokens[name] = root / name
         tokens[name].mkdir()
-        writer = TokenWriter(
-            tokens[name], domain=name, vocabulary_size=VOCABULARY, end_of_text_id=END
-        )
+        documents = {}
         for split, count in (("train", 200), ("held_out", 8)):
             starts = generator.integers(0, 20, size=count)
-            writer.append(split, [[first + (s + i) % 20 for i in range(31)] for s in starts])
-        writer.close()
+            documents[split] = [[first + (s + i) % 20 for i in range(31)] for s in starts]
+        write_tokens(tokens[name], name, documents, VOCABULARY)
     folder = root / "mixture"
     folder.mkdir()
     settings = MixtureSettings(sequence_length=32, shuffle_buffer_size=50, weights=WEIGHTS)

@@ -95,31 +95,6 @@ class ShardWriter:
         return ShardCounts(self._shard, self.tokens, self.documents)
 
 
-class TokenWriter:
-    """Writes a token folder of one shard per split; ``close`` writes ``tokens.json``."""
-
-    def __init__(
-        self, folder: Path, *, domain: str, vocabulary_size: int, end_of_text_id: int
-    ) -> None:
-        ids = {"vocabulary_size": vocabulary_size, "end_of_text_id": end_of_text_id}
-        self._folder = folder
-        self._header = {"domain": domain, **ids}
-        self._shards = {split: ShardWriter(folder, split, 0, **ids) for split in SPLITS}
-
-    def append(self, split: str, documents: Sequence[list[int]]) -> None:
-        """Add documents (token ids without the end of text, which is added here)."""
-        self._shards[split].append(documents)
-
-    def close(self) -> dict[str, dict[str, int]]:
-        """Finish the folder; the numbers of tokens and documents of each split."""
-        shards = {split: [writer.close()] for split, writer in self._shards.items()}
-        write_token_index(self._folder, splits=shards, **self._header)
-        return {
-            split: {"tokens": writer.tokens, "documents": writer.documents}
-            for split, writer in self._shards.items()
-        }
-
-
 def write_token_index(
     folder: Path,
     *,

@@ -13,11 +13,10 @@ from wrinklefree.config.tokens import MixtureSettings
 from wrinklefree.data.document import Document
 from wrinklefree.data.documents import DocumentWriter
 from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.shards import TokenWriter
 from wrinklefree.evaluate.data_report.report import DataReport, measure
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
-VOCABULARY, END, LENGTH = 300, 0, 16
+VOCABULARY, LENGTH = 300, 16
 SETTINGS = DataReportSettings(samples_per_domain=2, share_samples=1000, read_samples=128)
 SHARED = "a text that both of the sources of prose have"
 LEAKED = "held out here and trained on there"
@@ -59,22 +58,25 @@ def _artifact(path: Path, facts: dict[str, Any], name: str = "") -> Path:
     return path
 
 
-def _tokens(folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True)
-    writer = TokenWriter(
-        folder, domain=DOMAINS[name], vocabulary_size=VOCABULARY, end_of_text_id=END
-    )
-    for split, texts in TEXTS[name].items():
-        tokenized = [text for text in texts if text != "not tokenized"]
-        writer.append(split, [[3 + ord(letter) % 200 for letter in text] for text in tokenized])
-    writer.close()
-    return folder
-
-
 @pytest.fixture(scope="session")
-def token_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def token_folders(
+    write_tokens: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tokens")
-    return {name: _tokens(root / name, name) for name in TEXTS}
+    folders = {}
+    for name, splits in TEXTS.items():
+        documents = {
+            split: [
+                [3 + ord(letter) % 200 for letter in text]
+                for text in texts
+                if text != "not tokenized"
+            ]
+            for split, texts in splits.items()
+        }
+        folders[name] = root / name
+        folders[name].mkdir()
+        write_tokens(folders[name], DOMAINS[name], documents, VOCABULARY)
+    return folders
 
 
 @pytest.fixture(scope="session")
