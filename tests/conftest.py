@@ -1,4 +1,4 @@
-"""Shared by all tests: no network by accident, no telemetry, a small model and rows for it.
+"""Shared by all tests: no network by accident, no telemetry, a small model, stages, token folders.
 
 The fixtures import torch themselves: most tests of settings and tracking need none.
 """
@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -73,6 +74,47 @@ def pack():
             source_positions_BT=positions.where(documents >= 0, -1),
             domain_B=torch.zeros_like(rows_B),
             sample_B=rows_B + 1000,
+        )
+
+    return build
+
+
+@pytest.fixture
+def new_stage():
+    """Builds a stage with a folder and a work folder below ``root``.
+
+    Its run stands in for that of MLflow: ``metrics`` keeps what is logged as (step, metrics).
+    """
+    from wrinklefree.tracking.runs import StageRun
+    from wrinklefree.tracking.stage import Stage
+    from wrinklefree.tracking.terminal import Terminal
+
+    class Kept:
+        def __init__(self) -> None:
+            self.metrics: list[tuple[int, dict[str, float]]] = []
+
+        def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+            self.metrics.append((step, metrics))
+
+    def build(
+        root: Path,
+        name: str,
+        instance: str | None = None,
+        *,
+        settings: dict[str, Any],
+        inputs: dict[str, Path] | None = None,
+        work: Path | None = None,
+    ) -> Stage:
+        (root / "folder").mkdir(parents=True, exist_ok=True)
+        return Stage(
+            name=name,
+            instance=instance,
+            settings=settings,
+            inputs=inputs or {},
+            folder=root / "folder",
+            work=work or root / "work",
+            run=cast(StageRun, Kept()),
+            terminal=Terminal(f"{name}.{instance}" if instance else name),
         )
 
     return build

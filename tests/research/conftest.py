@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from wrinklefree.config.tokens import MixtureSettings
+from wrinklefree.config.training import ModelSettings
 from wrinklefree.data.mixture import build_mixture
 from wrinklefree.tracking.artifact import Origin, writing_artifact
-from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.tracking.terminal import Terminal
 
 VOCABULARY = 300
 FIRST_TOKEN = {"left": 20, "right": 120, "spare": 220}
@@ -70,14 +69,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Untracked:
-    """Stands in for the MLflow run: keeps the names of what is logged."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self.names.update(metrics)
+@pytest.fixture(scope="session")
+def shape() -> ModelSettings:
+    """That of the models of :data:`SETTINGS`."""
+    return ModelSettings(**MODEL)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +110,7 @@ def mixture(
 
 
 @pytest.fixture
-def make_stage(tmp_path: Path) -> Callable[..., Stage]:
+def make_stage(new_stage: Callable[..., Stage], tmp_path: Path) -> Callable[..., Stage]:
     """``make_stage(name, instance, inputs, changes)``: a stage in new folders.
 
     ``changes``: to :data:`SETTINGS`, by dotted path. ``work``: that of a stage that was killed.
@@ -130,17 +125,8 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
         work: Path | None = None,
     ) -> Stage:
         root = tmp_path / f"stage-{next(made)}"
-        (root / "folder").mkdir(parents=True)
-        return Stage(
-            name=name,
-            instance=instance,
-            settings=changed(SETTINGS, changes or {}),
-            inputs=inputs or {},
-            folder=root / "folder",
-            work=work or root / "work",
-            run=cast(StageRun, Untracked()),
-            terminal=Terminal(f"{name}.{instance}"),
-        )
+        settings = changed(SETTINGS, changes or {})
+        return new_stage(root, name, instance, settings=settings, inputs=inputs, work=work)
 
     return make
 

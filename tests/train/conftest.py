@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -15,19 +15,7 @@ from wrinklefree.data.fetch import fetch_source
 from wrinklefree.data.mixture import build_mixture
 from wrinklefree.data.tokenize import tokenize_source
 from wrinklefree.data.tokenizer import train_tokenizer
-from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.tracking.terminal import Terminal
-
-
-class Tracked:
-    """Stands in for the MLflow run: keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.metrics: list[tuple[int, dict[str, float]]] = []
-
-    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self.metrics.append((step, metrics))
 
 
 @pytest.fixture(scope="session")
@@ -63,22 +51,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_stage(tmp_path: Path) -> Callable[..., Stage]:
-    """Stages with a folder and a work folder of their own."""
+def make_stage(new_stage: Callable[..., Stage], tmp_path: Path) -> Callable[..., Stage]:
+    """Stages with folders of their own, told apart by ``name``."""
 
     def make(name: str = "one", **settings: Any) -> Stage:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        return Stage(
-            name="stage2",
-            instance=None,
-            settings={"seed": 1, **settings},
-            inputs={},
-            folder=folder,
-            work=tmp_path / f"{name}.work",
-            run=cast(StageRun, Tracked()),
-            terminal=Terminal(name),
-        )
+        return new_stage(tmp_path / name, "stage2", settings={"seed": 1, **settings})
 
     return make
 
