@@ -218,6 +218,15 @@ def test_a_model_without_an_embedding_for_every_id_is_refused_before_training(
         Trainer(stage, small_model(399), CausalLanguageModel(), data, settings)
 
 
+@pytest.mark.filterwarnings("ignore::wrinklefree.config.training.CurriculumDecayWarning")
+def test_a_model_without_an_embedding_for_every_id_scores_nothing(
+    stage: Stage, make_settings: MakeSettings
+) -> None:
+    settings = make_settings({"data": {"order": "loss"}})
+    with pytest.raises(UserError, match="ids up to 399, but the model's embedding ends at 99"):
+        arrange(stage, settings, open_data(stage, settings), small_model(100))
+
+
 @pytest.mark.parametrize(
     ("kind", "final", "order", "warns"),
     [

@@ -19,6 +19,7 @@ from wrinklefree.data.order import WeightChange
 from wrinklefree.data.selection import ROWS_AT_A_TIME
 from wrinklefree.errors import UserError
 from wrinklefree.models.damage import row_losses
+from wrinklefree.models.forward import require_embeddings
 from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.stage import Stage
 
@@ -76,6 +77,11 @@ def arrange(
     Facts: ``epochs``, how often the run reads each domain; ``weight_changes``, for every set of
     weights the first sample and step that it holds for; ``order``; with a curriculum ``scores``,
     SHA-256 of the rows' scores.
+
+    Raises
+    ------
+    UserError : ``order`` is ``loss`` and the model has no embedding for some token id, finds a loss
+        that is not finite, or the scores of a resumed run were damaged.
     """
     per_step = samples_per_step(settings)
     samples = settings.steps * per_step
@@ -104,6 +110,7 @@ def arrange(
 
 def _losses(stage: Stage, data: TrainingData, samples: int, model: PreTrainedModel) -> np.ndarray:
     """Loss per token of every row of the run; kept, so that a resumed run has the same order."""
+    require_embeddings(model, data.vocabulary_size)
     path = stage.work / SCORES
     rows = sum(len(chosen) for chosen in data.rows_of_run(samples).values())
     if path.is_file():
