@@ -89,9 +89,6 @@ class HashIndex:
         self._present = np.zeros(1 << bits, dtype=bool)
         self._present[sorted_hashes >> self._shift] = True
 
-    def __len__(self) -> int:
-        return len(self.hashes)
-
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places of those in ``hashes`` that are in the index, and where they stand there."""
         place = np.flatnonzero(self._present[hashes >> self._shift])
