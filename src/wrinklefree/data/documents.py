@@ -1,6 +1,7 @@
 """The documents file of a source: what ``fetch`` and ``clean`` write and all later stages read.
 
-``documents.parquet`` has the columns id, text, domain and split, in row groups of about 8 MiB.
+``documents.parquet`` has the columns id, text, domain and split, in row groups of about 8 million
+characters of text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from wrinklefree.data.document import Document
 
 DOCUMENTS_FILE = "documents.parquet"
 ROW_GROUP_BYTES = 8 * 2**20
+"""As of text in ASCII: a character of another script counts as one byte, too."""
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "domain", "split")])
 
 
