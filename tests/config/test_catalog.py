@@ -158,6 +158,27 @@ def test_weights_of_research_targets_stay_only_where_the_domains_do():
     assert "regmix" not in changes
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "regmix.fit.target",
+        "microanneal.arms.present.weights",
+        "microanneal.arms.candidate.weights",
+        "microanneal.verdict.target",
+    ],
+)
+def test_foreign_weights_are_removed_wherever_research_has_some(path: str):
+    *parents, last = path.split(".")
+    parameters: dict[str, Any] = {last: {"web": 0.5, "speeches": 0.5}, "beside": 1}
+    for key in reversed(parents):
+        parameters = {key: parameters}
+    changes = recipe_preset(small(), "both", parameters, revisions={"proofs": COMMIT})
+    left: Any = overlay(parameters, changes)
+    for key in parents:
+        left = left[key]
+    assert left == {"beside": 1}
+
+
 def test_code_and_other_languages_are_not_cleaned_as_english():
     for name, entry in CATALOG.datasets.items():
         language = entry.cleaning.model_dump(exclude_unset=True) if entry.cleaning else {}
