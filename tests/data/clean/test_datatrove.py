@@ -256,7 +256,11 @@ FAKES = {
     """,
     "srun": 'while [ "$1" != launch_pickled_pipeline ]; do shift; done; exec "$@"',
     "scontrol": "echo here",
-    "squeue": 'cat "$FAKE/queue" 2> /dev/null || exit 1',
+    "squeue": """
+        cat "$FAKE/queue" 2> /dev/null && exit
+        echo "slurm_load_jobs error: Invalid job id specified" >&2
+        exit 1
+    """,
 }
 
 
@@ -311,6 +315,25 @@ def test_jobs_of_a_pretended_cluster_give_the_same(clean, cluster: Path) -> None
     options = (cluster / "options").read_text().split()
     assert "--dependency=afterok:1" in options
     assert (cluster / "1.slurm").read_text().count("launch_pickled_pipeline") == 1
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, cluster: Path) -> None:
+    (cluster / "sbatch").write_text('#!/bin/bash\necho "Submitted batch job 7"')
+    (cluster / "squeue").write_text(
+        """#!/bin/bash
+        echo >> "$FAKE/asked"
+        [ $(wc -l < "$FAKE/asked") -lt 3 ] && reason="Unable to contact slurm controller"
+        echo "slurm_load_jobs error: ${reason:-Invalid job id specified}" >&2
+        exit 1
+        """
+    )
+    pipelines = pipelines_of(tmp_path, [("a", "train")], 4)
+    with (
+        pytest.warns(UserWarning, match="Unable to contact slurm controller"),
+        pytest.raises(UserError, match="the Slurm jobs ended"),
+    ):
+        run_pipelines(pipelines, slurm_engine(), tmp_path / "work", "s")
+    assert len((cluster / "asked").read_text()) == 3
 
 
 def test_failed_jobs_are_an_error_that_names_their_logs(

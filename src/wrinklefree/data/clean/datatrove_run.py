@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from wrinklefree.data.progress import progress
 from wrinklefree.errors import UserError
 
 POLL_SECONDS = 15.0
+_FORGOTTEN = "Invalid job id"
+"""What squeue says when all of the jobs have ended a while ago."""
 _NEVER = "DependencyNeverSatisfied"
 """Slurm's reason of a job whose predecessor failed; it stays in the queue."""
 
@@ -133,9 +136,14 @@ def _check_complete(executors: list[SlurmPipelineExecutor]) -> None:
 
 
 def _alive(jobs: list[str]) -> bool:
-    """Whether Slurm still has a job that may run."""
+    """Whether Slurm still has a job that may run.
+
+    Jobs don't end because the controller is busy or restarted: where it can't be asked, yes.
+    """
     command = ["squeue", "--noheader", "--format=%r", f"--jobs={','.join(jobs)}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    # squeue fails once it has forgotten all of the jobs.
+    if result.returncode and _FORGOTTEN not in result.stderr:
+        warnings.warn(f"squeue failed and is asked again: {result.stderr.strip()}", stacklevel=2)
+        return True
     reasons = result.stdout.split() if result.returncode == 0 else []
     return any(reason != _NEVER for reason in reasons)
