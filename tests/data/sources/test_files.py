@@ -38,14 +38,6 @@ def read(*paths: str, bad: BadRecords | None = None, **settings: Any) -> list[Do
     return list(found)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def parquet(path: Path, **columns: Any) -> bytes:
     pq.write_table(pa.table(columns), path)
     return path.read_bytes()
