@@ -28,6 +28,22 @@ LATE_PHASE = [{"from_step": 1, "weights": PARAMETERS["mixture"]["weights"]}]
             "microanneal.arms.present.weights: weights sum to 0.3, expected 1",
         ),
         (
+            {"microanneal": {"arms": {"candidate": {"weights": {"code": None, "web": 0.1207}}}}},
+            "microanneal.arms.candidate.weights and mixture.weights differ in code, web",
+        ),
+        (
+            {"microanneal": {"arms": {"present": {"weights": {"code": 1.0}}}}},
+            "arms.present.weights and mixture.weights differ in encyclopaedic, maths, reference",
+        ),
+        (
+            {"microanneal": {"verdict": {"target": {"code": 1.0, "web": 1.0}}}},
+            "microanneal.verdict.target names web, but mixture.weights has only code, encyclop",
+        ),
+        ({"regmix": {"fit": {"target": {"web": 1.0}}}}, "regmix.fit.target names web"),
+        ({"microanneal": {"verdict": {"confidence": 0.99995}}}, "less than or equal to 0.9999"),
+        ({"microanneal": {"verdict": {"confidence": 0.4}}}, "greater than or equal to 0.5"),
+        ({"regmix": {"draw": {"floor": 0.2}}}, "floor 0.2 of 5 domains leaves nothing to draw"),
+        (
             {"regmix": {"training": {"data": {"phases": LATE_PHASE}}}},
             "regmix: training.data is set, but these trainings compare mixtures",
         ),
@@ -57,3 +73,8 @@ def test_a_domain_of_the_name_that_the_sum_of_all_has_is_refused():
     )
     with pytest.raises(UserError, match="a source has the domain target, which is what regmix"):
         validate(renamed)
+
+
+def test_a_floor_that_leaves_something_and_a_target_of_one_domain_are_accepted():
+    change = {"regmix": {"draw": {"floor": 0.19}, "fit": {"target": {"code": 1.0}}}}
+    assert validate(overlay(PARAMETERS, change)).regmix.draw.floor == 0.19

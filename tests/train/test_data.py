@@ -128,9 +128,9 @@ def test_max_repetition_is_the_mixtures(stage: Stage, make_settings: MakeSetting
     for file in folder.iterdir():
         (path / file.name).write_bytes(file.read_bytes())
     index = path / "mixture.json"
-    lower = f'"max_repetition": {epochs - 0.001}'
+    lower = f'"max_repetition": {epochs - 0.0001}'
     index.write_text(index.read_text().replace('"max_repetition": 4.0', lower))
-    with pytest.raises(UserError, match="mixture.max_repetition"):
+    with pytest.raises(UserError, match=f"read {epochs:.4f}.* times, more than mixture.max_rep"):
         open_data(replace(stage, inputs={"mixture": path}), settings)
 
 

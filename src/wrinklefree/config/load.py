@@ -102,10 +102,12 @@ def _explain(error: ValidationError, value: Any, origin: str) -> str:
 
 
 def _locate(location: tuple[int | str, ...], value: Any) -> str:
-    """The dotted path as in the file: pydantic puts the tag of a union in front of its fields."""
+    """The dotted path as in the file: pydantic adds the tag or the type of a union's member."""
     path: list[str] = []
     tagged = False
     for key in location:
+        if value is not None and not isinstance(value, dict | list):
+            break
         if isinstance(value, dict):
             if not tagged and key in (value.get("kind"), value.get("name")):
                 tagged = True

@@ -6,7 +6,12 @@ from pydantic import Field, model_validator
 
 from wrinklefree.config.cleaning import CleaningSettings
 from wrinklefree.config.outcome import DataReportSettings, EvaluateSettings, ExportSettings
-from wrinklefree.config.research import TARGET, MicroannealSettings, RegmixSettings
+from wrinklefree.config.research import (
+    TARGET,
+    ArmsSettings,
+    MicroannealSettings,
+    RegmixSettings,
+)
 from wrinklefree.config.section import Name, Section
 from wrinklefree.config.sources import HeldOutSettings, Source
 from wrinklefree.config.tokens import MixtureSettings, TokenizerSettings, TokenizeSettings
@@ -81,6 +86,39 @@ class Parameters(Section):
                         f" {', '.join(wrong)}: a phase names every domain of the mixture, with"
                         " weight 0 to leave it out, and no other"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _research_is_about_these_domains(self) -> Parameters:
+        domains = set(self.mixture.weights)
+        for arm in ArmsSettings.model_fields:
+            weights = getattr(self.microanneal.arms, arm).weights
+            if wrong := sorted(domains ^ set(weights)) if weights else []:
+                raise ValueError(
+                    f"microanneal.arms.{arm}.weights and mixture.weights differ in"
+                    f" {', '.join(wrong)}: an arm names every domain of the mixture, with weight 0"
+                    " to leave it out, and no other; without weights it takes the mixture's"
+                )
+        for path, target in (
+            ("regmix.fit.target", self.regmix.fit.target),
+            ("microanneal.verdict.target", self.microanneal.verdict.target),
+        ):
+            if unknown := sorted(set(target or {}) - domains):
+                raise ValueError(
+                    f"{path} names {', '.join(unknown)}, but mixture.weights has only"
+                    f" {', '.join(sorted(domains))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _floors_leave_something_to_draw(self) -> Parameters:
+        floor = self.regmix.draw.floor
+        weighted = sum(weight > 0 for weight in self.mixture.weights.values())
+        if floor * weighted >= 1:
+            raise ValueError(
+                f"regmix.draw.floor {floor:g} of {weighted} domains leaves nothing to draw;"
+                " lower it"
+            )
         return self
 
     @model_validator(mode="after")

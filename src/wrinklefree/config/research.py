@@ -18,6 +18,9 @@ FEWEST_FITTED = 3
 FEWEST_HELD_OUT = 3
 """Rank correlation of two mixtures is 1 or -1 whatever the regression says."""
 
+HIGHEST_CONFIDENCE = 0.9999
+"""Student's distribution is not known to describe such luck any further out."""
+
 
 class MeasureSettings(Section):
     """Held-out loss of every domain after a training."""
@@ -128,7 +131,7 @@ class VerdictSettings(Section):
 
     target: dict[Name, NonNegativeFloat] | None = None
     """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
-    confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
+    confidence: Annotated[float, Field(ge=0.5, le=HIGHEST_CONFIDENCE)]
     """Of the intervals. The verdict is undecided where the interval contains 0."""
 
     @model_validator(mode="after")

@@ -20,6 +20,9 @@ PackageWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 
 class Section(BaseModel):
-    """An immutable group of settings; unknown keys and silent conversions are refused."""
+    """An immutable group of settings; unknown keys and silent conversions are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    So are NaN and infinity, which no manifest can record.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -15,6 +15,8 @@ from wrinklefree.config.section import (
 )
 
 MINIMUM_BPE_VOCABULARY = 300
+LONGEST_ROW = 1 << 20
+"""Attention within a row costs the square of its length; far above it not even one row fits."""
 WEIGHT_TOLERANCE = 1e-6
 
 
@@ -66,7 +68,7 @@ class TokenizeSettings(Section):
 class MixtureSettings(Section):
     """How tokens of all domains become rows, and in which order training sees the rows."""
 
-    sequence_length: Annotated[int, Field(ge=8)]
+    sequence_length: Annotated[int, Field(ge=8, le=LONGEST_ROW)]
     shuffle_buffer_size: PositiveInt
     """Rows of a domain are permuted inside windows of this many rows."""
     weights: Weights

@@ -54,7 +54,7 @@ def open_data(
         has = f"domain {domain} has {data.train_tokens(domain):,} training tokens"
         if epochs > data.max_repetition:
             raise UserError(
-                f"{has}, which {settings.steps} steps of {per_step} rows would read {epochs:.2f}"
+                f"{has}, which {settings.steps} steps of {per_step} rows would read {epochs:.6g}"
                 f" times, more than mixture.max_repetition {data.max_repetition:g}: give it more"
                 " text or less weight, train for fewer steps, or raise max_repetition"
             )
