@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.config.tokens import MixtureSettings
+from wrinklefree.config.tokens import MixtureSettings, TokenizeSettings
 from wrinklefree.data import mixture as mixture_module
 from wrinklefree.data.mixture import build_mixture
 from wrinklefree.data.rows import Rows, read_mixture
 from wrinklefree.data.shards import ShardCounts, ShardWriter, write_token_index
+from wrinklefree.data.tokenize import tokenize_source
 from wrinklefree.data.tokenizer import load_tokenizer, token_bytes
 from wrinklefree.errors import UserError
 
@@ -121,7 +124,7 @@ def test_shards_of_a_source_follow_each_other(
     other = token_folder("d", {"train": [[7] * 5] * 30})
     one = token_folder("d", {"train": documents, "held_out": [[5]]})
     two = token_folder("d", {"held_out": [[5]]})
-    ids = {"vocabulary_size": 320, "end_of_text_id": END}
+    ids: dict[str, Any] = {"vocabulary_size": 320, "end_of_text_id": END}
     counts = []
     for number, part in enumerate((documents[:20], documents[20:])):
         writer = ShardWriter(two, "train", number, **ids)
@@ -210,6 +213,24 @@ def test_tokens_of_another_tokenizer_are_refused(
     (folder / "tokens.json").write_text(json.dumps({**index, "vocabulary_size": 321}))
     with pytest.raises(UserError, match="another tokenizer: vocabulary 321"):
         build_mixture(mixed(), {"a": folder}, tokenizer_folder, tmp_path)
+
+
+def test_tokens_of_another_tokenizer_of_as_many_ids_are_refused(
+    raw, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    other, tokens, folder = (tmp_path / name for name in ("other", "tokens", "mixture"))
+    shutil.copytree(tokenizer_folder, other)
+    tokens.mkdir()
+    folder.mkdir()
+    text = raw("d", {"train": ["one two"], "held_out": ["three"]})
+    one = TokenizeSettings(processes=1)
+    tokenize_source(one, text, tokenizer_folder, tokens, work=tmp_path / "work")
+    build_mixture(mixed(), {"a": tokens}, other, folder)
+    serialized = json.loads((other / "tokenizer.json").read_text())
+    serialized["model"]["merges"].reverse()
+    (other / "tokenizer.json").write_text(json.dumps(serialized))
+    with pytest.raises(UserError, match="made by another tokenizer than .*other, of as many ids"):
+        build_mixture(mixed(), {"a": tokens}, other, folder)
 
 
 ON_A_FULL_DISK = """

@@ -114,6 +114,26 @@ def set_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
             r"train\.00001\.ds is missing",
         ),
         (
+            lambda f: set_index(f, lambda i: i["splits"]["train"].append(i["splits"]["train"][0])),
+            r"the train shards are \[0, 0\], expected each once, in order",
+        ),
+        (
+            lambda f: set_index(f, lambda i: i["splits"]["held_out"].clear()),
+            r"held_out\.00000\.ds is not in .*tokens\.json",
+        ),
+        (
+            lambda f: set_index(f, lambda i: i.update(domain=["d"])),
+            r"does not describe .*domain is \['d'\]",
+        ),
+        (
+            lambda f: set_index(f, lambda i: i.update(vocabulary_size=float("inf"))),
+            "does not describe .*OverflowError",
+        ),
+        (
+            lambda f: edit(f / TRAIN, "<u2", 5, 0),
+            r"\.ds has 5 ends of text \(0\), expected one for each of the 4 documents",
+        ),
+        (
             lambda f: set_index(f, lambda i: i.update(dtype="uint32")),
             "has dtype uint32, expected uint16 for a vocabulary of 100 ids",
         ),
@@ -135,7 +155,7 @@ def test_damaged_folder_is_refused_with_file_and_record(
 def in_shards(folder: Path, vocabulary_size: int) -> dict[str, list[list[int]]]:
     """Three shards with documents of all lengths from 0, the second without a held-out one."""
     random = np.random.default_rng(vocabulary_size)
-    ids = {"vocabulary_size": vocabulary_size, "end_of_text_id": 0}
+    ids: dict[str, Any] = {"vocabulary_size": vocabulary_size, "end_of_text_id": 0}
     shards: dict[str, list[ShardCounts]] = {"train": [], "held_out": []}
     documents: dict[str, list[list[int]]] = {"train": [], "held_out": []}
     for shard, counts in enumerate([(40, 3), (25, 0), (1, 9)]):

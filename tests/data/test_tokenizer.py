@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,13 +144,26 @@ def test_end_of_text_is_found_wherever_transformers_writes_it(
     assert end_of_text_id(copy) == 1
 
 
-@pytest.mark.parametrize("eos", [None, "abc", "e"])
+@pytest.mark.parametrize("eos", [None, "abc", "e", ["<|endoftext|>"], {"content": [1]}])
 def test_end_of_text_that_text_could_contain_is_refused(
-    tokenizer_folder: Path, tmp_path: Path, eos: str | None
+    tokenizer_folder: Path, tmp_path: Path, eos: Any
 ) -> None:
     copy = shutil.copytree(tokenizer_folder, tmp_path / "copy")
     (copy / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
     with pytest.raises(UserError, match="not a special token"):
+        end_of_text_id(copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b'{"eos', "Unterminated"), (b"\xff", "can't decode"), (b"[1]", "a list, expected a map")],
+)
+def test_a_damaged_configuration_is_named(
+    tokenizer_folder: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    copy = shutil.copytree(tokenizer_folder, tmp_path / "copy")
+    (copy / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"tokenizer_config\.json is no JSON .*{message}"):
         end_of_text_id(copy)
 
 

@@ -23,7 +23,12 @@ from wrinklefree.data.document import SPLITS
 from wrinklefree.data.documents import DOCUMENTS_FILE
 from wrinklefree.data.progress import progress
 from wrinklefree.data.shards import ShardCounts, ShardWriter
-from wrinklefree.data.tokenizer import end_of_text_of, load_tokenizer, vocabulary_size_of
+from wrinklefree.data.tokenizer import (
+    TOKENIZER_FILE,
+    end_of_text_of,
+    load_tokenizer,
+    vocabulary_size_of,
+)
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import sha256_of_file
 
@@ -76,6 +81,7 @@ class Encoder:
         self._tokenizer = load_tokenizer(folder)
         self.vocabulary_size = vocabulary_size_of(self._tokenizer)
         self.end_of_text_id = end_of_text_of(self._tokenizer, folder)
+        self.sha256 = sha256_of_file(folder / TOKENIZER_FILE)
         self.batch_characters = BATCH_CHARACTERS * threads
 
     def encode(self, texts: list[str]) -> list[list[int]]:

@@ -30,12 +30,14 @@ from wrinklefree.data.shards import (
     write_records,
 )
 from wrinklefree.data.tokenizer import (
+    TOKENIZER_FILE,
     end_of_text_of,
     load_tokenizer,
     token_bytes,
     vocabulary_size_of,
 )
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import sha256_of_file
 
 ROWS_PER_WRITE_TOKENS = 1 << 22
 LEAST_FILLED = {"train": 0.992, "held_out": 0.0}
@@ -58,7 +60,7 @@ def build_mixture(
     """
     loaded = load_tokenizer(tokenizer)
     size, end = vocabulary_size_of(loaded), end_of_text_of(loaded, tokenizer)
-    merged = _by_domain(settings, tokens, size, end)
+    merged = _by_domain(settings, tokens, tokenizer, size, end)
     domains: list[dict[str, Any]] = []
     for name in progress(sorted(settings.weights), "pack", "domains"):
         sources = merged.get(name, {})
@@ -102,10 +104,11 @@ class _RowFormat:
 
 
 def _by_domain(
-    settings: MixtureSettings, tokens: dict[str, Path], size: int, end: int
+    settings: MixtureSettings, tokens: dict[str, Path], tokenizer: Path, size: int, end: int
 ) -> dict[str, dict[str, TokenFolder]]:
     """The sources of each domain, by name in its order."""
     merged: dict[str, dict[str, TokenFolder]] = {}
+    sha256 = sha256_of_file(tokenizer / TOKENIZER_FILE)
     for name in sorted(tokens):
         source = read_tokens(tokens[name])
         if (source.vocabulary_size, source.end_of_text_id) != (size, end):
@@ -113,6 +116,11 @@ def _by_domain(
                 f"{tokens[name]} was made by another tokenizer: vocabulary"
                 f" {source.vocabulary_size} and end of text {source.end_of_text_id}, expected"
                 f" {size} and {end}; run the tokenize stage of {name} again"
+            )
+        if source.tokenizer not in (None, sha256):
+            raise UserError(
+                f"{tokens[name]} was made by another tokenizer than {tokenizer}, of as many ids;"
+                f" run the tokenize stage of {name} again"
             )
         if source.domain not in settings.weights:
             raise UserError(

@@ -102,13 +102,18 @@ def write_token_index(
     vocabulary_size: int,
     end_of_text_id: int,
     splits: Mapping[str, Sequence[ShardCounts]],
+    tokenizer: str | None = None,
 ) -> None:
-    """Write ``tokens.json``; shards without documents are left out."""
+    """Write ``tokens.json``; shards without documents are left out.
+
+    ``tokenizer``: SHA-256 of its ``tokenizer.json``, where that is known.
+    """
     index = {
         "dtype": token_dtype(vocabulary_size).name,
         "domain": domain,
         "vocabulary_size": vocabulary_size,
         "end_of_text_id": end_of_text_id,
+        "tokenizer": tokenizer,
         "splits": {
             split: [asdict(counts) for counts in splits[split] if counts.documents]
             for split in SPLITS
@@ -151,6 +156,8 @@ class TokenFolder:
     domain: str
     vocabulary_size: int
     end_of_text_id: int
+    tokenizer: str | None
+    """SHA-256 of the ``tokenizer.json`` that made the ids, where that is known."""
     splits: dict[str, TokenSplit]
 
 
@@ -164,9 +171,11 @@ def read_tokens(folder: Path) -> TokenFolder:
     try:
         dtype = np.dtype(index["dtype"]).newbyteorder("<")
         limit, end = int(index["vocabulary_size"]), int(index["end_of_text_id"])
-        listed = {split: [_counts(shard) for shard in index["splits"][split]] for split in SPLITS}
-        domain = index["domain"]
-    except (KeyError, TypeError, ValueError) as error:
+        listed = {split: _listed(split, index["splits"][split]) for split in SPLITS}
+        domain, tokenizer = index["domain"], index.get("tokenizer")
+        if not isinstance(domain, str):
+            raise ValueError(f"domain is {domain!r}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path} does not describe a token folder ({type(error).__name__}: {error}); run the"
             " stage that makes it again"
@@ -182,7 +191,16 @@ def read_tokens(folder: Path) -> TokenFolder:
         )
         for split, counts in listed.items()
     }
-    return TokenFolder(domain, limit, end, splits)
+    _check_all_listed(folder, listed)
+    return TokenFolder(domain, limit, end, tokenizer, splits)
+
+
+def _listed(split: str, entries: Sequence[dict[str, int]]) -> list[ShardCounts]:
+    counts = [_counts(entry) for entry in entries]
+    numbers = [shard.shard for shard in counts]
+    if numbers != sorted(set(numbers)):
+        raise ValueError(f"the {split} shards are {numbers}, expected each once, in order")
+    return counts
 
 
 def _counts(entry: dict[str, int]) -> ShardCounts:
@@ -190,6 +208,15 @@ def _counts(entry: dict[str, int]) -> ShardCounts:
     if wrong := [key for key, n in asdict(counts).items() if not isinstance(n, int) or n < 0]:
         raise ValueError(f"{wrong[0]} of a shard is {entry[wrong[0]]!r}")
     return counts
+
+
+def _check_all_listed(folder: Path, listed: Mapping[str, Sequence[ShardCounts]]) -> None:
+    known = {shard_path(folder, split, c.shard) for split, counts in listed.items() for c in counts}
+    if strangers := sorted(set(folder.glob("*.ds")) - known):
+        raise UserError(
+            f"{strangers[0]} is not in {folder / INDEX_FILE}, which was edited or belongs to other"
+            " shards; run the stage that makes it again"
+        )
 
 
 def read_shard(
@@ -259,6 +286,7 @@ def _check_ends(path: Path, ends: np.ndarray, tokens: int) -> None:
 
 
 def _check_tokens(path: Path, tokens: np.ndarray, ends: np.ndarray, limit: int, end: int) -> None:
+    found = 0
     for start in range(0, len(tokens), VALIDATION_TOKENS):
         chunk = tokens[start : start + VALIDATION_TOKENS]
         if chunk.max() >= limit:
@@ -267,10 +295,16 @@ def _check_tokens(path: Path, tokens: np.ndarray, ends: np.ndarray, limit: int, 
                 f"{path} record {record} is token id {tokens[record]}, but the vocabulary has"
                 f" {limit} ids: the file was edited; run the stage that makes it again"
             )
+        found += int(np.count_nonzero(chunk == end))
     last = ends.astype(np.int64) - 1
     if (wrong := np.flatnonzero(tokens[last] != end)).size:
         record = int(last[wrong[0]])
         raise UserError(
             f"{path} record {record} ends a document and is {tokens[record]}, expected end of text"
             f" ({end}); run the stage that makes it again"
+        )
+    if found != len(ends):
+        raise UserError(
+            f"{path} has {found} ends of text ({end}), expected one for each of the {len(ends)}"
+            " documents; run the stage that makes it again"
         )

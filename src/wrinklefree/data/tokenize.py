@@ -140,6 +140,7 @@ class _Source:
             vocabulary_size=self._encoder.vocabulary_size,
             end_of_text_id=self._encoder.end_of_text_id,
             splits=self._shards,
+            tokenizer=self._encoder.sha256,
         )
         totals = self._totals
         facts: dict[str, Any] = {

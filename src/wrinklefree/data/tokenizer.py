@@ -132,7 +132,7 @@ def end_of_text_of(tokenizer: Tokenizer, folder: Path) -> int:
     for name in (CONFIG_FILE, "special_tokens_map.json"):
         path = folder / name
         if content is None and path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+            content = _read_config(path).get("eos_token")
     if isinstance(content, dict):
         content = content.get("content")
     special = {
@@ -140,12 +140,25 @@ def end_of_text_of(tokenizer: Tokenizer, folder: Path) -> int:
         for id, token in tokenizer.get_added_tokens_decoder().items()
         if token.special
     }
-    if content not in special:
+    if not isinstance(content, str) or content not in special:
         raise UserError(
             f"{folder / CONFIG_FILE} has eos_token {content!r}, which is not a special token of"
             f" {TOKENIZER_FILE}; its special tokens: {', '.join(sorted(special)) or 'none'}"
         )
     return special[content]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__}, expected a mapping")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no JSON of a tokenizer ({error}); put back the file that came with the"
+            " tokenizer"
+        ) from error
+    return config
 
 
 def vocabulary_size(folder: Path) -> int:
