@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from wrinklefree.config.training import ModelSettings
+from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.errors import UserError
 from wrinklefree.models.base import build_scratch
 from wrinklefree.models.folder import ModelFormat, save_model
@@ -189,6 +191,45 @@ def test_arms_that_were_made_differently_are_not_compared(make_stage: MakeStage,
 def test_weights_that_do_not_fit_the_mixture_are_refused(anneal: Anneal):
     with pytest.raises(UserError, match="differ in spare"):
         anneal("candidate", {f"{ARM}.weights": {"left": 0.5, "right": 0.5}})
+
+
+@pytest.fixture
+def merge_documents(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """``merge_documents(n)``: so many held-out documents that follow each other count as one."""
+
+    def merge(count: int) -> None:
+        read = HeldOutData.batches
+
+        def batches(data: HeldOutData, domain: str, **options: Any) -> Iterator[Batch]:
+            for batch in read(data, domain, **options):
+                documents_BT = batch.source_documents_BT // count
+                yield replace(batch, source_documents_BT=documents_BT)
+
+        monkeypatch.setattr(HeldOutData, "batches", batches)
+
+    return merge
+
+
+def test_rows_of_one_document_count_once(
+    make_stage: MakeStage, anneal: Anneal, merge_documents: Callable[[int], None]
+):
+    merge_documents(4)
+    arms = anneal("present"), anneal("candidate", {f"{ARM}.weights": ALL_LEFT})
+    found = verdicts(make_stage, *arms)
+    assert found["documents"] == dict.fromkeys(("left", "right", "spare"), 2), "of 4 rows"
+    for domains in json.loads((arms[0] / "arm.json").read_text())["seeds"].values():
+        assert {name: len(sums["nats"]) for name, sums in domains.items()} == found["documents"]
+
+
+def test_a_domain_with_one_held_out_document_is_refused_before_any_training(
+    anneal: Anneal, merge_documents: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+):
+    trained = []
+    monkeypatch.setattr(Trainer, "run", trained.append)
+    merge_documents(100)
+    with pytest.raises(UserError, match="held-out rows of domain left .* from 1 document"):
+        anneal("candidate")
+    assert trained == []
 
 
 def test_a_domain_that_would_be_repeated_too_often_is_refused(anneal: Anneal):

@@ -26,7 +26,7 @@ class MeasureSettings(Section):
     """Held-out loss of every domain after a training."""
 
     rows_per_domain: Annotated[int, Field(ge=2)]
-    """Held-out rows scored per domain, at most."""
+    """Held-out rows scored per domain, at most. Intervals count their documents."""
     batch_size: PositiveInt
     """Rows at a time. Bounds memory."""
 

@@ -13,7 +13,13 @@ from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.rows import read_mixture
 from wrinklefree.errors import UserError
 from wrinklefree.models.folder import ModelFormat, load_model, write_json
-from wrinklefree.research.measure import RowScores, cpu_threads, measure_rows, shared_seed
+from wrinklefree.research.measure import (
+    ScoreSums,
+    cpu_threads,
+    measure_held_out,
+    require_documents,
+    shared_seed,
+)
 from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import open_data
@@ -38,7 +44,7 @@ class _SeedRun:
 def anneal_arm(stage: Stage) -> dict[str, Any]:
     """Anneal the dense base once per seed on the mixture of the arm ``stage.instance``.
 
-    Both arms go through the same seeds of the data order and the same held-out rows, so that their
+    Both arms go through the same seeds of the data order and the same held-out text, so that their
     differences can be taken pair by pair. The models are not kept.
 
     Files
@@ -49,14 +55,14 @@ def anneal_arm(stage: Stage) -> dict[str, Any]:
         arm      "present" | "candidate"
         present  {domain: weight in the mixture artifact}
         weights  {domain: weight that this arm trained on}
-        seeds    {seed: {domain: {nats, tokens, bytes: a number per held-out row}}}
+        seeds    {seed: {domain: {nats, tokens, bytes: a number per held-out document}}}
 
     ``seed-<seed>/history.jsonl``, as of every training.
 
     Raises
     ------
     UserError : the base is not dense, the weights do not fit the mixture, a weight needs more
-        repetitions of its domain than the mixture allows, or a domain has too few held-out rows.
+        repetitions of its domain than the mixture allows, or a domain has too little held-out text.
     """
     mixture = stage.inputs["mixture"]
     arm = stage.section(f"microanneal.arms.{stage.instance}", ArmSettings)
@@ -73,7 +79,7 @@ def anneal_arm(stage: Stage) -> dict[str, Any]:
         "present": present,
         "weights": weights,
         "seeds": {
-            seed: {name: rows.as_json() for name, rows in domains.items()}
+            seed: {name: documents.as_json() for name, documents in domains.items()}
             for seed, domains in scores.items()
         },
     }
@@ -83,10 +89,12 @@ def anneal_arm(stage: Stage) -> dict[str, Any]:
 
 def _anneal(
     stage: Stage, mixture: Path, weights: dict[str, float], seed: int
-) -> dict[str, RowScores]:
-    """Held-out scores after one anneal. Resumes from its own checkpoints."""
+) -> dict[str, ScoreSums]:
+    """Scores of the held-out documents after one anneal. Resumes from its own checkpoints."""
     training = stage.section("microanneal.training", TrainingSettings)
     measure = stage.section("microanneal.measure", MeasureSettings)
+    held_out = HeldOutData(mixture)
+    require_documents(held_out, measure)
     order = shared_seed(stage.settings["seed"], "microanneal", seed)
     data = open_data(stage, training, seed=order, weights=weights)
     model, model_format = load_model(stage.inputs["model"])
@@ -103,15 +111,16 @@ def _anneal(
     part.folder.mkdir()
     stage.terminal.say(f"{stage.terminal.label}: seed {seed}")
     Trainer(part, model, CausalLanguageModel(), data, training).run()
-    return measure_rows(model, HeldOutData(mixture), measure)
+    scores = measure_held_out(model, held_out, measure)
+    return {name: found.documents for name, found in scores.items()}
 
 
-def _losses(stage: Stage, scores: dict[str, dict[str, RowScores]]) -> dict[str, dict[str, float]]:
+def _losses(stage: Stage, scores: dict[str, dict[str, ScoreSums]]) -> dict[str, dict[str, float]]:
     """Loss of every domain, nats per token, by seed; UserError if one is not finite."""
     return {
         seed: {
-            name: rows.score(f"{stage.terminal.label}, seed {seed}, domain {name}").score.loss
-            for name, rows in domains.items()
+            name: documents.score(f"{stage.terminal.label}, seed {seed}, domain {name}").score.loss
+            for name, documents in domains.items()
         }
         for seed, domains in scores.items()
     }

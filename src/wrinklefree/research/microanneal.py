@@ -1,6 +1,6 @@
 """The ``microanneal`` stage: is the candidate mixture better than the present one?
 
-Shapes: S seeds, R held-out rows of a domain.
+Shapes: S seeds, N held-out documents of a domain.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def compare_arms(stage: Stage) -> dict[str, Any]:
         confidence   of the intervals
         target       {domain: share of its loss in the target}
         weights      {arm: {domain: weight}}
-        rows         {domain: held-out rows}
-        differences  {"target" or domain: verdict, mean, low, high, seeds_error, rows_error,
-                      per_seed; candidate less present, nats per token}
+        documents    {domain: held-out documents}
+        differences  {"target" or domain: verdict, mean, low, high, seeds_error,
+                      documents_error, per_seed; candidate less present, nats per token}
 
     ``table.txt``, ``table.html``, ``plots/differences.svg``.
 
@@ -52,7 +52,7 @@ def compare_arms(stage: Stage) -> dict[str, Any]:
     present, candidate = (read_arm(stage.inputs[name]) for name in ("present", "candidate"))
     shares = target_shares(settings.target, present["present"])
     found = compare(present, candidate, shares, settings.confidence)
-    rows = {name: len(scores["tokens"]) for name, scores in _first(present).items()}
+    documents = {name: len(scores["tokens"]) for name, scores in _first(present).items()}
     write_json(
         stage.folder / "microanneal.json",
         {
@@ -60,12 +60,17 @@ def compare_arms(stage: Stage) -> dict[str, Any]:
             "confidence": settings.confidence,
             "target": shares,
             "weights": {arm["arm"]: arm["weights"] for arm in (present, candidate)},
-            "rows": rows,
+            "documents": documents,
             "differences": {name: difference.as_json() for name, difference in found.items()},
         },
     )
-    counted = {TARGET: sum(count for name, count in rows.items() if shares[name]), **rows}
-    table = table_text(found, settings.confidence, seeds=len(present["seeds"]), rows=counted)
+    whole = sum(count for name, count in documents.items() if shares[name])
+    table = table_text(
+        found,
+        settings.confidence,
+        seeds=len(present["seeds"]),
+        documents={TARGET: whole, **documents},
+    )
     page = text_page("Microanneal", table)
     write_texts(stage.folder, {"table.txt": table, "table.html": page})
     plot = differences(found, settings.confidence)
@@ -82,15 +87,13 @@ def compare(
     nats: dict[str, np.ndarray] = {}
     tokens: dict[str, np.ndarray] = {}
     for domain, scores in _first(present).items():
-        tokens_R = np.array(scores["tokens"])
-        scored_R = tokens_R > 0
+        tokens[domain] = np.array(scores["tokens"])
         pairs = [
             (candidate["seeds"][seed][domain], domains[domain])
             for seed, domains in present["seeds"].items()
         ]
         assert all(c["tokens"] == p["tokens"] == scores["tokens"] for c, p in pairs)
-        nats_SR = np.array([np.subtract(c["nats"], p["nats"]) for c, p in pairs])
-        nats[domain], tokens[domain] = nats_SR[:, scored_R], tokens_R[scored_R]
+        nats[domain] = np.array([np.subtract(c["nats"], p["nats"]) for c, p in pairs])
     found = {TARGET: paired_difference(nats, tokens, shares, confidence)}
     for domain in nats:
         found[domain] = paired_difference(nats, tokens, {domain: 1.0}, confidence)
@@ -98,18 +101,18 @@ def compare(
 
 
 def table_text(
-    found: dict[str, Difference], confidence: float, *, seeds: int, rows: dict[str, int]
+    found: dict[str, Difference], confidence: float, *, seeds: int, documents: dict[str, int]
 ) -> str:
     """What the stage says on the terminal, at most 80 columns wide.
 
-    ``rows``: how many ``found`` is from, by its names.
+    ``documents``: how many ``found`` is from, by its names.
     """
-    table = [["", "rows", "difference", f"{confidence:.0%} interval", "verdict"]]
+    table = [["", "documents", "difference", f"{confidence:.0%} interval", "verdict"]]
     for name, difference in found.items():
         table.append(
             [
                 header(name),
-                str(rows[name]),
+                str(documents[name]),
                 f"{difference.mean:+.4f}",
                 f"{difference.low:+.4f} to {difference.high:+.4f}",
                 difference.verdict,
@@ -119,7 +122,7 @@ def table_text(
         [
             f"Microanneal: {_sentence(found[TARGET])}",
             "",
-            f"Candidate less present, nats per token, {seeds} seeds, the same rows:",
+            f"Candidate less present, nats per token, {seeds} seeds, the same text:",
             *plain_rows(table),
             "",
             "Each interval speaks for itself: among many domains one is off now and then.",
@@ -136,7 +139,7 @@ def _sentence(target: Difference) -> str:
 
 
 def _first(arm: dict[str, Any]) -> dict[str, Any]:
-    """Scores by domain of the first seed, whose rows are those of every seed."""
+    """Scores by domain of the first seed, whose documents are those of every seed."""
     return next(iter(arm["seeds"].values()))
 
 

@@ -18,7 +18,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.models.base import build_scratch
 from wrinklefree.models.folder import write_json
 from wrinklefree.research.draw import mixture_of_run
-from wrinklefree.research.measure import cpu_threads, measure_rows, shared_seed
+from wrinklefree.research.measure import cpu_threads, measure_held_out, shared_seed
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
@@ -112,9 +112,11 @@ def _train(
     trainer = Trainer(stage, model, CausalLanguageModel(), data, training, check_first_loss=check)
     facts = trainer.run()
     measure = stage.section("regmix.measure", MeasureSettings)
-    rows = measure_rows(model, HeldOutData(mixture), measure)
-    where = stage.terminal.label
-    domains = {name: r.score(f"{where}, domain {name}").as_json() for name, r in rows.items()}
+    scores = measure_held_out(model, HeldOutData(mixture), measure)
+    domains = {
+        name: found.rows.score(f"{stage.terminal.label}, domain {name}").as_json()
+        for name, found in scores.items()
+    }
     return {"parameters": model.num_parameters(), **facts}, domains
 
 
