@@ -177,6 +177,12 @@ def test_a_change_affects_no_sample_before_it_and_all_after_it(first: int) -> No
     assert later.count(2) / 640 == pytest.approx(0.92, abs=0.02)
 
 
+@pytest.mark.parametrize("starts", [(50, 5), (5, 5)])
+def test_changes_are_in_order(starts: tuple[int, int]) -> None:
+    with pytest.raises(AssertionError):
+        order(*(WeightChange(start, LATER) for start in starts))
+
+
 def test_a_change_to_the_same_weights_keeps_the_shares() -> None:
     changed = order(*(WeightChange(first, WEIGHTS) for first in range(100, 30_000, 100)))
     for a, b in zip(changed.counts_before(30_000), order().counts_before(30_000), strict=True):

@@ -97,6 +97,19 @@ def test_what_was_edited_is_named_with_its_row(
         (lambda index: index.pop("max_repetition"), r"mixture\.json does not describe .*max_repet"),
         (lambda index: index.update(domains={"web": 1}), r"mixture\.json does not describe"),
         (lambda index: index.update(dtype="words"), r"mixture\.json does not describe"),
+        (lambda index: index.update(dtype="int16"), r"dtype is 'int16' for 320 ids"),
+        (lambda index: index.update(shuffle_buffer_size=0), "shuffle_buffer_size is 0"),
+        (lambda index: index.update(max_repetition="4"), "max_repetition is '4'"),
+        (lambda index: index.update(domains=[]), r"the domains are \[\], expected each once"),
+        (
+            lambda index: index["domains"].append(index["domains"][0]),
+            r"the domains are \['web', 'w",
+        ),
+        (lambda index: index["domains"][0].update(weight=float("nan")), "web has weight nan"),
+        (
+            lambda index: index["domains"][0]["splits"]["train"].update(tokens=0),
+            r"web\.train has 0 tokens in \d rows",
+        ),
     ],
 )
 def test_an_index_that_is_none_is_named(mixture: Path, change: Callable, message: str) -> None:

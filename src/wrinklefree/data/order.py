@@ -23,6 +23,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -106,7 +107,8 @@ class SampleOrder:
         shuffle_buffer_size: int,
         seed: int,
     ) -> None:
-        assert changes[0].first_sample == 0
+        starts = [change.first_sample for change in changes]
+        assert starts[0] == 0 and all(one < other for one, other in pairwise(starts))
         self.domains = list(domains)
         self.changes = list(changes)
         self._buffer = shuffle_buffer_size

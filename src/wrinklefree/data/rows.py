@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wrinklefree.data.shards import map_file, read_index
+from wrinklefree.data.shards import map_file, read_index, token_dtype
 from wrinklefree.errors import UserError
 
 MIXTURE_FILE = "mixture.json"
@@ -143,6 +143,7 @@ def read_mixture(folder: Path) -> Mixture:
 
 
 def _map_mixture(folder: Path, index: dict[str, Any]) -> Mixture:
+    _check_index(index)
     domains = []
     for entry in index["domains"]:
         train = _read_rows(folder, entry, "train", index)
@@ -167,6 +168,27 @@ def _map_mixture(folder: Path, index: dict[str, Any]) -> Mixture:
         domains=domains,
         token_bytes_V=map_file(folder / TOKEN_BYTES_FILE, TOKEN_BYTES_DTYPE, size),
     )
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Raise ValueError for what can't be in an index; which files it has is seen later."""
+    for key in ("sequence_length", "shuffle_buffer_size", "vocabulary_size"):
+        if not isinstance(index[key], int) or index[key] < 1:
+            raise ValueError(f"{key} is {index[key]!r}")
+    if not isinstance(index["max_repetition"], int | float) or not index["max_repetition"] > 0:
+        raise ValueError(f"max_repetition is {index['max_repetition']!r}")
+    if index["dtype"] != token_dtype(index["vocabulary_size"]).name:
+        raise ValueError(f"dtype is {index['dtype']!r} for {index['vocabulary_size']} ids")
+    names = [domain["name"] for domain in index["domains"]]
+    if not names or names != sorted(set(names)):
+        raise ValueError(f"the domains are {names}, expected each once, in order")
+    for domain in index["domains"]:
+        if not isinstance(domain["weight"], int | float) or not domain["weight"] >= 0:
+            raise ValueError(f"domain {domain['name']} has weight {domain['weight']!r}")
+        for split, counts in domain["splits"].items():
+            rows, tokens = counts["rows"], counts["tokens"]
+            if not rows <= tokens <= rows * index["sequence_length"]:
+                raise ValueError(f"{domain['name']}.{split} has {tokens} tokens in {rows} rows")
 
 
 def _read_rows(folder: Path, entry: dict[str, Any], split: str, index: dict[str, Any]) -> Rows:
