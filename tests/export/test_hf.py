@@ -15,7 +15,11 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -198,18 +202,57 @@ def test_the_gate_sees_a_single_wrong_tensor(
         compare_with_stock(load_model(student)[0], tmp_path / "out", tokens)
 
 
+def mistral() -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(**{**SIZES, "head_dim": 16}))
+
+
+def qwen2(**changes: Any) -> PreTrainedModel:
+    model = Qwen2ForCausalLM(Qwen2Config(**{**SIZES, **changes}))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    return model
+
+
 def qwen3(**changes: Any) -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(**{**SIZES, "head_dim": 16, **changes}))
+    return Qwen3ForCausalLM(Qwen3Config(**{**SIZES, "head_dim": 32, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("model", "linear_class"),
+    [
+        (qwen3, "bitlinear"),
+        # Activations so small that the norms' epsilon is a quarter of their mean square.
+        (lambda: qwen3(initializer_range=0.02, rms_norm_eps=1e-4), "autobitlinear"),
+        (qwen2, "bitlinear"),
+        (qwen2, "autobitlinear"),
+        (lambda: llama(hidden_act="gelu", tie_word_embeddings=False), "bitlinear"),
+    ],
+)
+def test_what_bitnet_has_no_place_for_is_exported_in_its_own_class(
+    tmp_path: Path, tokens: Tensor, model: Callable[[], PreTrainedModel], linear_class: str
+) -> None:
+    student = write_student(tmp_path, model())
+    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    architecture = json.loads((student / "config.json").read_text())["architectures"][0]
+    assert facts["architecture"] == architecture
+    with torch.compiler.set_stance("force_eager"):
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(stock).__name__ == architecture
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"`{architecture}`" in card and "too small for float16" in card
 
 
 @pytest.mark.parametrize(
     ("model", "model_format", "reason"),
     [
-        (lambda: qwen3(), TERNARY, "normalises queries and keys"),
-        (lambda: qwen3(head_dim=32), TERNARY, r"heads \* head_dim is 128, hidden_size 64"),
-        (lambda: llama(hidden_act="gelu"), TERNARY, "hidden_act is gelu"),
-        (lambda: llama(attention_bias=True), TERNARY, "has biases"),
-        (lambda: llama(intermediate_size=99), TERNARY, "99 outputs, no multiple of 4"),
+        (mistral, TERNARY, "architecture is mistral, none of llama, qwen2, qwen3"),
+        (lambda: llama(rms_norm_eps=0.0), TERNARY, "rms_norm_eps is 0.0"),
+        (
+            lambda: llama(intermediate_size=99),
+            TERNARY,
+            "of layer 0 has 99 outputs, no multiple of 4",
+        ),
         (lambda: llama(), ModelFormat(bitlinear=True), "lacks SubLN"),
         (lambda: llama(), ModelFormat(subln=True), "lacks SubLN or ternary"),
         (
@@ -219,7 +262,7 @@ def qwen3(**changes: Any) -> PreTrainedModel:
         ),
     ],
 )
-def test_what_stock_transformers_cannot_hold_is_refused_with_the_reason(
+def test_what_cannot_be_exported_is_refused_with_the_reason(
     tmp_path: Path,
     tokens: Tensor,
     model: Callable[[], PreTrainedModel],

@@ -19,7 +19,7 @@ tags:
 
 Weights of all linear layers in the decoder are -1, 0 or 1 times one scale per matrix, four weights
 in a byte; activations are 8-bit integers per token (BitNet b1.58, arXiv 2402.17764), with norms
-before the output projections (arXiv 2510.13998). Embeddings, norms and head are float32.
+before the output projections (arXiv 2510.13998). Embeddings, norms and head are float32.{precision}
 
 | | |
 |---|---|
@@ -27,7 +27,7 @@ before the output projections (arXiv 2510.13998). Embeddings, norms and head are
 | layers, hidden size | {layers}, {hidden} |
 | vocabulary | {vocabulary:,} |
 | size | {exported_bytes:,} bytes, as float32 {float32_bytes:,} |
-| linear class | `{linear_class}` |
+| class, linear class | `{architecture}`, `{linear_class}` |
 
 ## Use
 
@@ -61,6 +61,9 @@ The weights here are the codes. Quantizing this model again, or converting it by
 changes its scales.
 """
 
+PRECISION = """
+Load it in float32 or bfloat16: some of its gains are too small for float16."""
+
 
 def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, Any]) -> None:
     """Write ``README.md`` from the model's configuration and the facts of its export."""
@@ -73,6 +76,8 @@ def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, An
         vocabulary=config.vocab_size,
         exported_bytes=facts["exported_bytes"],
         float32_bytes=facts["float32_bytes"],
+        architecture=facts["architecture"],
+        precision="" if facts["architecture"] == "BitNetForCausalLM" else PRECISION,
         linear_class=facts["linear_class"],
         layer=gate["layer_relative_difference"],
         sensitivity=gate["logits_relative_sensitivity"],

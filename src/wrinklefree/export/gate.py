@@ -56,7 +56,7 @@ def compare_with_stock(ours: PreTrainedModel, folder: Path, tokens_BT: Tensor) -
     # The stock layers are compiled on first use, which needs a C compiler.
     with torch.compiler.set_stance("force_eager"):
         stock = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
-        if type(stock).__name__ != "BitNetForCausalLM":
+        if [type(stock).__name__] != stock.config.architectures:
             raise RuntimeError(f"{folder} loads as {type(stock).__name__}")
         layer_difference = _compare_layers(ours, stock, folder, tokens_BT)
         ours_BTV, stock_BTV = _logits(ours, tokens_BT), _logits(stock, tokens_BT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from wrinklefree.models.base import (
     load_gguf,
     load_hub,
 )
+from wrinklefree.models.exportable import export_obstacles
 from wrinklefree.models.folder import ModelFormat, save_model
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tracking.stage import Stage
@@ -39,9 +41,21 @@ def make_base(stage: Stage) -> dict[str, Any]:
         return _train(stage, settings.scratch)
     model = _load(stage, settings.source)
     check_vocabulary(model.config, vocabulary_size(stage.inputs["tokenizer"]))
+    _warn_of_export(model)
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
     write_history(stage.folder, [])
     return {"parameters": model.num_parameters()}
+
+
+def _warn_of_export(model: PreTrainedModel) -> None:
+    """Say before any training what would end it: the rest of the pipeline can do without."""
+    if reasons := export_obstacles(model):
+        warnings.warn(
+            f"the stage export will refuse what is trained from this base: {'; '.join(reasons)}."
+            " Everything up to evaluate works (snakemake --cores all evaluate, or dvc repro"
+            " evaluate); for an export choose another base or shape",
+            stacklevel=2,
+        )
 
 
 def _load(stage: Stage, source: BaseSource) -> PreTrainedModel:
@@ -63,6 +77,7 @@ def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
         end_of_text_id=data.end_of_text_id,
         seed=stage.seed,
     )
+    _warn_of_export(model)
     trainer = Trainer(
         stage,
         model,

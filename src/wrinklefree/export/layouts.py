@@ -1,0 +1,147 @@
+"""Two ways in which stock transformers holds a ternary model with SubLN.
+
+``BitNetForCausalLM`` has the norms of SubLN built in, and nothing that Llama lacks: no norms of
+queries and keys, no biases, no heads of a size of their own. A model that has these stays in the
+class of its dense architecture. There transformers replaces linear layers by ternary ones which,
+with ``use_rms_norm``, begin with an RMSNorm each. In ``o_proj`` and ``down_proj`` that is SubLN; in
+the other five it must do nothing (``_idle_norms``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BitNetConfig, PreTrainedConfig, PreTrainedModel
+
+from wrinklefree.models.folder import CONFIG
+from wrinklefree.models.layers import decoder_layers
+
+ACTIVATIONS = ("silu", "relu2")
+"""What BitNet's gated MLP is known with, in transformers and in other runtimes."""
+
+BITNET_NAMES = {
+    "self_attn.o_proj.norm": "self_attn.attn_sub_norm",
+    "self_attn.o_proj.linear": "self_attn.o_proj",
+    "mlp.down_proj.norm": "mlp.ffn_sub_norm",
+    "mlp.down_proj.linear": "mlp.down_proj",
+}
+"""Where transformers' BitNet has what we keep in a ``SublnLinear``."""
+
+DENSE_NAMES = {
+    "self_attn.o_proj.norm": "self_attn.o_proj.rms_norm",
+    "self_attn.o_proj.linear": "self_attn.o_proj",
+    "mlp.down_proj.norm": "mlp.down_proj.rms_norm",
+    "mlp.down_proj.linear": "mlp.down_proj",
+}
+"""The same in the class of the dense architecture."""
+
+NORMED = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""The norms of a decoder layer, and which linear layers read what they put out."""
+
+_LOST_BITS = 14
+"""A number 2^-14 times another's root adds nothing to it in float32 when it is squared."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The file format of one exported model."""
+
+    architecture: str
+    """The class of transformers that loads it."""
+    config: dict[str, Any]
+    """``config.json`` but for what is ternary in it."""
+    names: dict[str, str]
+    """Stock part of a tensor's name by ours."""
+    epsilon: float | None
+    """Of the norms in all ternary linear layers; None where these have none."""
+
+    def place(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``tensors`` (by our names, float32 and packed) under the stock names."""
+        placed: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            for ours, stock in self.names.items():
+                name = name.replace(ours, stock)
+            placed[name] = tensor
+        if self.epsilon is not None:
+            placed.update(_idle_norms(placed, self.epsilon))
+        return placed
+
+
+def layout_of(model: PreTrainedModel, folder: Path) -> Layout:
+    """How ``model``, loaded from ``folder``, is exported."""
+    if _fits_bitnet(model):
+        return Layout(
+            architecture="BitNetForCausalLM",
+            config=_bitnet_config(model.config),
+            names=BITNET_NAMES,
+            epsilon=None,
+        )
+    return Layout(
+        architecture=type(model).__name__,
+        config=json.loads((folder / CONFIG).read_text(encoding="utf-8")),
+        names=DENSE_NAMES,
+        epsilon=model.config.rms_norm_eps,
+    )
+
+
+def _fits_bitnet(model: PreTrainedModel) -> bool:
+    config = model.config
+    names = {name.rpartition(".")[2] for name, _ in decoder_layers(model)[0].named_modules()}
+    head_size = getattr(config, "head_dim", None)  # which Qwen2 has not
+    return (
+        head_size in (None, config.hidden_size // config.num_attention_heads)
+        and not names & {"q_norm", "k_norm"}
+        and config.hidden_act in ACTIVATIONS
+        and not any(name.endswith(".bias") for name, _ in model.named_parameters())
+        and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or [])
+    )
+
+
+def _bitnet_config(config: PreTrainedConfig) -> dict[str, Any]:
+    stock = BitNetConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        hidden_act=config.hidden_act,
+        max_position_embeddings=config.max_position_embeddings,
+        initializer_range=config.initializer_range,
+        rms_norm_eps=config.rms_norm_eps,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        tie_word_embeddings=config.tie_word_embeddings,
+        rope_parameters=config.rope_parameters,
+    )
+    return stock.to_dict()
+
+
+def _idle_norms(placed: dict[str, Tensor], epsilon: float) -> dict[str, Tensor]:
+    """Tensors with which a norm before linear layers and the norms in them are one norm.
+
+    The first, of mean square v, is to give ``g x / sqrt(v + e)``. Its gain in the file is not g but
+    a power of two c. The norm in the linear layer then reads something whose mean square is below
+    c^2, adds e, in which that is lost, and so divides by the constant sqrt(e). Its gain in the file
+    is ``g sqrt(e) / c``, which puts both constants right. With c = 1, a norm of a norm, activations
+    would be off by e / v, which is much where they are small.
+    """
+    small = 2.0 ** (math.floor(math.log2(epsilon) / 2) - _LOST_BITS)
+    idle: dict[str, Tensor] = {}
+    for name, gain_D in placed.items():
+        layer, _, norm = name.removesuffix(".weight").rpartition(".")
+        for linear in NORMED.get(norm, ()):
+            idle[name] = torch.full_like(gain_D, small)
+            inner_D = gain_D.double() * (math.sqrt(epsilon) / small)
+            idle[f"{layer}.{linear}.rms_norm.weight"] = inner_D.float()
+    return idle

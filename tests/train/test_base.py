@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train import base
+from wrinklefree.train.base import make_base
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+
+
+@pytest.fixture
+def brought(
+    mixture: Path, make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Stage]:
+    """Runs the stage on a model as if it had been brought from somewhere."""
+
+    def bring(model: Any) -> Stage:
+        monkeypatch.setattr(base, "load_folder", lambda settings: model)
+        source = {"kind": "folder", "path": "somewhere"}
+        stage = make_stage(base={"source": source})
+        stage = replace(stage, inputs={"tokenizer": mixture.parent / "tokenizer"})
+        make_base(stage)
+        return stage
+
+    return bring
+
+
+def test_a_base_that_cannot_be_exported_is_brought_with_a_warning(brought: Callable[..., Stage]):
+    with pytest.warns(UserWarning, match="export will refuse .* architecture is mistral"):
+        stage = brought(MistralForCausalLM(MistralConfig(**SIZES)))
+    assert (stage.folder / "model.safetensors").is_file()
+    odd = LlamaConfig(**{**SIZES, "intermediate_size": 63})
+    with pytest.warns(UserWarning, match="mlp.gate_proj of layer 0 has 63 outputs"):
+        brought(LlamaForCausalLM(odd))
+
+
+def test_a_base_that_can_be_exported_is_brought_in_silence(brought: Callable[..., Stage]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        brought(LlamaForCausalLM(LlamaConfig(**SIZES)))
+
+
+def test_a_shape_that_cannot_be_exported_is_warned_of_before_it_is_trained(
+    mixture: Path,
+    make_stage: Callable[..., Stage],
+    make_settings: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def no_training(*arguments: Any, **named: Any) -> Any:
+        raise InterruptedError
+
+    monkeypatch.setattr(base, "Trainer", no_training)
+    training = make_settings().model_dump(exclude={"lambda_warmup"}, exclude_none=True)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 63,
+        "layers": 1,
+        "heads": 2,
+        "key_value_heads": 1,
+        "rope_theta": 10000.0,
+        "initializer_range": 0.02,
+    }
+    scratch = {"model": shape, "training": training}
+    stage = make_stage(base={"source": {"kind": "scratch"}, "scratch": scratch})
+    stage = replace(stage, inputs={"mixture": mixture, "tokenizer": mixture.parent / "tokenizer"})
+    with pytest.warns(UserWarning, match="63 outputs"), pytest.raises(InterruptedError):
+        make_base(stage)
