@@ -71,6 +71,13 @@ def test_hash_prints_what_a_source_of_files_asks_for(tmp_path: Path):
     assert (result.returncode, result.stdout) == (2, "")
 
 
+def test_hash_of_a_folder_is_what_a_base_model_asks_for(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    expected = digest_of_files({"config.json": tmp_path / "model" / "config.json"})
+    assert wrinklefree("hash", "model", cwd=tmp_path).stdout == expected + "\n"
+
+
 def test_verify_finds_an_edit(tmp_path: Path):
     with writing_artifact(tmp_path / "one", Origin("fetch", {}, {}, "", {})) as (folder, _):
         (folder / "a.txt").write_text("text")

@@ -29,8 +29,12 @@ def main() -> None:
     code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
     code.add_argument("--write", action="store_true", help="bring dvc.yaml up to date")
     _add_catalog(commands)
-    hash_ = commands.add_parser("hash", help="the sha256 that a source of kind files asks for")
-    hash_.add_argument("paths", nargs="+", help="the source's paths: files or quoted globs")
+    hash_ = commands.add_parser(
+        "hash", help="the sha256 that local files, or a base model, are pinned by"
+    )
+    hash_.add_argument(
+        "paths", nargs="+", help="a source's paths, files or quoted globs; or a model's one folder"
+    )
     arguments = parser.parse_args()
     try:
         {
@@ -150,9 +154,13 @@ def _recipe(arguments: argparse.Namespace) -> None:
 
 
 def _hash(arguments: argparse.Namespace) -> None:
-    from wrinklefree.data.local_files import digest_of_files, find_files
+    from wrinklefree.data.local_files import digest_of_files, files_of_folder, find_files
 
-    files = find_files(arguments.paths)
+    first = Path(arguments.paths[0])
+    if len(arguments.paths) == 1 and first.is_dir():
+        files = files_of_folder(first)
+    else:
+        files = find_files(arguments.paths)
     print(f"{len(files)} files, {next(iter(files))} the first", file=sys.stderr)
     print(digest_of_files(files))
 

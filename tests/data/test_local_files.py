@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wrinklefree.data import local_files
-from wrinklefree.data.local_files import digest_of_files, find_files
+from wrinklefree.data.local_files import digest_of_files, files_of_folder, find_files
 from wrinklefree.errors import UserError
 
 
@@ -79,6 +79,16 @@ def test_digest_does_not_depend_on_where_the_data_lies(here: Path, tmp_path: Pat
     for folder in ("one", "two/deep"):
         write(tmp_path / folder / "a" / "1.txt", tmp_path / folder / "2.txt")
     assert digest(f"{tmp_path}/one/**/*.txt") == digest(f"{tmp_path}/two/deep/**/*.txt")
+
+
+def test_files_of_a_folder_are_named_from_it_and_hidden_ones_left_out(here: Path) -> None:
+    write(here / "m" / "b.txt", here / "m" / "a" / "c.txt")
+    write(here / "m" / ".cache" / "d.txt", here / "m" / ".e", here / "f.txt")
+    assert list(files_of_folder(here / "m")) == ["a/c.txt", "b.txt"]
+    assert list(files_of_folder(Path("m"))) == ["a/c.txt", "b.txt"]
+    (here / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no files"):
+        files_of_folder(here / "empty")
 
 
 def test_unreadable_file_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

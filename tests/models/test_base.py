@@ -12,9 +12,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 from wrinklefree.config.training import (
     FolderBaseSettings,
     GgufBaseSettings,
+    HubBaseSettings,
     ModelSettings,
     ScratchBaseSettings,
 )
+from wrinklefree.data.local_files import digest_of_files, files_of_folder
 from wrinklefree.errors import UserError
 from wrinklefree.models import base
 from wrinklefree.models.base import (
@@ -22,6 +24,7 @@ from wrinklefree.models.base import (
     check_vocabulary,
     load_folder,
     load_gguf,
+    load_hub,
     tokenizer_of_base,
 )
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
@@ -80,7 +83,8 @@ def test_every_setting_of_the_shape_is_in_the_model() -> None:
 
 
 def folder_settings(path: Path) -> FolderBaseSettings:
-    return FolderBaseSettings(kind="folder", path=str(path))
+    sha256 = digest_of_files(files_of_folder(path))
+    return FolderBaseSettings(kind="folder", path=str(path), sha256=sha256)
 
 
 def test_a_folder_of_stock_transformers_is_loaded_in_float32(tiny: Tiny, tmp_path: Path) -> None:
@@ -110,8 +114,36 @@ def test_a_folder_without_safetensors_is_refused(tiny: Tiny, tmp_path: Path) -> 
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
         load_folder(folder_settings(tmp_path / "pickled"))
+    absent = FolderBaseSettings(kind="folder", path=str(tmp_path / "absent"), sha256="0" * 64)
     with pytest.raises(UserError, match="no such folder"):
-        load_folder(folder_settings(tmp_path / "absent"))
+        load_folder(absent)
+
+
+def test_an_edit_of_the_folder_is_refused_with_the_new_hash(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    save_model(folder, tiny(), ModelFormat(), tokenizer_folder)
+    before = folder_settings(folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    after = folder_settings(folder)
+    message = rf"files have sha256 {after.sha256}, expected {before.sha256}"
+    with pytest.raises(UserError, match=message):
+        load_folder(before)
+    with pytest.raises(UserError, match=message):
+        tokenizer_of_base(before, tmp_path / "out", tmp_path)
+    load_folder(after)
+
+
+def test_a_repository_that_is_a_folder_here_is_refused(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
+    hub = HubBaseSettings(kind="hub", repository=str(tmp_path / "model"), revision="main")
+    with pytest.raises(UserError, match="is a folder here.*kind: folder"):
+        load_hub(hub)
+    with pytest.raises(UserError, match="is a folder here"):
+        tokenizer_of_base(hub, tmp_path / "out", tmp_path)
 
 
 def test_tokenizer_of_a_folder_is_written_alone(

@@ -32,7 +32,7 @@ def brought(
 
     def bring(model: Any) -> Stage:
         monkeypatch.setattr(base, "load_folder", lambda settings: model)
-        source = {"kind": "folder", "path": "somewhere"}
+        source = {"kind": "folder", "path": "somewhere", "sha256": "0" * 64}
         stage = make_stage(base={"source": source})
         stage = replace(stage, inputs={"tokenizer": mixture.parent / "tokenizer"})
         make_base(stage)

@@ -185,6 +185,11 @@ class FolderBaseSettings(Section):
 
     kind: Literal["folder"]
     path: str
+    sha256: Sha256
+    """Of the folder's files, names and contents, so that an edit is noticed.
+
+    ``wrinklefree hash PATH`` prints it.
+    """
 
 
 class GgufBaseSettings(Section):

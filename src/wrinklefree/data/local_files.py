@@ -1,4 +1,4 @@
-"""Files that globs find on this machine, their names and one digest over all of them."""
+"""Files of this machine, by globs or of a folder, their names and one digest over all of them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,22 @@ def find_files(patterns: list[str]) -> dict[str, Path]:
             )
         named[name] = path
     return dict(sorted(named.items()))
+
+
+def files_of_folder(folder: Path) -> dict[str, Path]:
+    """Path by name of every file in ``folder``, at any depth; a name is the path from there.
+
+    What is hidden (``.git``, ``.cache``) doesn't count. Raises UserError if there is no file.
+    """
+    named = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    files = {
+        name.as_posix(): path
+        for name, path in sorted(named.items())
+        if not any(part.startswith(".") for part in name.parts)
+    }
+    if not files:
+        raise UserError(f"{folder} has no files in it; give the folder that has")
+    return files
 
 
 def digest_of_files(files: dict[str, Path]) -> str:

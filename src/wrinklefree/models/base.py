@@ -31,6 +31,7 @@ from wrinklefree.config.training import (
     ModelSettings,
 )
 from wrinklefree.data.download import download_wheel
+from wrinklefree.data.local_files import digest_of_files, files_of_folder
 from wrinklefree.errors import UserError
 from wrinklefree.models.folder import FORMAT, TOKENIZER, ModelFormat, read_format
 
@@ -77,14 +78,14 @@ def load_hub(settings: HubBaseSettings) -> PreTrainedModel:
     """The dense model of a hub repository at a pinned revision, in float32."""
     with _explained(f"base.source.repository {settings.repository} at {settings.revision}"):
         model = AutoModelForCausalLM.from_pretrained(
-            settings.repository, revision=settings.revision, **PRETRAINED
+            _not_a_folder(settings), revision=settings.revision, **PRETRAINED
         )
     return _plain(model)
 
 
 def load_folder(settings: FolderBaseSettings) -> PreTrainedModel:
     """The dense model of a local folder of safetensors, in float32."""
-    folder = _existing_folder(settings)
+    folder = _pinned_folder(settings)
     if (folder / FORMAT).is_file() and read_format(folder) != ModelFormat():
         raise UserError(
             f"base.source.path {folder}: {FORMAT} says it is not dense; give a dense model"
@@ -115,10 +116,10 @@ def tokenizer_of_base(settings: BaseSource, folder: Path, cache: Path) -> None:
     if isinstance(settings, HubBaseSettings):
         with _explained(f"base.source.repository {settings.repository} at {settings.revision}"):
             tokenizer = AutoTokenizer.from_pretrained(
-                settings.repository, revision=settings.revision, trust_remote_code=False
+                _not_a_folder(settings), revision=settings.revision, trust_remote_code=False
             )
     elif isinstance(settings, FolderBaseSettings):
-        path = _existing_folder(settings)
+        path = _pinned_folder(settings)
         with _explained(f"base.source.path {path}"):
             tokenizer = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
@@ -169,11 +170,29 @@ def _rebuilt(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _existing_folder(settings: FolderBaseSettings) -> Path:
+def _pinned_folder(settings: FolderBaseSettings) -> Path:
     folder = Path(settings.path)
     if not folder.is_dir():
         raise UserError(f"base.source.path {folder}: no such folder")
+    files = files_of_folder(folder)
+    if (found := digest_of_files(files)) != settings.sha256:
+        raise UserError(
+            f"base.source.path {folder}: its {len(files)} files have sha256 {found}, expected"
+            f" {settings.sha256}: a file was edited, added, renamed or lost. If it should be so,"
+            " write the new value to base.source.sha256 in params.yaml; `wrinklefree hash PATH`"
+            " prints it"
+        )
     return folder
+
+
+def _not_a_folder(settings: HubBaseSettings) -> str:
+    """The repository's name, refused if transformers would read a local folder instead."""
+    if Path(settings.repository).is_dir():
+        raise UserError(
+            f"base.source.repository {settings.repository} is a folder here, of which there is no"
+            " revision; for that folder write base.source.kind: folder, path and sha256"
+        )
+    return settings.repository
 
 
 def _gguf_name(settings: GgufBaseSettings) -> str:
