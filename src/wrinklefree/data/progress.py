@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from wrinklefree.tracking.terminal import record, say
+
 T = TypeVar("T")
 
 LINE_SECONDS = 10.0
@@ -19,12 +21,14 @@ def progress(
 ) -> Iterator[T]:
     """Yield ``items``, showing on standard error how many there were.
 
-    On a terminal that is a bar. Elsewhere it is a line every ten seconds with the rate and, where
-    ``total`` is known, the time left; work that is shorter than that says nothing.
+    It is a line every ten seconds with the rate and, where ``total`` is known, the time left; work
+    that is shorter than that says nothing. On a terminal it is a bar, and in a stage the lines are
+    in the stage's log file with either.
     """
+    tell = say
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=description, unit=f" {unit}", total=total)
-        return
+        items = tqdm(items, desc=description, unit=f" {unit}", total=total)
+        tell = record
     started = last = time.monotonic()
     said = False
     done = 0
@@ -34,10 +38,10 @@ def progress(
         now = time.monotonic()
         if now - last >= LINE_SECONDS:
             last, said = now, True
-            _say(f"{description}: {_state(done, unit, total, now - started)}")
+            tell(f"{description}: {_state(done, unit, total, now - started)}")
     if said:
         seconds = tqdm.format_interval(time.monotonic() - started)
-        _say(f"{description}: all {done:,} {unit} in {seconds}")
+        tell(f"{description}: all {done:,} {unit} in {seconds}")
 
 
 def _state(done: int, unit: str, total: int | None, seconds: float) -> str:
@@ -46,7 +50,3 @@ def _state(done: int, unit: str, total: int | None, seconds: float) -> str:
         return f"{done:,} {unit}, {rate}"
     left = tqdm.format_interval((total - done) * seconds / done)
     return f"{done:,} of {total:,} {unit} ({done / total:.0%}), {rate}, {left} left"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

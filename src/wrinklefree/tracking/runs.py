@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from wrinklefree.tracking.artifact import MANIFEST, Artifact
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.pipeline import pipeline_identity
+from wrinklefree.tracking.terminal import say
 
 EXPERIMENT = "wrinklefree"
 MAX_FILE_BYTES = 32 << 20
@@ -171,11 +171,10 @@ class StageRun:
         except Exception as error:  # noqa: BLE001 - whatever a tracking server does, training goes on
             self._client = None
             reason = " ".join(str(error).split())[:300]
-            print(
+            say(
                 f"warning: {self._label}: tracking at {tracking_uri()} failed and is off for the"
                 f" rest of this stage ({type(error).__name__}: {reason});"
-                " the stage goes on and loses nothing else",
-                file=sys.stderr,
+                " the stage goes on and loses nothing else"
             )
 
 

@@ -137,15 +137,13 @@ def stage_main(
     with Terminal(label) as terminal:
         warnings.showwarning = terminal.show_warning
         try:
-            settings = _settings(arguments.settings, name, chosen)
-            paths = {key: Path(getattr(arguments, key)) for key in inputs}
-            for key in collections:
-                root = Path(getattr(arguments, key))
-                names = sorted(map(str, setting(settings, members)))
-                paths.update({f"{key}.{member}": root / member for member in names})
             busy = f"{label} is already running here,"
             with exclusive_lock(_WORK / "locks" / f"{label}.lock", busy=busy):
+                # Before anything fails or warns, but not into the log of whoever holds the lock.
                 terminal.open_log()
+                settings = _settings(arguments.settings, name, chosen)
+                names = sorted(map(str, setting(settings, members))) if collections else []
+                paths = _input_paths(arguments, inputs, collections, names)
                 _run(name, chosen, function, settings, paths, Path(arguments.output), terminal)
         except UserError as error:
             terminal.say(f"error: {label}: {error}")
@@ -153,6 +151,9 @@ def stage_main(
         except KeyboardInterrupt:
             terminal.say(f"{label}: interrupted; run again to go on from the last checkpoint")
             sys.exit(130)
+        except _Terminated:
+            terminal.say(f"{label}: terminated; run again to go on from the last checkpoint")
+            raise
         except Exception as error:
             if not is_disk_full(error):
                 terminal.record(traceback.format_exc())
@@ -223,6 +224,20 @@ def _parse(
     return parser.parse_args()
 
 
+def _input_paths(
+    arguments: argparse.Namespace,
+    inputs: Sequence[str],
+    collections: Sequence[str],
+    members: Sequence[str],
+) -> dict[str, Path]:
+    """Folders of the input artifacts; those of a collection as ``<collection>.<member>``."""
+    paths = {key: Path(getattr(arguments, key)) for key in inputs}
+    for key in collections:
+        root = Path(getattr(arguments, key))
+        paths.update({f"{key}.{member}": root / member for member in members})
+    return paths
+
+
 def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
     """The stage's sections, from a params file or from JSON, checked."""
     if given.lstrip().startswith("{"):
@@ -247,6 +262,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+class _Terminated(SystemExit):
+    """SIGTERM, which leaves through the same clean-up as an exception does."""
+
+
 def _terminated(*_: object) -> None:
-    """Leave through the same clean-up as an exception does."""
-    raise SystemExit(143)
+    raise _Terminated(143)

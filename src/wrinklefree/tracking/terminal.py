@@ -22,6 +22,8 @@ class Terminal:
         self._log: TextIO | None = None
 
     def __enter__(self) -> Terminal:
+        global _of_the_stage
+        _of_the_stage = self
         return self
 
     def __exit__(
@@ -30,8 +32,11 @@ class Terminal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        global _of_the_stage
+        _of_the_stage = None
         if self._log:
             self._log.close()
+            self._log = None
 
     def open_log(self, folder: Path = Path("logs")) -> None:
         """Start the log file anew. Called when it is certain that no other process writes it."""
@@ -59,6 +64,24 @@ class Terminal:
         if self._log:
             self._log.write(line + "\n")
             self._log.flush()
+
+
+_of_the_stage: Terminal | None = None
+"""That of the stage which this process runs, inside its ``with`` block."""
+
+
+def say(line: str) -> None:
+    """Print a line on stderr; in a stage also write it to the stage's log file."""
+    if _of_the_stage:
+        _of_the_stage.say(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def record(line: str) -> None:
+    """In a stage, write a line to its log file only."""
+    if _of_the_stage:
+        _of_the_stage.record(line)
 
 
 class Progress:
@@ -91,18 +114,19 @@ class Progress:
         Parameters
         ----------
         note : shown behind the bar, such as loss and speed.
-        line : print a plain line now where there is no bar; otherwise one every ten seconds.
+        line : a plain line now, in the log file and where there is no bar; otherwise one every ten
+            seconds.
         """
         self._done += amount
         if not self._bar.disable:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
-            return
         now = time.monotonic()
         finished = self._done >= self._total
         if line or finished or now - self._last_line >= _LINE_SECONDS:
             self._last_line = now
-            self._terminal.say(f"{self._terminal.label} {self._state(now)} {note}".rstrip())
+            tell = self._terminal.say if self._bar.disable else self._terminal.record
+            tell(f"{self._terminal.label} {self._state(now)} {note}".rstrip())
 
     def close(self) -> None:
         """Leave the bar as it stands."""
