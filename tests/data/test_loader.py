@@ -60,6 +60,23 @@ def joined(batches: list[Batch]) -> Batch:
     return Batch(**{name: torch.cat([getattr(b, name) for b in batches]) for name in names})
 
 
+def test_a_token_has_a_predecessor_if_the_one_before_it_is_of_its_piece(mixture: Path):
+    held_out = HeldOutData(mixture)
+    for domain in held_out.domains:
+        for batch in held_out.batches(domain, rows=100, batch_size=7):
+            ids_BT = batch.document_ids_BT
+            assert not batch.has_predecessor_BT[:, 0].any()
+            expected_BT = (ids_BT[:, 1:] == ids_BT[:, :-1]) & (ids_BT[:, 1:] >= 0)
+            assert torch.equal(batch.has_predecessor_BT[:, 1:], expected_BT)
+
+
+def test_two_pieces_of_one_document_do_not_precede_each_other():
+    documents, positions = torch.tensor([[0] * 5 + [-1] * 2]), torch.tensor([[0, 1, 2, 0, 1, 0, 1]])
+    rows = torch.zeros(1, dtype=torch.int64)
+    batch = Batch(positions, documents, positions, documents, positions, rows, rows)
+    assert batch.has_predecessor_BT[0].tolist() == [False, True, True, False, True, False, False]
+
+
 def test_batch_has_the_documented_shapes_types_and_fields(mixture: Path) -> None:
     data = TrainingData(mixture, seed=5)
     assert (data.domains, data.sequence_length) == (["code", "web"], LENGTH)

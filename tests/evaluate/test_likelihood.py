@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from wrinklefree.config.outcome import EvaluateSettings
 from wrinklefree.data.loader import HeldOutData
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.likelihood import score_model, scored_tokens, token_losses
+from wrinklefree.evaluate.likelihood import score_model, token_losses
 from wrinklefree.evaluate.scores import ModelScore
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 
@@ -47,11 +47,6 @@ def uniform(tiny_llama) -> PreTrainedModel:
     return model
 
 
-def test_only_tokens_with_a_predecessor_in_their_document_are_scored():
-    documents = torch.tensor([[0, 1, 1, 1, 2, 2, -1, -1]])
-    assert scored_tokens(documents).int().tolist() == [[0, 0, 1, 1, 0, 1, 0, 0]]
-
-
 @torch.no_grad()
 def test_losses_are_those_of_each_document_read_alone_in_double_precision(
     tiny_llama, held_out: HeldOutData
@@ -70,7 +65,7 @@ def test_losses_are_those_of_each_document_read_alone_in_double_precision(
                     probability = logits[index - 1].softmax(0)[tokens[index]]
                     expected[row, where[index]] = -probability.log()
         torch.testing.assert_close(token_losses(model, batch), expected, rtol=1e-12, atol=1e-12)
-        assert (expected > 0).sum() == scored_tokens(batch.document_ids_BT).sum()
+        assert (expected > 0).sum() == batch.has_predecessor_BT.sum()
 
 
 def test_a_model_of_uniform_logits_costs_the_logarithm_of_its_vocabulary(
@@ -81,7 +76,7 @@ def test_a_model_of_uniform_logits_costs_the_logarithm_of_its_vocabulary(
         score = found.domains[domain].score
         count_bytes = tokens = 0
         for batch in held_out.batches(domain, rows=100, batch_size=100):
-            scored = scored_tokens(batch.document_ids_BT)
+            scored = batch.has_predecessor_BT
             tokens += int(scored.sum())
             count_bytes += int(held_out.token_bytes_V[batch.tokens_BT[scored]].sum())
         assert (found.domains[domain].tokens, found.domains[domain].bytes) == (tokens, count_bytes)

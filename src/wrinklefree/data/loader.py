@@ -40,6 +40,15 @@ class Batch:
     sample_B: Tensor
     """Training: number of the sample since step 0. Held out: number of the row."""
 
+    @property
+    def has_predecessor_BT(self) -> Tensor:
+        """bool: tokens with another one before them in their own document piece.
+
+        They are what next-token prediction is asked for. The first token of a piece, where
+        positions restart, has nothing to be predicted from, and padding is no text.
+        """
+        return (self.document_ids_BT >= 0) & (self.positions_BT > 0)
+
     def to(self, device: torch.device) -> Batch:
         """The same rows on ``device``."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})

@@ -79,13 +79,6 @@ def score_model(
     )
 
 
-def scored_tokens(document_ids_BT: Tensor) -> Tensor:
-    """bool [B, T]: tokens that an autoregressive model predicts from one of the same document."""
-    scored_BT = torch.zeros_like(document_ids_BT, dtype=torch.bool)
-    scored_BT[:, 1:] = document_ids_BT[:, 1:] == document_ids_BT[:, :-1]
-    return scored_BT & (document_ids_BT >= 0)
-
-
 @torch.no_grad()
 def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood (nats) of every scored token, float64 [B, T]; 0 elsewhere."""
@@ -95,7 +88,7 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
         batch.positions_BT,
         causal_document_mask(batch.document_ids_BT),
     )
-    scored_BT = scored_tokens(batch.document_ids_BT)
+    scored_BT = batch.has_predecessor_BT
     loss_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=scored_BT.device)
     # Row by row: the softmax of a whole batch would double the largest tensor there is.
     for loss_T, logits_TV, tokens_T in zip(loss_BT, logits_BTV, batch.tokens_BT, strict=True):
@@ -127,7 +120,7 @@ def _score_rows(
             )
         else:
             nats_B = token_losses(model, batch).sum(1)
-            scored_BT = scored_tokens(batch.document_ids_BT)
+            scored_BT = batch.has_predecessor_BT
         nats += nats_B.tolist()
         tokens += scored_BT.sum(1).tolist()
         count_bytes += (token_bytes_V[batch.tokens_BT] * scored_BT).sum(1).tolist()

@@ -53,13 +53,13 @@ def _next_token_losses(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of every token that follows another one, and its row, both [N]."""
     batch = batch.to(model.device)
-    ids_BT, tokens_BT = batch.document_ids_BT, batch.tokens_BT
+    tokens_BT = batch.tokens_BT
     with quantization_lambda_of(model, quantization_lambda):
         logits_BTV = next_token_logits(
-            model, tokens_BT, batch.positions_BT, causal_document_mask(ids_BT)
+            model, tokens_BT, batch.positions_BT, causal_document_mask(batch.document_ids_BT)
         )
-    follows_BT = (ids_BT[:, 1:] == ids_BT[:, :-1]) & (ids_BT[:, 1:] >= 0)
+    row_N, position_N = batch.has_predecessor_BT.nonzero(as_tuple=True)
     losses_N = F.cross_entropy(
-        logits_BTV[:, :-1][follows_BT], tokens_BT[:, 1:][follows_BT], reduction="none"
+        logits_BTV[row_N, position_N - 1], tokens_BT[row_N, position_N], reduction="none"
     )
-    return losses_N, follows_BT.nonzero(as_tuple=True)[0]
+    return losses_N, row_N

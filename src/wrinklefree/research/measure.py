@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from wrinklefree.config.research import MeasureSettings
 from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.likelihood import scored_tokens, token_losses
+from wrinklefree.evaluate.likelihood import token_losses
 from wrinklefree.evaluate.scores import DomainScore, domain_score
 from wrinklefree.tracking.files import sha256_of_json
 
@@ -67,7 +67,7 @@ def measure_held_out(
         numbers: list[np.ndarray] = []
         values: list[np.ndarray] = []
         for batch in _batches(held_out, domain, settings):
-            scored_BT = scored_tokens(batch.document_ids_BT).numpy()
+            scored_BT = batch.has_predecessor_BT.numpy()
             row_BT = batch.sample_B[:, None].expand_as(batch.tokens_BT)
             places = (row_BT.numpy(), batch.source_documents_BT.numpy())
             numbers.append(np.stack([place_BT[scored_BT] for place_BT in places]))
@@ -91,7 +91,7 @@ def require_documents(held_out: HeldOutData, settings: MeasureSettings) -> None:
     for domain in held_out.domains:
         found: set[int] = set()
         for batch in _batches(held_out, domain, settings):
-            scored_BT = scored_tokens(batch.document_ids_BT)
+            scored_BT = batch.has_predecessor_BT
             found.update(batch.source_documents_BT[scored_BT].tolist())
         if len(found) < 2:
             raise UserError(

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from wrinklefree.models.forward import next_token_logits
-from wrinklefree.train.objectives.causal import CausalLanguageModel, next_token_supervision
+from wrinklefree.train.objectives.causal import CausalLanguageModel
 
 
 def test_packed_rows_lose_what_their_documents_lose_alone(tiny_model, pack):
@@ -26,18 +26,6 @@ def test_packed_rows_lose_what_their_documents_lose_alone(tiny_model, pack):
     assert output.row_tokens_B.tolist() == [9, 11, 1]
     assert objective.denominator(prepared) == 21
     torch.testing.assert_close(output.loss.item(), sum(expected) / 21)
-
-
-def test_two_pieces_of_one_document_do_not_predict_each_other(pack):
-    batch = pack([[4, 3]], 8)
-    batch.document_ids_BT[:, :7] = 0
-    assert next_token_supervision(batch)[0].tolist() == [
-        False,
-        *[True] * 3,
-        False,
-        *[True] * 2,
-        False,
-    ]
 
 
 def test_the_head_runs_on_supervised_rows_only(tiny_model, pack):

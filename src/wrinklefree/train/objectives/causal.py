@@ -15,15 +15,6 @@ from wrinklefree.train.objectives.base import LossOutput, Prepared
 from wrinklefree.train.objectives.rows import hidden_states, logits_of, sum_by_row
 
 
-def next_token_supervision(batch: Batch) -> Tensor:
-    """Tokens with a predecessor in their own document piece: bool [B, T].
-
-    The first token of a piece, where positions restart, has nothing to be predicted from, and
-    padding is no text.
-    """
-    return (batch.document_ids_BT >= 0) & (batch.positions_BT > 0)
-
-
 def predecessors_of(hidden_BTD: Tensor, supervised_BT: Tensor) -> Tensor:
     """Rows that next-token prediction reads the supervised tokens off, [N, D], in reading order."""
     row_N, position_N = supervised_BT.nonzero(as_tuple=True)
@@ -35,7 +26,7 @@ class CausalLanguageModel:
 
     def prepare(self, batch: Batch, step: int) -> Prepared:
         """Find the supervised tokens; nothing here is random."""
-        return Prepared(batch, next_token_supervision(batch))
+        return Prepared(batch, batch.has_predecessor_BT)
 
     def denominator(self, prepared: Prepared) -> float:
         """Supervised tokens."""

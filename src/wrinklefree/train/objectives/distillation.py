@@ -35,7 +35,7 @@ from wrinklefree.distill.vocabulary import check_vocabulary_sizes
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.train.objectives.base import LossOutput, Prepared
-from wrinklefree.train.objectives.causal import next_token_supervision, predecessors_of
+from wrinklefree.train.objectives.causal import predecessors_of
 from wrinklefree.train.objectives.diffusion import (
     BlockDiffusion,
     DiffusionPrepared,
@@ -131,7 +131,7 @@ class Distillation:
 
     def prepare(self, batch: Batch, step: int) -> Prepared:
         """Find the supervised tokens; nothing here is random."""
-        return Prepared(batch, next_token_supervision(batch))
+        return Prepared(batch, batch.has_predecessor_BT)
 
     def denominator(self, prepared: Prepared) -> float:
         """Supervised tokens."""
@@ -213,7 +213,7 @@ class DiffusionDistillation:
         if teaching.weights.logits:
             assert teacher_hidden is not None
             # Without a token shift the first token of a piece counts, and no teacher predicts it.
-            taught_N = next_token_supervision(prepared.batch)[masked.row_N, masked.position_N]
+            taught_N = prepared.batch.has_predecessor_BT[masked.row_N, masked.position_N]
             before_ND = teacher_hidden[masked.row_N, masked.position_N - 1][taught_N]
             teacher_NV = without_mask_token(logits_of(teaching.teacher, before_ND), mask_id)
             student_NV = without_mask_token(logits_NV[taught_N], mask_id)
