@@ -68,9 +68,10 @@ ARTIFACTS := $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json data/*
 	research/*/manifest.json research/*/*/manifest.json))
 # Those of the research targets that were run to the end.
 RESEARCH := $(patsubst research/%/manifest.json,%, \
-	$(wildcard research/regmix/manifest.json research/microanneal/manifest.json))
-DVC_ACCEPTED := dvc.yaml $(foreach target,$(RESEARCH),$(addprefix research/dvc.yaml:, \
-	$(target)_run $(target)))
+	$(wildcard $(patsubst %,research/%/manifest.json,control regmix microanneal)))
+# Of the trainings that such a target reads, if there are any.
+RESEARCH_RUNS := $(patsubst %,%_run,$(filter-out control,$(RESEARCH)))
+DVC_ACCEPTED := dvc.yaml $(addprefix research/dvc.yaml:,$(RESEARCH_RUNS) $(RESEARCH))
 SNAKEMAKE_ACCEPTED := all $(RESEARCH)
 
 # Neither engine is told that something is up to date which other settings or code made.

@@ -58,20 +58,21 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str):
         validate(overlay(PARAMETERS, change))
 
 
-def test_a_domain_of_the_name_that_the_sum_of_all_has_is_refused():
+@pytest.mark.parametrize("taken", ["target", "overall"])
+def test_a_domain_of_the_name_that_the_sum_of_all_has_is_refused(taken: str):
     weights = {
-        "target" if name == "code" else name: weight
+        taken if name == "code" else name: weight
         for name, weight in PARAMETERS["mixture"]["weights"].items()
     }
     renamed = overlay(
         PARAMETERS,
         {
-            "sources": {"code": {"domain": "target"}},
+            "sources": {"code": {"domain": taken}},
             "mixture": {"weights": {"code": None, **weights}},
             "microanneal": {"arms": {"candidate": {"weights": None}}},
         },
     )
-    with pytest.raises(UserError, match="a source has the domain target, which is what regmix"):
+    with pytest.raises(UserError, match=f"a source has the domain {taken}, which is what the"):
         validate(renamed)
 
 

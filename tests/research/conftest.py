@@ -47,8 +47,21 @@ FIT: dict[str, Any] = {
     "best_candidates": 5,
     "bootstraps": 20,
 }
+MICROANNEAL_TRAINING = TRAINING | {"steps": 4, "checkpoint_interval": 2}
+QUANTIZED = MICROANNEAL_TRAINING | {"lambda_warmup": {"warmup_steps": 2, "schedule": "linear"}}
 SETTINGS: dict[str, Any] = {
     "seed": 1,
+    "stage2": QUANTIZED,
+    "distill": {
+        "ar": QUANTIZED
+        | {
+            "weights": {"cross_entropy": 1.0, "logits": 1.0, "relations": 1.0},
+            "temperature": 2.0,
+            "temperature_squared": True,
+            "relations": {"layer_fraction": 1.0, "heads": 1, "temperature": 1.0, "causal": True},
+        }
+    },
+    "control": {"measure": {"rows_per_domain": 4, "batch_size": 3}, "confidence": 0.95},
     "regmix": {
         "runs": [0, 1, 2, 3, 4, 5],
         "threads": 1,
@@ -62,7 +75,7 @@ SETTINGS: dict[str, Any] = {
         "arms": {"present": {}, "candidate": {}},
         "seeds": [0, 1],
         "threads": 1,
-        "training": TRAINING | {"steps": 4, "checkpoint_interval": 2},
+        "training": MICROANNEAL_TRAINING,
         "measure": {"rows_per_domain": 4, "batch_size": 3},
         "verdict": {"confidence": 0.95},
     },

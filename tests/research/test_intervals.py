@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wrinklefree.research.intervals import Difference, paired_difference
+from wrinklefree.research.intervals import Difference, paired_difference, single_difference
 
 SEEDS, DOCUMENTS = 3, 12
 Lengths = Callable[[np.random.Generator], np.ndarray]
@@ -184,3 +184,28 @@ def test_more_confidence_makes_a_wider_interval():
 )
 def test_the_verdict_says_on_which_side_of_0_the_interval_is(low: float, high: float, verdict: str):
     assert Difference(0.0, low, high, 0.0, 0.0, []).verdict == verdict
+
+
+def test_the_interval_of_a_single_pair_holds_the_truth_and_is_that_of_a_jackknife():
+    generator = np.random.default_rng(5)
+    tokens = {name: generator.integers(100, 256, 12 + number) for number, name in enumerate("ab")}
+    shares, held, cases = {"a": 0.3, "b": 0.7}, 0, 1000
+    for _ in range(cases):
+        nats = {name: (0.1 + generator.normal(0, 0.2, len(t))) * t for name, t in tokens.items()}
+        found = single_difference(nats, tokens, shares, 0.9)
+        held += found.low <= 0.1 <= found.high
+    assert 0.87 <= held / cases <= 0.94
+    mean, variance = 0.0, 0.0
+    for name, share in shares.items():
+        loss = nats[name].sum() / tokens[name].sum()
+        without = [
+            np.delete(nats[name], i).sum() / np.delete(tokens[name], i).sum()
+            for i in range(len(tokens[name]))
+        ]
+        mean += share * loss
+        squares = sum((other - loss) ** 2 for other in without)
+        variance += share**2 * squares * (len(without) - 1) / len(without)
+    assert found.mean == pytest.approx(mean)
+    # Between Student's quantiles of the smaller sample and of all documents together.
+    reach = (found.high - found.mean) / math.sqrt(variance)
+    assert stats.t.ppf(0.95, 23) <= reach <= stats.t.ppf(0.95, 9)

@@ -12,7 +12,6 @@ from wrinklefree.config.tokens import MixtureSettings
 from wrinklefree.config.training import ModelSettings
 from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.shards import TokenWriter
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.likelihood import token_losses
 from wrinklefree.models.base import build_scratch
@@ -31,7 +30,7 @@ HeldOut = Callable[[list[int]], HeldOutData]
 
 
 @pytest.fixture
-def held_out(tokenizer: Path, tmp_path: Path) -> HeldOut:
+def held_out(tokenizer: Path, write_tokens: Callable[..., Path], tmp_path: Path) -> HeldOut:
     """``held_out(lengths)``: rows of 16 tokens of documents so long, ends of text not counted."""
 
     def make(lengths: list[int]) -> HeldOutData:
@@ -39,11 +38,8 @@ def held_out(tokenizer: Path, tmp_path: Path) -> HeldOut:
         folders = [tmp_path / name for name in ("tokens", "mixture")]
         for folder in folders:
             folder.mkdir()
-        writer = TokenWriter(folders[0], domain="d", vocabulary_size=300, end_of_text_id=0)
         documents = [generator.integers(1, 300, length).tolist() for length in lengths]
-        writer.append("train", documents)
-        writer.append("held_out", documents)
-        writer.close()
+        write_tokens(folders[0], "d", {"train": documents, "held_out": documents}, 300)
         settings = MixtureSettings(sequence_length=16, shuffle_buffer_size=5, weights={"d": 1.0})
         build_mixture(settings, {"a": folders[0]}, tokenizer, folders[1])
         return HeldOutData(folders[1])

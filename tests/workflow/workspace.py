@@ -34,7 +34,10 @@ COPIED = (
     ".dvcignore",
     ".dvc",
 )
-TARGETS = ("all", "research/regmix/manifest.json", "research/microanneal/manifest.json")
+TARGETS = (
+    "all",
+    *(f"research/{name}/manifest.json" for name in ("control", "regmix", "microanneal")),
+)
 """Everything that Snakemake can make."""
 ENVIRONMENT = os.environ | {"DVC_NO_ANALYTICS": "1"}
 

@@ -1,10 +1,42 @@
 # Research targets: no part of `all`.
 #
+#   snakemake --cores all control         what ternary weights cost against a dense model
 #   snakemake --cores all regmix          the best mixture that small trainings predict
 #   snakemake --cores all microanneal     whether the candidate mixture is better than the present one
 
 REGMIX_RUNS = PARAMETERS["regmix"]["runs"]
 ARMS = ("present", "candidate")
+
+
+rule control:
+    input:
+        model="models/base/manifest.json",
+        stage2="models/stage2/manifest.json",
+        distill_ar="models/distill/ar/manifest.json",
+        mixture="data/mixture/manifest.json",
+    output:
+        manifest="research/control/manifest.json",
+        table=report(
+            "research/control/table.html",
+            caption="../report/control_table.rst",
+            category="Research",
+        ),
+    log:
+        "logs/control.log",
+    benchmark:
+        "logs/benchmarks/control.jsonl"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+    params:
+        settings=settings("control"),
+        code=code("control"),
+    message:
+        "Train the dense model as long as the students"
+    shell:
+        "python -P workflow/scripts/control.py --settings {params.settings:q}"
+        " --model models/base --stage2 models/stage2 --distill-ar models/distill/ar"
+        " --mixture data/mixture --output research/control"
 
 
 rule regmix_run:

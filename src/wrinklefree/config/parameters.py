@@ -7,8 +7,10 @@ from pydantic import Field, model_validator
 from wrinklefree.config.cleaning import CleaningSettings
 from wrinklefree.config.outcome import DataReportSettings, EvaluateSettings, ExportSettings
 from wrinklefree.config.research import (
+    OVERALL,
     TARGET,
     ArmsSettings,
+    ControlSettings,
     MicroannealSettings,
     RegmixSettings,
 )
@@ -43,6 +45,7 @@ class Parameters(Section):
     distill: DistillStudents
     evaluate: EvaluateSettings
     export: ExportSettings
+    control: ControlSettings
     regmix: RegmixSettings
     microanneal: MicroannealSettings
 
@@ -60,9 +63,9 @@ class Parameters(Section):
                 f"mixture.weights lacks {', '.join(unused)}; give the domain a weight"
                 " (0 leaves it out of training) or remove its source"
             )
-        if TARGET in domains:
+        if taken := sorted(domains & {OVERALL, TARGET}):
             raise ValueError(
-                f"a source has the domain {TARGET}, which is what regmix and microanneal call the"
+                f"a source has the domain {taken[0]}, which is what the research stages call the"
                 " weighted sum of all domains; give it another name"
             )
         return self

@@ -1,4 +1,4 @@
-"""``regmix`` and ``microanneal``: small trainings that judge mixtures."""
+"""``control``, ``regmix`` and ``microanneal``: trainings beside the pipeline that judge it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wrinklefree.config.training import DataSettings, ModelSettings, TrainingSet
 
 SMALLEST_CONCENTRATION = 0.1
 """Below, nearly every mixture that is drawn is a single domain."""
+OVERALL = "overall"
 TARGET = "target"
 """What counts, beside the domains in tables, plots and files: no domain may be called so."""
 FEWEST_FITTED = 3
@@ -20,6 +21,7 @@ FEWEST_HELD_OUT = 3
 
 HIGHEST_CONFIDENCE = 0.9999
 """Student's distribution is not known to describe such luck any further out."""
+Confidence = Annotated[float, Field(ge=0.5, le=HIGHEST_CONFIDENCE)]
 
 
 class MeasureSettings(Section):
@@ -29,6 +31,14 @@ class MeasureSettings(Section):
     """Held-out rows scored per domain, at most. Intervals count their documents."""
     batch_size: PositiveInt
     """Rows at a time. Bounds memory."""
+
+
+class ControlSettings(Section):
+    """The dense base trained on as the students were, for the price of ternary weights."""
+
+    measure: MeasureSettings
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Of the intervals."""
 
 
 class DrawSettings(Section):
@@ -131,7 +141,7 @@ class VerdictSettings(Section):
 
     target: dict[Name, NonNegativeFloat] | None = None
     """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
-    confidence: Annotated[float, Field(ge=0.5, le=HIGHEST_CONFIDENCE)]
+    confidence: Confidence
     """Of the intervals. The verdict is undecided where the interval contains 0."""
 
     @model_validator(mode="after")

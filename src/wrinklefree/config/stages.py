@@ -24,6 +24,7 @@ READS: dict[str, tuple[str, ...]] = {
     "distill": ("seed", "distill.{instance}"),
     "evaluate": ("seed", "evaluate"),
     "export": ("export",),
+    "control": ("seed", "stage2", "distill.ar", "control"),
     "regmix_run": (
         "seed",
         "regmix.threads",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from wrinklefree.config.research import ArmSettings, MeasureSettings
 from wrinklefree.config.training import TrainingSettings
@@ -20,7 +19,7 @@ from wrinklefree.research.measure import (
     require_documents,
     shared_seed,
 )
-from wrinklefree.tracking.runs import StageRun
+from wrinklefree.research.parts import part_of
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import open_data
 from wrinklefree.train.loop import Trainer
@@ -28,17 +27,6 @@ from wrinklefree.train.objectives.causal import CausalLanguageModel
 
 ARM_FILE = "arm.json"
 SCHEMA = 1
-
-
-class _SeedRun:
-    """Metrics of one seed's anneal in the run of its stage, under names of their own."""
-
-    def __init__(self, run: StageRun, seed: int) -> None:
-        self._run, self._seed = run, seed
-
-    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        named = {f"seed_{self._seed}/{name}": value for name, value in metrics.items()}
-        self._run.log_metrics(step, named)
 
 
 def anneal_arm(stage: Stage) -> dict[str, Any]:
@@ -102,14 +90,7 @@ def _anneal(
         raise UserError(
             f"{stage.inputs['model']} is not a dense model; microanneals start from the dense base"
         )
-    part = replace(
-        stage,
-        folder=stage.folder / f"seed-{seed}",
-        work=stage.work / f"seed-{seed}",
-        run=cast(StageRun, _SeedRun(stage.run, seed)),
-    )
-    part.folder.mkdir()
-    stage.terminal.say(f"{stage.terminal.label}: seed {seed}")
+    part = part_of(stage, f"seed-{seed}", f"seed {seed}")
     Trainer(part, model, CausalLanguageModel(), data, training).run()
     scores = measure_held_out(model, held_out, measure)
     return {name: found.documents for name, found in scores.items()}

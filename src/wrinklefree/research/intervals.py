@@ -36,7 +36,7 @@ Shapes: S seeds, N held-out documents of a domain.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,21 +101,73 @@ def paired_difference(
         mean_N = influence_SN.mean(axis=0)
         rest = float(((influence_SN - mean_N) ** 2).sum()) / ((seeds - 1) * (documents - 1))
         rest_variance += share**2 * rest / (seeds * documents)
-        variance = float((mean_N**2).sum()) / (documents - 1) / documents
-        documents_variances.append((share**2 * variance, _degrees_of_freedom(tokens[name])))
+        documents_variances.append(_documents_variance(mean_N, tokens[name], share))
         per_seed_S += share * nats[name].sum(axis=1) / tokens[name].sum()
     seeds_error = math.sqrt(float(per_seed_S.var(ddof=1)) / seeds)
     with_rest = sum(variance for variance, _ in documents_variances)
     documents_error = math.sqrt(max(with_rest - rest_variance, 0.0))
     reach = float(stats.t.ppf(0.5 + confidence / 2, seeds - 1)) * seeds_error
-    if documents_error:
-        freedom = with_rest**2 / sum(v**2 / degrees for v, degrees in documents_variances)
-        of_documents = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * documents_error
-        reach = math.hypot(reach, of_documents)
+    reach = math.hypot(reach, _documents_reach(documents_error, documents_variances, confidence))
     mean = float(per_seed_S.mean())
     return Difference(
         mean, mean - reach, mean + reach, seeds_error, documents_error, per_seed_S.tolist()
     )
+
+
+@dataclass(frozen=True)
+class SingleDifference:
+    """A difference of loss between two models that were trained once each, nats per token."""
+
+    mean: float
+    low: float
+    high: float
+    """Ends of the confidence interval, for the luck of held-out documents alone."""
+
+
+def single_difference(
+    nats: Mapping[str, np.ndarray],
+    tokens: Mapping[str, np.ndarray],
+    shares: Mapping[str, float],
+    confidence: float,
+) -> SingleDifference:
+    """As :func:`paired_difference` where there is one pair of models, and no seeds to compare.
+
+    Parameters
+    ----------
+    nats : by domain, float64 [N], N at least 2; the others as there.
+    """
+    mean = 0.0
+    variances: list[tuple[float, float]] = []
+    for name, share in shares.items():
+        if share:
+            (influence_N,) = _influences(nats[name][None], tokens[name])
+            variances.append(_documents_variance(influence_N, tokens[name], share))
+            mean += share * float(nats[name].sum() / tokens[name].sum())
+    error = math.sqrt(sum(variance for variance, _ in variances))
+    reach = _documents_reach(error, variances, confidence)
+    return SingleDifference(mean, mean - reach, mean + reach)
+
+
+def _documents_variance(
+    influence_N: np.ndarray, tokens_N: np.ndarray, share: float
+) -> tuple[float, float]:
+    """What a domain's documents bring to the variance of the weighted mean, and how surely."""
+    documents = len(influence_N)
+    variance = float((influence_N**2).sum()) / (documents - 1) / documents
+    return share**2 * variance, _degrees_of_freedom(tokens_N)
+
+
+def _documents_reach(
+    error: float, variances: Sequence[tuple[float, float]], confidence: float
+) -> float:
+    """Student's half-width for a standard error, degrees of freedom by Satterthwaite."""
+    from scipy import stats
+
+    if not error:
+        return 0.0
+    total = sum(variance for variance, _ in variances)
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in variances)
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
 
 
 def _influences(nats_SN: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:

@@ -1,0 +1,186 @@
+"""The ``control`` stage: what ternary weights cost against a dense model that trained as long.
+
+Against the dense base a student gains twice: it gets over being quantized, and it has trained on.
+The control is the base trained on alone, on the rows and at the rates of stage 2 and then of the
+distillation, without quantization and without a teacher. What is left between the two is the price.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from wrinklefree.config.research import OVERALL, ControlSettings
+from wrinklefree.config.training import (
+    DistillSettings,
+    QuantizedTrainingSettings,
+    TrainingSettings,
+)
+from wrinklefree.data.loader import HeldOutData
+from wrinklefree.data.rows import read_mixture
+from wrinklefree.evaluate.columns import header, plain_rows
+from wrinklefree.evaluate.page import text_page, write_texts
+from wrinklefree.evaluate.scores import LABELS
+from wrinklefree.models.folder import load_model, write_json
+from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.research.intervals import SingleDifference, single_difference
+from wrinklefree.research.measure import (
+    HeldOutScores,
+    measure_held_out,
+    require_documents,
+    target_shares,
+)
+from wrinklefree.research.parts import part_of
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+
+STUDENTS = ("stage2", "distill_ar")
+"""The students, in the order in which one goes on from the other."""
+SCHEMA = 1
+
+Scores = dict[str, HeldOutScores]
+"""By domain."""
+
+
+def train_control(stage: Stage) -> dict[str, Any]:
+    """Train the dense base on as the students were, and compare, into ``stage.folder``.
+
+    Files
+    -----
+    ``control.json``::
+
+        schema      1
+        confidence  of the intervals
+        shares      {domain: weight in the mixture}
+        documents   {domain: held-out documents}
+        students    {"stage2" | "distill_ar": {
+                        steps, tokens   of this training
+                        losses          {"overall" or domain: {dense, ternary}}, nats per token
+                        differences     {"overall" or domain: {mean, low, high}}, ternary less
+                                        dense}}
+
+    ``table.txt``, ``table.html``; ``<student>/history.jsonl`` of the control, as of every training.
+
+    Raises
+    ------
+    UserError : a loss is not finite, or a domain has too few held-out documents.
+    """
+    settings = stage.section("control", ControlSettings)
+    mixture = stage.inputs["mixture"]
+    held_out = HeldOutData(mixture)
+    require_documents(held_out, settings.measure)
+    weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
+    shares = target_shares(None, weights)
+    model, _ = load_model(stage.inputs["model"])
+    found = {}
+    for name in STUDENTS:
+        facts = _train_on(stage, name, model)
+        dense = measure_held_out(model, held_out, settings.measure)
+        ternary = measure_held_out(_student(stage.inputs[name]), held_out, settings.measure)
+        found[name] = {
+            "steps": facts["steps"],
+            "tokens": facts["tokens"],
+            **compare(dense, ternary, shares, settings.confidence),
+        }
+    content = {
+        "schema": SCHEMA,
+        "confidence": settings.confidence,
+        "shares": shares,
+        "documents": {name: len(scores.documents.tokens) for name, scores in dense.items()},
+        "students": found,
+    }
+    write_json(stage.folder / "control.json", content)
+    table = table_text(content)
+    write_texts(stage.folder, {"table.txt": table, "table.html": text_page("Control", table)})
+    stage.terminal.say(table)
+    return {name: student["differences"][OVERALL] for name, student in found.items()}
+
+
+def _train_on(stage: Stage, name: str, model: PreTrainedModel) -> dict[str, Any]:
+    """Train ``model`` as the student ``name`` was, but dense. Resumes from its own checkpoints."""
+    part = part_of(stage, name, f"the dense model goes on as {LABELS[name]}")
+    if name == "stage2":
+        quantized = part.section("stage2", QuantizedTrainingSettings)
+        part = replace(part, name="stage2")  # whose seed gives it the same rows
+    else:
+        quantized = part.section("distill.ar", DistillSettings)
+        part = replace(part, name="distill", instance="ar")
+    fields = TrainingSettings.model_fields
+    settings = TrainingSettings(**{field: getattr(quantized, field) for field in fields})
+    data, _ = arrange(part, settings, open_data(part, settings), model)
+    return Trainer(part, model, CausalLanguageModel(), data, settings).run()
+
+
+def _student(folder: Path) -> PreTrainedModel:
+    model, _ = load_model(folder)
+    set_quantization_lambda(model, 1.0)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    return model
+
+
+def compare(
+    dense: Scores, ternary: Scores, shares: dict[str, float], confidence: float
+) -> dict[str, Any]:
+    """``losses`` and ``differences`` of ``control.json``, from the same text under both models."""
+    losses = {
+        name: {
+            "dense": dense[name].rows.score(f"the dense model, domain {name}").score.loss,
+            "ternary": ternary[name].rows.score(f"the ternary model, domain {name}").score.loss,
+        }
+        for name in dense
+    }
+    overall = {
+        kind: sum(shares[name] * losses[name][kind] for name in dense)
+        for kind in ("dense", "ternary")
+    }
+    nats, tokens = {}, {}
+    for name in dense:
+        ours, theirs = ternary[name].documents, dense[name].documents
+        assert ours.tokens == theirs.tokens, "both models scored the same documents"
+        nats[name] = np.subtract(ours.nats, theirs.nats)
+        tokens[name] = np.array(ours.tokens)
+    counted = {OVERALL: shares} | {name: {name: 1.0} for name in dense}
+    differences: dict[str, SingleDifference] = {
+        name: single_difference(nats, tokens, parts, confidence) for name, parts in counted.items()
+    }
+    return {
+        "losses": {OVERALL: overall, **losses},
+        "differences": {name: vars(difference) for name, difference in differences.items()},
+    }
+
+
+def table_text(content: dict[str, Any]) -> str:
+    """What the stage says on the terminal, from ``control.json``."""
+    lines = ["Ternary models, and the dense base trained on over the same rows:", ""]
+    for name, student in content["students"].items():
+        interval = f"{content['confidence']:.0%} interval"
+        table = [[LABELS[name], "dense", "ternary", "difference", interval]]
+        for domain, difference in student["differences"].items():
+            losses = student["losses"][domain]
+            table.append(
+                [
+                    header(domain),
+                    f"{losses['dense']:.3f}",
+                    f"{losses['ternary']:.3f}",
+                    f"{difference['mean']:+.3f}",
+                    f"{difference['low']:+.3f} to {difference['high']:+.3f}",
+                ]
+            )
+        lines += [*plain_rows(table), ""]
+    counts = ", ".join(f"{name} {count}" for name, count in content["documents"].items())
+    return "\n".join(
+        [
+            *lines,
+            f"Held-out loss, nats per token. Documents: {counts}.",
+            "The intervals allow for the luck of held-out documents; each model was trained once.",
+            "",
+        ]
+    )

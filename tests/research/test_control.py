@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wrinklefree.config.training import ModelSettings
+from wrinklefree.models.base import build_scratch
+from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.research.control import compare, train_control
+from wrinklefree.research.measure import HeldOutScores, ScoreSums
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.stage2 import continue_pretraining
+
+MODEL = {
+    "hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 1, "key_value_heads": 1,
+    "rope_theta": 10000.0, "initializer_range": 0.02,
+}  # fmt: skip
+
+MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    mixture: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The dense base, and two ternary students that were never trained."""
+    root = tmp_path_factory.mktemp("models")
+    folders = {"mixture": mixture}
+    for name in ("model", "stage2", "distill_ar"):
+        model = build_scratch(ModelSettings(**MODEL), 300, 32, 0, seed=3)
+        model_format = ModelFormat(subln=name != "model", bitlinear=name != "model")
+        if model_format.bitlinear:
+            insert_subln(model)
+            insert_bitlinear(model)
+        folders[name] = root / name
+        save_model(folders[name], model, model_format, tokenizer)
+    return folders
+
+
+def control(make_stage: MakeStage, inputs: dict[str, Path], **changes: Any) -> dict[str, Any]:
+    stage = make_stage("control", None, inputs, changes)
+    train_control(stage)
+    return json.loads((stage.folder / "control.json").read_text())
+
+
+def test_the_dense_model_sees_the_rows_of_stage_2_at_its_rates(
+    make_stage: MakeStage, inputs: dict[str, Path]
+):
+    trained = make_stage("stage2", None, {"model": inputs["stage2"], "mixture": inputs["mixture"]})
+    continue_pretraining(trained)
+    stage = make_stage("control", None, inputs)
+    train_control(stage)
+    for name in ("train/learning_rate", "train/share/left", "tokens"):
+        theirs, ours = (
+            [json.loads(line).get(name) for line in file.read_text().splitlines()]
+            for file in (
+                trained.folder / "history.jsonl",
+                stage.folder / "stage2" / "history.jsonl",
+            )
+        )
+        assert theirs == ours and set(ours) != {None}, name
+    assert "train/lambda" not in (stage.folder / "stage2" / "history.jsonl").read_text()
+
+
+def test_each_training_goes_on_from_the_one_before_and_losses_are_those_of_its_model(
+    make_stage: MakeStage, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    ends: list[tuple[torch.Tensor, torch.Tensor]] = []
+    run = Trainer.run
+
+    def watched(trainer: Trainer) -> Any:
+        weight = trainer.model.get_input_embeddings().weight
+        before = weight.detach().clone()
+        facts = run(trainer)
+        ends.append((before, weight.detach().clone()))
+        return facts
+
+    monkeypatch.setattr(Trainer, "run", watched)
+    found = control(make_stage, inputs)
+    base, _ = load_model(inputs["model"])
+    (start, after_stage2), (before_distill, _) = ends
+    assert torch.equal(start, base.get_input_embeddings().weight.detach())
+    assert torch.equal(before_distill, after_stage2) and not torch.equal(start, after_stage2)
+    stage2, distilled = (found["students"][name] for name in ("stage2", "distill_ar"))
+    assert distilled["losses"]["overall"]["dense"] < stage2["losses"]["overall"]["dense"]
+    assert distilled["losses"]["left"]["ternary"] == stage2["losses"]["left"]["ternary"]
+    for student in (stage2, distilled):
+        for name, losses in student["losses"].items():
+            difference = student["differences"][name]
+            assert difference["mean"] == pytest.approx(losses["ternary"] - losses["dense"])
+            assert difference["low"] < difference["mean"] < difference["high"]
+
+
+def test_students_are_measured_fully_quantized(make_stage: MakeStage, inputs: dict[str, Path]):
+    from wrinklefree.config.research import MeasureSettings
+    from wrinklefree.data.loader import HeldOutData
+    from wrinklefree.research.measure import measure_held_out
+
+    found = control(make_stage, inputs)["students"]["stage2"]["losses"]["left"]["ternary"]
+    settings = MeasureSettings(rows_per_domain=4, batch_size=3)
+    losses = {}
+    for strength in (0.0, 1.0):
+        model, _ = load_model(inputs["stage2"])
+        set_quantization_lambda(model, strength)
+        scores = measure_held_out(model, HeldOutData(inputs["mixture"]), settings)["left"]
+        losses[strength] = scores.rows.score("left").score.loss
+    assert found == losses[1.0] != losses[0.0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 2},
+        {"stage2.steps": 5},
+        {"distill.ar.steps": 5},
+        {"distill.ar.optimizer.lr": 0.02},
+        {"control.measure.rows_per_domain": 3},
+        {"control.confidence": 0.5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_setting_changes_what_is_found(
+    make_stage: MakeStage, inputs: dict[str, Path], changes: dict[str, Any]
+):
+    assert control(make_stage, inputs) != control(make_stage, inputs, **changes)
+
+
+def test_a_killed_control_goes_on_and_ends_with_the_same_bytes(
+    make_stage: MakeStage, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    whole, killed = (make_stage("control", None, inputs) for _ in range(2))
+    train_control(whole)
+    steps: list[int] = []
+    take_step = Trainer._step
+
+    def dying_step(trainer: Trainer, step: int) -> Any:
+        steps.append(step)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return take_step(trainer, step)
+
+    monkeypatch.setattr(Trainer, "_step", dying_step)
+    with pytest.raises(KeyboardInterrupt):
+        train_control(killed)
+    again = make_stage("control", None, inputs, work=killed.work)
+    train_control(again)
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 3, 2, 3]
+    for name in ("control.json", "table.txt", "distill_ar/history.jsonl"):
+        assert (whole.folder / name).read_bytes() == (again.folder / name).read_bytes()
+
+
+def test_the_table_fits_a_terminal_and_says_every_domain(
+    make_stage: MakeStage, inputs: dict[str, Path]
+):
+    stage = make_stage("control", None, inputs)
+    train_control(stage)
+    lines = (stage.folder / "table.txt").read_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in ("stage 2", "distilled", "overall", "left", "right", "spare"):
+        assert any(line.startswith(name) for line in lines), name
+
+
+def test_a_constant_difference_is_found_exactly_and_without_doubt():
+    def scores(extra: float) -> dict[str, HeldOutScores]:
+        found = {}
+        for name, loss in (("one", 2.0), ("other", 4.0)):
+            counts = [3, 5, 4]
+            sums = ScoreSums([count * (loss + extra) for count in counts], counts, counts)
+            found[name] = HeldOutScores(rows=sums, documents=sums)
+        return found
+
+    found = compare(scores(0.0), scores(0.25), {"one": 0.75, "other": 0.25}, 0.95)
+    assert found["losses"]["overall"] == pytest.approx({"dense": 2.5, "ternary": 2.75})
+    for difference in found["differences"].values():
+        assert list(difference.values()) == pytest.approx([0.25] * 3)

@@ -1,0 +1,7 @@
+"""What ternary weights cost against a dense model that trained as long."""
+
+from wrinklefree.research.control import train_control
+from wrinklefree.tracking.stage import stage_main
+
+if __name__ == "__main__":
+    stage_main("control", train_control, inputs=["model", "stage2", "distill_ar", "mixture"])
