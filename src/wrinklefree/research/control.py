@@ -180,7 +180,7 @@ def table_text(content: dict[str, Any]) -> str:
         [
             *lines,
             f"Held-out loss, nats per token. Documents: {counts}.",
-            "The intervals allow for the luck of held-out documents; each model was trained once.",
+            "Intervals are for the luck of held-out documents; each model was trained once.",
             "",
         ]
     )
