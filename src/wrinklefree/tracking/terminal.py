@@ -41,7 +41,11 @@ class Terminal:
     def open_log(self, folder: Path = Path("logs")) -> None:
         """Start the log file anew. Called when it is certain that no other process writes it."""
         folder.mkdir(exist_ok=True)
-        self._log = (folder / f"{self.label}.log").open("w", encoding="utf-8")
+        self._log = (folder / f"{self.label}.log").open(
+            "w",
+            encoding="utf-8",
+            errors="backslashreplace",  # a file's name may be no text
+        )
 
     def say(self, line: str) -> None:
         """Print a line, above a progress bar if there is one."""
