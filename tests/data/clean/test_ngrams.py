@@ -30,6 +30,12 @@ def test_hashes_are_equal_where_the_words_are(texts: list[str], n: int) -> None:
     assert [names[value] for value in hashes.tolist()] == [gram for _, gram in expected]
 
 
+def test_a_run_longer_than_every_text_costs_no_more_than_the_longest() -> None:
+    hashes, owner = ngram_hashes(["a b c", "d"], 10**15)
+    assert hashes.tolist() == ngram_hashes(["a b c", "d"], 3)[0].tolist()
+    assert owner.tolist() == [0, 1]
+
+
 def test_hashes_do_not_depend_on_what_else_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["a b c d", "b c", "c b"]
     before = ngram_hashes(texts, 3)[0].tolist()

@@ -49,7 +49,7 @@ def ngram_hashes(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
     start_G = np.flatnonzero((left_W >= n) | (np.arange(total) == starts_T[text_W]))
     size_G = np.minimum(left_W[start_G], n)
     hash_G = np.zeros(len(start_G), np.uint64)
-    for offset in range(n):
+    for offset in range(int(size_G.max(initial=0))):
         inside = size_G > offset
         if inside.all():
             hash_G = hash_G * _BASE + hashes_W[start_G + offset]
