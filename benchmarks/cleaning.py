@@ -92,7 +92,7 @@ def main() -> None:
     with TemporaryDirectory() as cache:
         n = settings.cleaning.decontamination.ngram
         references = settings.cleaning.references
-        evaluation = evaluation_ngrams(raw, references, n, cache=Path(cache))
+        evaluation = evaluation_ngrams(raw, references, n, Counts(), cache=Path(cache))
     print("\nmegabytes of a source per second")
     for name, folder in raw.items():
         items = []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from wrinklefree.config.cleaning_steps import CleaningSteps
 from wrinklefree.data.local_files import digest_of_files, find_files
+from wrinklefree.data.sources.bad_records import BadRecordWarning
 from wrinklefree.errors import UserError
 
 LONG = "The longest of all paragraphs that come again, word for word, in another document."
@@ -116,6 +117,20 @@ def test_references_are_looked_for_in_training_text(clean, tmp_path: Path) -> No
     assert clean(texts[:1], references=references, **on)[0] == [(LONG, "train")]
     with pytest.raises(UserError, match=r"cleaning leaves no train document.*contamination"):
         clean(texts, references=references, **on)
+
+
+@pytest.mark.parametrize("engine", [{"kind": "local"}, {"kind": "datatrove", "tasks": 1}])
+def test_skipped_records_of_references_are_counted(
+    clean, tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    (tmp_path / "set.jsonl").write_text('{"text": "a question"}\n{"text": 3}\n{"text": \n')
+    paths = [str(tmp_path / "set.jsonl")]
+    source = {"kind": "files", "domain": "d", "licence": "l", "paths": paths}
+    source |= {"sha256": digest_of_files(find_files(paths)), "on_bad_record": "skip"}
+    settings = {**OFF, "decontamination": {}, "references": {"exam": source}}
+    with pytest.warns(BadRecordWarning):
+        _, facts, _ = clean([("text", "train")], engine=engine, **settings)
+    assert facts["bad_references"] == {"exam": {"no text": 1, "not JSON": 1}}
 
 
 def test_a_reference_without_text_is_an_error(clean, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 STEPS = (
@@ -22,6 +22,8 @@ class Counts:
     def __init__(self) -> None:
         self.read: dict[str, dict[str, int]] = defaultdict(lambda: {"documents": 0, "bytes": 0})
         self.dropped = {step: {"documents": 0, "paragraphs": 0, "bytes": 0} for step in STEPS}
+        self.bad_references: dict[str, Counter[str]] = defaultdict(Counter)
+        """Skipped records of each reference, by reason."""
 
     def count_read(self, text: str, split: str) -> None:
         """A document came in."""
@@ -44,12 +46,19 @@ class Counts:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        return {"read": dict(self.read), "dropped": self.dropped}
+        facts: dict[str, Any] = {"read": dict(self.read), "dropped": self.dropped}
+        if self.bad_references:
+            facts["bad_references"] = {name: dict(n) for name, n in self.bad_references.items()}
+        return facts
 
     def add(self, other: dict[str, Any]) -> None:
         """Add what :meth:`as_dict` of another gave."""
-        for mine, theirs in ((self.read, other["read"]), (self.dropped, other["dropped"])):
-            for key, numbers in theirs.items():
+        for mine, kind in (
+            (self.read, "read"),
+            (self.dropped, "dropped"),
+            (self.bad_references, "bad_references"),
+        ):
+            for key, numbers in other.get(kind, {}).items():
                 for name, number in numbers.items():
                     mine[key][name] += number
 

@@ -95,7 +95,7 @@ def build_pipelines(
     settings = steps.decontamination
     pipelines = []
     if settings.enabled:
-        found = EvaluationStep(raw, references, settings.ngram, work / _NAMES.ngrams, cache)
+        found = EvaluationStep(raw, references, settings.ngram, work, _NAMES.ngrams, cache)
         pipelines.append(Pipeline("evaluation", [found], 1))
     pipelines += _filters(steps, tasks, raw[name], work)
     if steps.paragraphs.deduplicate:

@@ -219,19 +219,29 @@ class EvaluationStep(PipelineStep):
     type = "gather"
 
     def __init__(
-        self, raw: dict[str, Path], references: dict[str, Source], n: int, folder: Path, cache: Path
+        self,
+        raw: dict[str, Path],
+        references: dict[str, Source],
+        n: int,
+        work: Path,
+        name: str,
+        cache: Path,
     ) -> None:
+        """``name``: of the folder below ``work`` for the n-grams."""
         super().__init__()
         self.raw = raw
         self.references = references
         self.n = n
-        self.folder = folder
+        self.work = work
+        self.folder = work / name
         self.cache = cache
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         """Needs no documents."""
-        found = evaluation_ngrams(self.raw, self.references, self.n, cache=self.cache)
+        counts = Counts()
+        found = evaluation_ngrams(self.raw, self.references, self.n, counts, cache=self.cache)
         _save(_evaluation(self.folder), found)
+        write_counts(counts, self.work, "evaluation", rank)
 
 
 class CountNgrams(PipelineStep):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wrinklefree.config.sources import Source
+from wrinklefree.data.clean.counts import Counts
 from wrinklefree.data.clean.items import BATCH_CHARACTERS
 from wrinklefree.data.clean.ngrams import different_ngrams
 from wrinklefree.data.documents import read_texts
@@ -17,29 +18,33 @@ from wrinklefree.errors import UserError
 
 
 def evaluation_ngrams(
-    raw: dict[str, Path], references: dict[str, Source], n: int, *, cache: Path
+    raw: dict[str, Path], references: dict[str, Source], n: int, counts: Counts, *, cache: Path
 ) -> np.ndarray:
     """Sorted hashes of the word n-grams of all evaluation text, uint64 [G]; memory 8 bytes each.
 
     ``raw``: fetched folders of all sources. Their held-out documents count as they were fetched,
-    whatever cleaning leaves of them. n-grams may reach over paragraphs. ``cache`` keeps downloads.
-    Raises UserError for a reference without documents.
+    whatever cleaning leaves of them. n-grams may reach over paragraphs. ``cache`` keeps downloads;
+    ``counts`` takes the bad records of references that are skipped. Raises UserError for a
+    reference without text.
     """
-    texts = _evaluation_texts(raw, references, cache)
+    texts = _evaluation_texts(raw, references, counts, cache)
     return different_ngrams(_text_batches(progress(texts, "evaluation text", "documents")), n)
 
 
 def _evaluation_texts(
-    raw: dict[str, Path], references: dict[str, Source], cache: Path
+    raw: dict[str, Path], references: dict[str, Source], counts: Counts, cache: Path
 ) -> Iterator[str]:
     for name in sorted(raw):
         yield from read_texts(raw[name], "held_out")
     for name in sorted(references):
         source = references[name]
         count = 0
-        for document in SourceReader(name, source, cache):
+        reader = SourceReader(name, source, cache)
+        for document in reader:
             count += bool(document.text.strip())
             yield document.text
+        if reader.bad.counts:
+            counts.bad_references[name] = reader.bad.counts
         if not count:
             raise UserError(
                 f"reference {name} has no text; check cleaning.references.{name} in params.yaml"

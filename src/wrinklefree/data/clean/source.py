@@ -51,9 +51,8 @@ def clean_source(
         engine = _datatrove_engine()
         items = engine(steps, settings.engine, settings.references, name, raw, work, cache, counts)
     else:
-        find = partial(
-            evaluation_ngrams, raw, settings.references, steps.decontamination.ngram, cache=cache
-        )
+        n = steps.decontamination.ngram
+        find = partial(evaluation_ngrams, raw, settings.references, n, counts, cache=cache)
         items = clean_locally(name, steps, raw[name], find, work, counts)
     domain = read_domain(raw[name])
     kept = Counts()
