@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,32 @@ def test_a_file_is_found_once_however_it_is_named(here: Path) -> None:
     write(here / "x" / "a.txt", here / "x[1].txt")
     patterns = ["**/*.txt", "x/a.txt", "./x/../x/a.txt", str(here / "x" / "*"), "x[1].txt"]
     assert list(find_files(patterns)) == ["x/a.txt", "x[1].txt"]
+
+
+def test_a_file_that_links_give_many_paths_is_found_by_the_shortest(here: Path) -> None:
+    write(here / "x" / "b.txt")
+    (here / "x" / "loop").symlink_to(".")
+    (here / "x" / "longer.txt").symlink_to("b.txt")
+    assert list(find_files(["**/*.txt"])) == ["x/b.txt"]
+
+
+def test_link_to_nothing_is_an_error_and_not_passed_over(here: Path) -> None:
+    write(here / "a.txt")
+    (here / "b.txt").symlink_to("absent")
+    with pytest.raises(UserError, match=r"b\.txt is a link to nothing; remove it or narrow"):
+        find_files(["*.txt"])
+
+
+def test_pipe_is_an_error_and_not_passed_over(here: Path) -> None:
+    write(here / "a.txt")
+    os.mkfifo(here / "b.txt")
+    with pytest.raises(UserError, match=r"b\.txt is neither a file nor a folder"):
+        find_files(["*.txt"])
+
+
+def test_name_that_no_file_can_have_is_no_match(here: Path) -> None:
+    with pytest.raises(UserError, match="no file matches"):
+        find_files(["a" * 300])
 
 
 def test_files_elsewhere_are_named_from_the_folder_that_holds_them_all(

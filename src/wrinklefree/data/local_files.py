@@ -17,19 +17,22 @@ def find_files(patterns: list[str]) -> dict[str, Path]:
     A pattern is a path or a glob, absolute or relative to the working folder; ``**`` crosses
     folders. The name of a file below the working folder is its path from there. Of a file elsewhere
     it is the path from the deepest folder that holds all such files: names, which become ids, don't
-    depend on where a machine keeps its data. Raises UserError for a pattern without files, and if
-    two files get one name.
+    depend on where a machine keeps its data. A file that links give several paths has the shortest.
+    Raises UserError for a pattern without files, for a link to nothing and whatever else is neither
+    file nor folder, and if two files get one name.
     """
     found: set[Path] = set()
     for pattern in patterns:
-        matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
-        files = {Path(os.path.abspath(path)) for path in matches if Path(path).is_file()}  # noqa: PTH100 (links keep their name)
+        # Of Path, is_file raises for a name too long, and glob takes no absolute pattern.
+        matches = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)  # noqa: PTH113, PTH207
+        files = {Path(os.path.abspath(path)) for path in matches if not os.path.isdir(path)}  # noqa: PTH100, PTH112 (links keep their name)
         if not files:
             raise UserError(
                 f"no file matches {pattern!r} in {Path.cwd()}; paths are paths or globs, absolute"
                 " or relative to the project folder, and ** crosses folders"
             )
         found |= files
+    found = _each_once(found)
     here = Path.cwd()
     elsewhere = [path for path in found if not path.is_relative_to(here)]
     top = Path(os.path.commonpath([path.parent for path in elsewhere])) if elsewhere else here
@@ -59,6 +62,18 @@ def files_of_folder(folder: Path) -> dict[str, Path]:
     if not files:
         raise UserError(f"{folder} has no files in it; give the folder that has")
     return files
+
+
+def _each_once(paths: set[Path]) -> set[Path]:
+    """One path of each file: a link to a folder above it would give dozens."""
+    by_target: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        target = os.path.realpath(path)
+        if not os.path.isfile(target):  # noqa: PTH113
+            what = "a link to nothing" if path.is_symlink() else "neither a file nor a folder"
+            raise UserError(f"{path} is {what}; remove it or narrow the globs in paths")
+        by_target.setdefault(target, path)
+    return set(by_target.values())
 
 
 def digest_of_files(files: dict[str, Path]) -> str:
