@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from wrinklefree.data.globs import glob_pattern, selects
+from wrinklefree.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,11 @@ def test_glob_matches_whole_paths_and_only_double_stars_cross_folders(
     glob: str, path: str, matches: bool
 ) -> None:
     assert (glob_pattern(glob).match(path) is not None) is matches
+
+
+def test_range_that_runs_backwards_is_named() -> None:
+    with pytest.raises(UserError, match=r"'\[z-a\]\*' in include or exclude is no glob"):
+        selects("a", ["[z-a]*"], [])
 
 
 def test_exclude_wins_over_include() -> None:

@@ -14,3 +14,8 @@ def test_scripts_and_comments_are_not_text() -> None:
 
 def test_plain_text_with_comparison_signs_survives() -> None:
     assert strip_tags("x < 3 and y > 4") == "x < 3 and y > 4"
+
+
+def test_what_only_looks_like_a_section_of_sgml_is_a_comment() -> None:
+    assert strip_tags("a <![foo[ b ]]> c <![if x]>d<![endif]>") == "a c d"
+    assert strip_tags("a <![") == "a <!["

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
+from wrinklefree.errors import UserError
+
 _PART = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 
 
@@ -14,9 +16,17 @@ def glob_pattern(glob: str) -> re.Pattern[str]:
     """Compile a glob.
 
     ``*`` and ``?`` stay within a folder, ``**/`` stands for any number of folders (none as well), a
-    trailing ``**`` for everything below, ``[ab]`` and ``[!ab]`` for one character.
+    trailing ``**`` for everything below, ``[ab]`` and ``[!ab]`` for one character. Raises UserError
+    for a range of characters that runs backwards.
     """
-    return re.compile("".join(_translate(part) for part in _PART.findall(glob)) + r"\Z", re.DOTALL)
+    pattern = "".join(_translate(part) for part in _PART.findall(glob)) + r"\Z"
+    try:
+        return re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise UserError(
+            f"{glob!r} in include or exclude is no glob ({error.msg}); a range in brackets runs"
+            " upwards, as [a-z]"
+        ) from error
 
 
 def _translate(part: str) -> str:

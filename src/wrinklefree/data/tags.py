@@ -23,6 +23,13 @@ class _TextParser(HTMLParser):
         if tag in _BREAKS:
             self.parts.append("\n")
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """``<![...`` that is no section of SGML is a comment, as for a browser."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:  # html.parser's way to refuse it
+            return self.parse_bogus_comment(i)
+
     def handle_endtag(self, tag: str) -> None:
         self.hidden -= tag in _HIDDEN and self.hidden > 0
         if tag in _BREAKS and tag != "br":
