@@ -75,7 +75,35 @@ def test_wheel_is_kept_under_its_hash_and_not_fetched_twice(make_wheel, tmp_path
     assert kept.read_bytes() == wheel.read_bytes()
     wheel.unlink()
     assert download_wheel("demo-text", "1.0", sha256, tmp_path / "cache") == kept
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [sha256]
+    assert [path.name for path in (tmp_path / "cache").glob("[!.]*")] == [sha256]
+
+
+def test_two_that_want_the_same_archive_download_it_once(
+    index: Index, make_sdist, tmp_path: Path
+) -> None:
+    path, sha256 = make_sdist({"demo/a.txt": b"text"})
+    index.add(path, "")
+    kept: list[Path] = []
+
+    def download() -> None:
+        kept.append(download_archive("demo-text", "1.0", sha256, tmp_path / "cache", "sdist"))
+
+    threads = [threading.Thread(target=download) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kept[0] == kept[1]
+    assert index.asked.count(f"/files/{path.name}") == 1
+
+
+def test_what_a_killed_download_left_is_removed(make_wheel, tmp_path: Path) -> None:
+    _, sha256 = make_wheel({"demo/a.txt": b"text"})
+    partial = tmp_path / "cache" / f".{sha256}.partial"
+    partial.mkdir(parents=True)
+    (partial / "half").write_bytes(b"half")
+    download_wheel("demo-text", "1.0", sha256, tmp_path / "cache")
+    assert not partial.exists()
 
 
 def test_changed_cache_is_not_trusted(make_wheel, tmp_path: Path) -> None:
@@ -91,7 +119,7 @@ def test_another_hash_names_package_expected_and_found(make_wheel, tmp_path: Pat
         download_wheel("demo-text", "1.0", "0" * 64, tmp_path / "cache")
     for part in ("demo-text==1.0", "0" * 64, sha256):
         assert part in str(error.value)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("[!.]*"))
 
 
 def test_unknown_package_says_where_it_was_looked_for(links: Path, tmp_path: Path) -> None:
@@ -137,7 +165,7 @@ def test_download_that_never_succeeds_is_an_error_that_leaves_nothing(
     index.broken[f"/files/{path.name}"] = 99
     with pytest.raises(UserError, match=rf"download of .*{path.name} failed 3 times"):
         download_archive("demo-text", "1.0", sha256, tmp_path / "cache", "sdist")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("[!.]*"))
 
 
 def test_file_of_another_hash_is_not_even_downloaded(

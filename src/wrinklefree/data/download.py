@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +20,7 @@ from wrinklefree.data.package_index import (
 )
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import sha256_of_file
+from wrinklefree.tracking.locks import exclusive_lock
 
 _TRIES = 3
 _CHUNK = 1 << 20
@@ -43,28 +43,40 @@ def download_archive(
     Raises UserError if no such archive is found, the hash differs or the download fails.
     """
     folder = cache / sha256
-    for path in sorted(folder.glob("*")):
-        if sha256_of_file(path) == sha256:
-            return path
+    # Who wants the same archive at the same time waits, and then finds it.
+    with exclusive_lock(cache / ".locks" / sha256):
+        for path in sorted(folder.glob("*")):
+            if sha256_of_file(path) == sha256:
+                return path
+        partial = cache / f".{sha256}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a download that was killed
+        partial.mkdir()
+        try:
+            path = _download_archive(package, version, sha256, archive, partial)
+            folder.mkdir(exist_ok=True)
+            return path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _download_archive(package: str, version: str, sha256: str, archive: str, folder: Path) -> Path:
+    """The archive in ``folder``, from the first place that has it."""
     name = f"the {archive} of {package}=={version}"
-    cache.mkdir(parents=True, exist_ok=True)
     pip = pip_settings()
     other: list[str] = []
     problems: list[str] = []
     found: list[Candidate] = []
-    with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as temporary:
-        for candidate in find_archives(package, pip, problems):
-            found.append(candidate)
-            if not same_version(candidate.version, version) or candidate.kind != archive:
-                continue
-            if candidate.sha256 not in (sha256, None):
-                other.append(f"{candidate.name} ({candidate.sha256})")
-                continue
-            path = _fetch(candidate, Path(temporary), pip)
-            if (found_sha256 := sha256_of_file(path)) == sha256:
-                folder.mkdir(exist_ok=True)
-                return path.replace(folder / path.name)
-            other.append(f"{candidate.name} ({found_sha256})")
+    for candidate in find_archives(package, pip, problems):
+        found.append(candidate)
+        if not same_version(candidate.version, version) or candidate.kind != archive:
+            continue
+        if candidate.sha256 not in (sha256, None):
+            other.append(f"{candidate.name} ({candidate.sha256})")
+            continue
+        path = _fetch(candidate, folder, pip)
+        if (found_sha256 := sha256_of_file(path)) == sha256:
+            return path
+        other.append(f"{candidate.name} ({found_sha256})")
     if other:
         raise UserError(
             f"{name} has another sha256 than the expected {sha256}: found"
