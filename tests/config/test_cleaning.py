@@ -15,6 +15,9 @@ DATATROVE = {"kind": "datatrove"}
 SLURM = {"partition": "cpu", "time": "2:00:00"}
 FILES = {"kind": "files", "domain": "d", "licence": "l", "paths": ["a"], "sha256": "0" * 64}
 
+GENERATED = {"kind": "generated", "domain": "d", "licence": "l", "generator": "mathematics"}
+GENERATED |= {"documents": 500, "seed": 1}
+
 
 def test_only_what_a_source_sets_differs_from_the_general_settings() -> None:
     general = CleaningSettings.model_validate(
@@ -46,6 +49,10 @@ def test_only_what_a_source_sets_differs_from_the_general_settings() -> None:
         ({"engine": LOCAL, "references": {"a": {**FILES, "max_tokens": 5}}}, "a.max_tokens"),
         ({"engine": LOCAL, "references": {"a": {**FILES, "cleaning": {}}}}, "a.cleaning"),
         ({"engine": LOCAL, "references": {"a": {**FILES, "held_out_pattern": "x"}}}, "pattern"),
+        (
+            {"engine": LOCAL, "references": {"a": {**GENERATED, "held_out_levels": [4]}}},
+            "a.held_out_levels has no meaning",
+        ),
         ({"engine": LOCAL, "language": {"code": "English"}}, "language.code"),
     ],
 )
@@ -69,3 +76,12 @@ def test_own_settings_must_go_together_with_the_general_ones(
     parameters["sources"]["code"]["cleaning"] = own
     with pytest.raises(UserError, match=expected):
         validate(parameters)
+
+
+def test_references_that_nothing_looks_for_are_refused() -> None:
+    parameters = read_yaml(Path(__file__).parents[2] / "params.yaml")
+    parameters["cleaning"] |= {"references": {"a": FILES}, "decontamination": {"enabled": False}}
+    with pytest.raises(UserError, match="references are looked for by decontamination"):
+        validate(parameters)
+    parameters["sources"]["code"]["cleaning"]["decontamination"] = {"enabled": True}
+    validate(parameters)

@@ -48,6 +48,7 @@ MISTAKES = [
     ("stage2.steps", "many", ["stage2.steps", "valid integer", "'many'"]),
     ("stage2.steps", 0, ["stage2.steps", "greater than 0"]),
     ("stage2.optimizer.lr", "1e-3", ["stage2.optimizer.lr", "write it with a point"]),
+    ("stage2.optimizer.steps", 3, ["stage2.optimizer.steps", "no setting of this place"]),
     ("stage2.optimizer.lrr", 0.1, ["stage2.optimizer.lrr", "unknown setting"]),
     ("stage2.optimizer.name", "sgd", ["stage2.optimizer", "'muon'", "sgd"]),
     ("mixture.weights.code", 0.3, ["mixture", "weights sum to 1.2", "expected 1"]),
@@ -58,6 +59,11 @@ MISTAKES = [
     ("tokenize.processes", 0, ["  tokenize.processes: input should be greater than 0"]),
     ("mixture.weights.web", 0.0, ["mixture.weights names web", "no source has that domain"]),
     ("sources.code.sha256", "abc", ["sources.code.sha256", "pattern"]),
+    ("sources.code.version", 1.1, ["sources.code.version", "valid string", "quote it"]),
+    ("cleaning.language.code", False, ["cleaning.language.code", "valid string", "quote it"]),
+    ("sources.code.fetch_bytes_per_token", float("inf"), ["finite number"]),
+    ("sources.code.held_out_pattern", "", ["held_out_pattern", "at least 1 character"]),
+    ("held_out.fraction", 1.0, ["held_out.fraction", "less than 1"]),
     ("sources.code.sha", "abc", ["sources.code.sha", "unknown setting"]),
     ("tokenizer", {"kind": "base"}, ["tokenizer.kind is base", "scratch"]),
     (
@@ -163,7 +169,13 @@ def test_a_repeated_key_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "not valid YAML"), ("- a", "expected a mapping"), ("", "expected a mapping")],
+    [
+        ("? [a]\n: 1", "a list or mapping as key"),
+        ("a: &a {b: *a}", "not valid YAML: Circular"),
+        ("a: [", "not valid YAML"),
+        ("- a", "expected a mapping"),
+        ("", "expected a mapping"),
+    ],
 )
 def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: str, message: str):
     file = tmp_path / "params.yaml"

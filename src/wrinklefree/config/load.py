@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import warnings
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; give the path of a params file or preset")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        json.dumps(content, default=str, skipkeys=True)  # refuses what refers to itself
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
@@ -124,6 +127,8 @@ def _describe(problem: Any) -> str:
     kind, found = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         key = str(problem["loc"][-1])
+        if key in _known_keys():
+            return "no setting of this place"
         close = difflib.get_close_matches(key, _known_keys(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"unknown setting{hint}"
@@ -132,7 +137,11 @@ def _describe(problem: Any) -> str:
     if kind == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
+    if kind == "union_tag_invalid":
+        return message
     described = f"{message}; found {found!r} ({type(found).__name__})"
+    if kind == "string_type" and not isinstance(found, dict | list):
+        described += ". YAML reads what looks like a number, a date or yes and no as such: quote it"
     if isinstance(found, str) and _NUMBER.match(found):
         described += ". YAML 1.1 reads this as text: write it with a point, as 1.0e-4"
     return described
@@ -156,6 +165,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"a list or mapping as key, {key_node.start_mark}")
             if key in seen:
                 raise yaml.YAMLError(f"key {key!r} appears twice, {key_node.start_mark}")
             seen.add(key)

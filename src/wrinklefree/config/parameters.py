@@ -134,6 +134,16 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
+    def _references_are_looked_for(self) -> Parameters:
+        steps = [self.cleaning.steps_for(source.cleaning) for source in self.sources.values()]
+        if self.cleaning.references and not any(step.decontamination.enabled for step in steps):
+            raise ValueError(
+                "cleaning.references are looked for by decontamination, which is enabled for no"
+                " source; enable it or remove them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _blocks_fit_rows(self) -> Parameters:
         block, row = self.dlm.diffusion.block_size, self.mixture.sequence_length
         if block > row:

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 
 from wrinklefree.config.cleaning_steps import CleaningSteps
 from wrinklefree.config.section import (
-    Fraction,
     Name,
     PackageWord,
     PositiveFloat,
@@ -22,7 +21,7 @@ from wrinklefree.config.section import (
 class HeldOutSettings(Section):
     """The part of every source that no training stage may see."""
 
-    fraction: Fraction
+    fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
     """Share of documents held out, chosen by a hash of the text.
 
     The same text in two sources is therefore held out in both or in none.
@@ -55,11 +54,11 @@ class SourceBase(Section):
     Such are records of broken UTF-8 or JSON, without a text, with a NUL character in it or longer
     than ``max_document_megabytes``. A file that is cut short is an error with either.
     """
-    max_document_megabytes: PositiveInt = 64
-    """The longest text of one document, in MiB of UTF-8."""
+    max_document_megabytes: Annotated[int, Field(gt=0, le=1024)] = 64
+    """The longest text of one document, in MiB of UTF-8; a row group holds it whole."""
     cleaning: CleaningSteps | None = None
     """Settings of the stage ``clean`` that are laid over the section ``cleaning``."""
-    held_out_pattern: str | None = None
+    held_out_pattern: Annotated[str, Field(min_length=1)] | None = None
     """A regular expression: documents in whose id it is found are held out whole."""
 
     @field_validator("held_out_pattern")
@@ -91,7 +90,7 @@ class PackageSource(SourceBase):
     include: list[str] = Field(min_length=1)
     """Globs of paths inside the archive; ``**`` crosses folders."""
     exclude: list[str] = []
-    max_member_megabytes: PositiveInt = 1024
+    max_member_megabytes: Annotated[int, Field(gt=0, le=2**20)] = 1024
     """The largest file to read from the archive, in MiB after decompression."""
     format: Literal["text", "json", "json_lines"]
     """What a file is, once a ``.gz`` or ``.zst`` around it is decompressed.
@@ -175,7 +174,7 @@ class GeneratedSource(SourceBase):
     """
     held_out_levels: list[Level] = []
     """Levels that are never trained on: all of their documents are held out."""
-    held_out_level_interval: PositiveInt = 100
+    held_out_level_interval: Annotated[int, Field(ge=2)] = 100
     """With ``held_out_levels``: one document in this many is of such a level."""
 
     @model_validator(mode="after")
@@ -192,6 +191,13 @@ class GeneratedSource(SourceBase):
         if "held_out_level_interval" in self.model_fields_set and not self.held_out_levels:
             raise ValueError(
                 "held_out_level_interval has a meaning with held_out_levels only; remove it"
+            )
+        count = min(self.documents, self.max_documents or self.documents)
+        if self.held_out_levels and count < self.held_out_level_interval:
+            raise ValueError(
+                f"one document in held_out_level_interval {self.held_out_level_interval} is of"
+                f" held_out_levels, which is none of the first {count}; ask for more documents or"
+                " lower the interval"
             )
         return self
 

@@ -61,6 +61,8 @@ def test_held_out_levels_come_at_their_interval_and_are_known_by_the_id() -> Non
         ({"levels": [6]}, "less than or equal to 5"),
         ({"levels": []}, "at least 1"),
         ({"levels": [1, 2], "held_out_levels": [2, 4]}, "level 2 is in levels and in held_out"),
+        ({"held_out_levels": [4]}, "which is none of the first 1;"),
+        ({"held_out_levels": [4], "held_out_level_interval": 1}, "greater than or equal to 2"),
         ({"held_out_level_interval": 5}, "has a meaning with held_out_levels only"),
     ],
 )
