@@ -46,7 +46,7 @@ def main() -> None:
             "catalog": _catalog,
             "recipe": _recipe,
         }[arguments.command](arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that can't be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -80,6 +80,13 @@ def _assignment(text: str) -> tuple[str, str]:
     if not (name and sign and value):
         raise argparse.ArgumentTypeError(f"{text!r}: write DATASET=COMMIT")
     return name, value
+
+
+def _once_each(assignments: list[tuple[str, str]]) -> dict[str, str]:
+    revisions = dict(assignments)
+    if len(revisions) < len(assignments):
+        raise UserError("--revision names a data set twice; give one commit for each")
+    return revisions
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -148,7 +155,11 @@ def _recipe(arguments: argparse.Namespace) -> None:
     from wrinklefree.config.catalog import make_preset
 
     path = make_preset(
-        arguments.recipe, PARAMS, arguments.output, dict(arguments.revision), arguments.max_tokens
+        arguments.recipe,
+        PARAMS,
+        arguments.output,
+        _once_each(arguments.revision),
+        arguments.max_tokens,
     )
     print(f"{path}: run snakemake --configfile {path} -n, or wrinklefree preset {path} for DVC")
 

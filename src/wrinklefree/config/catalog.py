@@ -245,11 +245,19 @@ def write_preset(path: Path, changes: dict[str, Any], command: str) -> None:
     ------
     UserError : there is another file in its place, which this command did not write.
     """
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
+    if path.exists() and not _is_ours(path):
         raise UserError(
             f"{path} exists and was not written by wrinklefree recipe; give another --output"
         )
     write_atomically(path, f"{_WRITTEN}: {command}\n\n{_dump(changes)}")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether ``write_preset`` wrote what stands there."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_WRITTEN)) == _WRITTEN.encode()
 
 
 def make_preset(
