@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pydantic import ValidationError
 
 from wrinklefree.config.sources import FilesSource
 from wrinklefree.data.document import Document
 from wrinklefree.data.local_files import digest_of_files, find_files
+from wrinklefree.data.sources import files
 from wrinklefree.data.sources.bad_records import BadRecords, BadRecordWarning
 from wrinklefree.data.sources.files import documents
 from wrinklefree.errors import UserError
@@ -94,7 +96,13 @@ BAD = [
     ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "not JSON", r"a\.jsonl line 1: not JSON"),
     ("a.jsonl", b'{"text": "a"}\n{"txt": "a"}\n', "no text", r"a\.jsonl line 2: no string under"),
     ("a.jsonl", b'{"text": 3}\n', "no text", r"a\.jsonl line 1: no string under 'text'"),
-    ("a.jsonl", b"[1]\n", "no text", r"a\.jsonl line 1: no string under 'text'"),
+    ("a.jsonl", b"[1]\n", "no text", r"a\.jsonl line 1: no string under 'text'.*is a list"),
+    (
+        "a.jsonl",
+        b'{"text": "a", "text": "b"}\n',
+        "not JSON",
+        r"line 1: not JSON.*'text' comes twice",
+    ),
     ("a.jsonl", b'\n{"text": "\xff"}\n', "not UTF-8", r"a\.jsonl line 2: not UTF-8"),
     ("a.jsonl", b"x" * 4_000_000, "too long", r"a\.jsonl line 1: the text is longer"),
     ("a.txt", b"a\nb\n\xff", "not UTF-8", r"a\.txt line 3: not UTF-8"),
@@ -128,9 +136,12 @@ def test_bad_rows_of_parquet_are_skipped_alone(here: Path) -> None:
     assert bad.counts == {"not UTF-8": 1, "no text": 1}
 
 
-def test_record_without_the_id_is_bad(here: Path) -> None:
-    (here / "a.jsonl").write_text('{"text": "a", "id": null}\n')
-    with pytest.raises(UserError, match=r"line 1: no string or number under 'id'"):
+@pytest.mark.parametrize("id", ["null", "true", "1.5"])
+def test_record_without_the_id_is_bad(here: Path, id: str) -> None:
+    (here / "a.jsonl").write_text(f'{{"text": "a", "id": {id}}}\n')
+    with pytest.raises(
+        UserError, match=r"line 1: no string or whole number under 'id' \(found: \w+\)"
+    ):
         read("*", id_field="id")
 
 
@@ -161,6 +172,44 @@ def test_archive_that_was_cut_is_an_error_whatever_is_skipped(
         read(kind + suffix, bad=BadRecords(action, 50_000))
 
 
+@pytest.mark.parametrize("kind", ["a.jsonl", "a.txt", "a.parquet"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_file_without_a_byte_is_an_error(here: Path, kind: str, suffix: str) -> None:
+    (here / (kind + suffix)).touch()
+    with pytest.raises(UserError, match="can't be read to its end.*no byte"):
+        read("*", bad=BadRecords("skip"))
+
+
+def test_broken_text_in_a_column_of_views_is_skipped_alone(here: Path) -> None:
+    plain = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"b"], pa.binary()).buffers())
+    parquet(here / "a.parquet", text=plain.cast(pa.string_view()))
+    with pytest.warns(BadRecordWarning, match=r"a\.parquet row 0: not UTF-8"):
+        assert read("*", bad=BadRecords("skip")) == [("a.parquet#1", "b")]
+
+
+def test_column_that_is_there_twice_is_an_error(here: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, here / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: 2 columns 'text'"):
+        read("*")
+
+
+def test_longest_document_that_may_be_asked_for_is_read(here: Path) -> None:
+    (here / "a.txt").write_text("a")
+    longest = source("*", max_document_megabytes=1024).max_document_megabytes
+    assert read("*", bad=BadRecords("error", longest * 2**20)) == [("a.txt", "a")]
+    with pytest.raises(ValidationError, match="less than or equal to 1024"):
+        source("*", max_document_megabytes=1025)
+
+
+def test_nothing_is_left_of_a_decompression_that_was_killed(here: Path) -> None:
+    data = parquet(here / "x", text=["a", "b"])
+    (here / "a.parquet.gz").write_bytes(gzip.compress(data))
+    found = documents(source("*.gz"), cache=here / "cache", bad=BadRecords())
+    next(found)
+    assert not list((here / "cache").iterdir())
+
+
 def test_truncated_parquet_names_the_file(here: Path) -> None:
     data = parquet(here / "a.parquet", text=["a"] * 1000)
     (here / "a.parquet").write_bytes(data[:-100])
@@ -188,6 +237,22 @@ def test_edit_of_a_file_is_noticed_before_anything_is_read(here: Path) -> None:
     found = digest_of_files(find_files(["*.txt"]))
     with pytest.raises(UserError, match=rf"(?s){found}.*{settings.sha256}.*wrinklefree hash"):
         next(documents(settings, cache=here, bad=BadRecords()))
+
+
+def test_file_that_changes_behind_its_digest_is_an_error(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "a.txt").write_text("a")
+    settings = source("*")
+
+    def digest_and_change(found: dict[str, Path]) -> str:
+        digest = digest_of_files(found)
+        (here / "a.txt").write_text("changed")
+        return digest
+
+    monkeypatch.setattr(files, "digest_of_files", digest_and_change)
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(documents(settings, cache=here, bad=BadRecords()))
 
 
 def test_file_that_changes_while_it_is_read_is_an_error(here: Path) -> None:

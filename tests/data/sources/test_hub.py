@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import gzip
 import importlib.util
 import json
 import os
@@ -120,8 +122,37 @@ def test_truncated_parquet_is_named_with_its_row(repository: Path) -> None:
     file = repository / "web" / "train-1.parquet"
     file.write_bytes(file.read_bytes()[:-30])
     found = documents(source(repository, subset="web"), cache=Path(), bad=BadRecords("skip"))
-    with pytest.raises(UserError, match=r"damaged or cut short at row 6"):
+    with pytest.raises(UserError, match=r"damaged, cut short .* at row 6"):
         assert [next(found).text for _ in range(7)]
+
+
+def test_whatever_datasets_raises_for_a_broken_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    write_lines(tmp_path / "a.jsonl", "one")
+    write_lines(tmp_path / "b.jsonl", *(str(n**9) for n in range(2000)))
+    cut = gzip.compress((tmp_path / "b.jsonl").read_bytes())[:-20]
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "b.jsonl.gz").write_bytes(cut)
+    with pytest.raises(UserError, match=r"cut short .* at row 1 or after it \(EOFError"):
+        read(tmp_path, BadRecords("skip"))
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.jsonl.gz").unlink()
+    with pytest.raises(UserError, match=r"cannot open data set .* whole and not empty"):
+        read(tmp_path)
+    write_lines(tmp_path / "a.jsonl", "one")
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(UserError, match=r"cannot open data set .* ParserError"):
+        read(tmp_path)
+
+
+def test_a_full_disk_is_not_taken_for_the_network(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    stream = Failing([3], full, monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        read(repository, subset="web")
+    assert not stream.waits
 
 
 class Failing:

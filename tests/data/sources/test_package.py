@@ -118,6 +118,11 @@ def test_json_members_are_read_through_fields(make_wheel, tmp_path: Path) -> Non
     [
         (b"\xff\xfe", {}, "demo/x .*not UTF-8"),
         (b"{", {"format": "json", "fields": ["text"]}, "demo/x .*not JSON"),
+        (
+            b'{"a": {"text": "b"}, "a": {"text": "c"}}',
+            {"format": "json", "fields": ["text"]},
+            "demo/x .*the key 'a' comes twice in one object",
+        ),
         (b"x", {"include": ["nothing/*"]}, r"no file .* selected by include.*4 others, such as"),
     ],
 )
@@ -139,6 +144,32 @@ def test_broken_zip_is_a_clear_error(make_wheel, tmp_path: Path) -> None:
         sha256 = _cached(path, broken, tmp_path)
         with pytest.raises(UserError, match="not a readable archive"):
             read(source(sha256), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("compression", "position", "value"),
+    [(zipfile.ZIP_LZMA, 200, 0xFF), (zipfile.ZIP_STORED, 8, 93)],
+    ids=["broken LZMA", "unknown compression"],
+)
+def test_what_zipfile_cannot_decompress_is_a_clear_error(
+    tmp_path: Path, compression: int, position: int, value: int
+) -> None:
+    path = tmp_path / "demo.whl"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("demo/a.txt", "".join(str(n**7) for n in range(500)))
+    data = bytearray(path.read_bytes())
+    data[position] ^= value
+    if compression == zipfile.ZIP_STORED:
+        data[data.rindex(b"PK\1\2") + 10] ^= value
+    sha256 = _cached(path, bytes(data), tmp_path)
+    with pytest.raises(UserError, match="not a readable archive"):
+        read(source(sha256), tmp_path)
+
+
+def test_large_limit_of_a_member_asks_for_no_memory(make_wheel, tmp_path: Path) -> None:
+    _, sha256 = make_wheel({"demo/a.txt.gz": gzip.compress(b"a")})
+    found = read(source(sha256, max_member_megabytes=2**20), tmp_path)
+    assert found == [("demo/a.txt.gz", "a")]
 
 
 def lines(*records: Any) -> bytes:
@@ -276,6 +307,15 @@ def test_sdist_that_was_cut_is_an_error(make_sdist, tmp_path: Path, kept: float)
     path, _ = make_sdist(members)
     sha256 = _cached(path, path.read_bytes()[: int(path.stat().st_size * kept)], tmp_path)
     with pytest.raises(UserError, match="not a readable archive"):
+        read(source(sha256, archive="sdist"), tmp_path, BadRecords("skip"))
+
+
+def test_damaged_header_of_a_tar_is_not_its_end(make_sdist, tmp_path: Path) -> None:
+    path, _ = make_sdist({"demo/a.txt": b"a", "demo/b.txt": b"b"})
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[2 * 512 + 150] ^= 0xFF  # the checksum in the second header
+    sha256 = _cached(path, gzip.compress(data), tmp_path)
+    with pytest.raises(UserError, match=r"not a readable archive \(header of a member"):
         read(source(sha256, archive="sdist"), tmp_path, BadRecords("skip"))
 
 

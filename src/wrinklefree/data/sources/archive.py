@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
 import tarfile
 import warnings
@@ -10,12 +11,22 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, Self, cast
 
 from wrinklefree.data.sources.decompress import decompressed
 from wrinklefree.errors import UserError
 
 _NAMED = 3
+_BROKEN = (
+    zipfile.BadZipFile,
+    NotImplementedError,  # zipfile's for a compression that it doesn't know
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+)
+_END_OF_TAR = (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Member(NamedTuple):
@@ -24,6 +35,20 @@ class Member(NamedTuple):
     name: str
     stream: BinaryIO
     """To be read before the next member is asked for."""
+
+
+class _WholeTarInfo(tarfile.TarInfo):
+    """A member whose header is damaged is an error; tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The next member of ``archive``."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if isinstance(error, _END_OF_TAR):
+                raise
+            raise tarfile.ReadError(f"header of a member: {error}") from error
 
 
 class SpecialMemberWarning(UserWarning):
@@ -73,7 +98,7 @@ def readable_archive(path: Path) -> Iterator[None]:
     """Around the reading of an archive's files: what says that it is broken becomes a UserError."""
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except _BROKEN as error:
         raise UserError(
             f"{path} is not a readable archive ({error}); its sha256 is the one in the settings, so"
             " the published file itself is broken: use another version"
@@ -106,7 +131,7 @@ def _tar_members(
     with (
         path.open("rb") as file,
         decompressed(file, path.name) as stream,
-        tarfile.open(fileobj=stream, mode="r|*") as archive,
+        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_WholeTarInfo) as archive,
     ):
         for info in archive:
             if not info.isdir():

@@ -21,12 +21,14 @@ def plain_name(name: str) -> str:
 def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
     """``stream`` as it is, or decompressed if the suffix of ``name`` says so.
 
-    Members and frames that follow each other are read as one. Reading raises OSError where the
-    stream is cut short or broken.
+    Members and frames that follow each other are read as one. Raises OSError for a stream without
+    a byte, which is no compressed file; reading raises it where the stream is cut short or broken.
     """
     compression = COMPRESSIONS.get(name[name.rfind(".") :])
     if compression is None:
         return stream
+    if not cast(io.BufferedReader, stream).peek(1):
+        raise OSError(f"{name} has no byte, not even a header of {compression}")
     # Arrow's, since zstandard's own reader takes a cut frame for the end of the stream.
     raw = pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
     return io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER)
@@ -35,8 +37,16 @@ def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
 class LineStream(Protocol):
     """What lines can be read from."""
 
-    def readline(self, size: int = -1, /) -> bytes:
+    def readline(self, size: int, /) -> bytes:
         """Up to ``size`` bytes, to the end of the line at most."""
+        ...
+
+
+class ByteStream(Protocol):
+    """What bytes can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes, none at the end."""
         ...
 
 
@@ -56,11 +66,12 @@ def bounded_lines(stream: LineStream, max_bytes: int) -> Iterator[tuple[int, byt
             yield number, line
 
 
-def read_bounded(stream: BinaryIO, max_bytes: int) -> bytes | None:
+def read_bounded(stream: ByteStream, max_bytes: int) -> bytes | None:
     """All of ``stream``; None if it has more than ``max_bytes``, after a look at all of it."""
-    data = stream.read(max_bytes + 1)
-    if len(data) <= max_bytes:
-        return data
-    while stream.read(_BUFFER):
-        pass  # a stream that is cut short says so at its end
-    return None
+    data = bytearray()
+    size = 0
+    while chunk := stream.read(_BUFFER):  # to the end, where a stream says that it is cut short
+        size += len(chunk)
+        if size <= max_bytes:
+            data += chunk
+    return bytes(data) if size <= max_bytes else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +15,8 @@ from wrinklefree.config.sources import FilesSource
 from wrinklefree.data.document import Document
 from wrinklefree.data.local_files import digest_of_files, find_files
 from wrinklefree.data.sources.bad_records import BadRecords
-from wrinklefree.data.sources.decompress import (
-    decompressed,
-    plain_name,
-    read_bounded,
-)
+from wrinklefree.data.sources.decompress import decompressed, plain_name, read_bounded
+from wrinklefree.data.sources.json_text import BAD, json_value
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import is_disk_full
 
@@ -45,9 +42,9 @@ def documents(source: FilesSource, *, cache: Path, bad: BadRecords) -> Iterator[
                 f"{files[name]} is neither .txt nor .jsonl nor .parquet, alone or with .gz or .zst"
                 " behind; narrow the globs in paths or convert it"
             )
+    stamps = {name: _stamp(path) for name, path in files.items()}
     _check_digest(source, digest_of_files(files), len(files))
     for name, path in files.items():
-        before = _stamp(path)
         try:
             yield from _documents_of_file(source, name, path, cache, bad)
         except (OSError, pa.ArrowException) as error:
@@ -57,7 +54,7 @@ def documents(source: FilesSource, *, cache: Path, bad: BadRecords) -> Iterator[
                 f"{path}: can't be read to its end ({error}); it was cut short or damaged before"
                 " its sha256 was taken: get it again, or leave it out of paths"
             ) from error
-        if _stamp(path) != before:
+        if _stamp(path) != stamps[name]:
             raise UserError(f"{path} was changed while it was read; run again when it is complete")
 
 
@@ -88,11 +85,10 @@ def _documents_of_file(
             yield from _parquet_rows(source, name, path, path, bad)
         else:
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=cache, prefix="decompressed-") as whole:
-                while chunk := stream.read(_READ_BYTES):
-                    whole.write(chunk)
-                whole.flush()
-                yield from _parquet_rows(source, name, path, Path(whole.name), bad)
+            # Without a name, so that nothing is left of it when the process is killed.
+            with tempfile.TemporaryFile(dir=cache) as whole:
+                shutil.copyfileobj(stream, whole, _READ_BYTES)
+                yield from _parquet_rows(source, name, path, cast(BinaryIO, whole), bad)
 
 
 def _text(name: str, path: Path, stream: BinaryIO, bad: BadRecords) -> Iterator[Document]:
@@ -111,13 +107,8 @@ def _json_lines(
     source: FilesSource, name: str, path: Path, stream: BinaryIO, bad: BadRecords
 ) -> Iterator[Document]:
     for number, where, line in bad.lines(stream, str(path)):
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            bad.report("not UTF-8", f"{where}: not UTF-8 ({error.reason}); convert it")
-        except (ValueError, RecursionError) as error:
-            bad.report("not JSON", f"{where}: not JSON ({error}); expected one object a line")
-        else:
+        record = json_value(line, where, bad)
+        if record is not BAD:
             yield from _record(source, name, where, number, record, bad)
 
 
@@ -125,38 +116,43 @@ def _record(
     source: FilesSource, name: str, where: str, number: int, record: Any, bad: BadRecords
 ) -> Iterator[Document]:
     """The document of one line or row: none if it has no text or no id."""
-    keys = sorted(record) if isinstance(record, dict) else type(record).__name__
     text = record.get(source.text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         bad.report(
             "no text",
-            f"{where}: no string under {source.text_field!r} (found: {keys}); set text_field to"
-            " the key that holds the text",
+            f"{where}: no string under {source.text_field!r} ({_found(record, source.text_field)});"
+            " set text_field to the key that holds the text",
         )
         return
     id = number if source.id_field is None else record.get(source.id_field)
-    if not isinstance(id, str | int):
+    if isinstance(id, bool) or not isinstance(id, str | int):
         bad.report(
             "no id",
-            f"{where}: no string or number under {source.id_field!r} (found: {keys}); set id_field"
-            " to the key that holds the id, or remove it",
+            f"{where}: no string or whole number under {source.id_field!r}"
+            f" ({_found(record, source.id_field)}); set id_field to the key that holds the id, or"
+            " remove it",
         )
         return
     yield Document(f"{name}#{id}", text)
 
 
+def _found(record: Any, key: str | None) -> str:
+    """What is there instead of the value that was expected under ``key``."""
+    if not isinstance(record, dict):
+        return f"the record is a {type(record).__name__}"
+    if key in record:
+        return f"found: {type(record[key]).__name__}"
+    return f"found: {sorted(record)}"
+
+
 def _parquet_rows(
-    source: FilesSource, name: str, path: Path, readable: Path, bad: BadRecords
+    source: FilesSource, name: str, path: Path, readable: Path | BinaryIO, bad: BadRecords
 ) -> Iterator[Document]:
     """Rows of ``readable``, which is ``path`` or what it decompresses to."""
     # pre_buffer would load whole row groups.
     with pq.ParquetFile(readable, pre_buffer=False, buffer_size=_READ_BYTES) as file:
         columns = [c for c in (source.text_field, source.id_field) if c is not None]
-        if missing := sorted(set(columns) - set(file.schema_arrow.names)):
-            raise UserError(
-                f"{path}: no column {missing[0]!r} (columns: {sorted(file.schema_arrow.names)});"
-                " set text_field and id_field to those that hold text and id"
-            )
+        _check_columns(path, columns, file.schema_arrow.names)
         number = 0
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             values = [_plain_values(batch.column(column)) for column in columns]
@@ -172,11 +168,23 @@ def _parquet_rows(
                 number += 1
 
 
+def _check_columns(path: Path, wanted: list[str], names: list[str]) -> None:
+    for column in wanted:
+        if (count := names.count(column)) != 1:
+            found = f"{count} columns" if count else "no column"
+            raise UserError(
+                f"{path}: {found} {column!r} (columns: {sorted(names)}); set text_field and"
+                " id_field to those that hold text and id"
+            )
+
+
 def _plain_values(column: pa.Array) -> list[Any]:
     """Values of a column, strings as bytes: Arrow decodes a whole batch or nothing."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type):
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.binary_view())
+    elif pa.types.is_string(column.type):
         column = column.cast(pa.binary())
     elif pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())

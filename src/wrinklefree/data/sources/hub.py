@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from wrinklefree.config.sources import HubSource
 from wrinklefree.data.document import Document
 from wrinklefree.data.sources.bad_records import BadRecords
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import is_disk_full
 
 TRIES = 4
 _WAIT_SECONDS = 2.0
@@ -72,7 +71,7 @@ def _rows(source: HubSource) -> Iterator[dict[str, Any]]:
     # Defined in httpx or httpx2, whichever this version speaks through.
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
-    # Of the network, mostly; ValueError and Arrow's are of a file that is broken in itself.
+    # Of the network, mostly; all others are of a file that is broken in itself.
     transient = (OSError, HTTPError, ClientError)
     number, failures = 0, 0
     while True:
@@ -84,6 +83,8 @@ def _rows(source: HubSource) -> Iterator[dict[str, Any]]:
         except UserError:
             raise
         except transient as error:
+            if is_disk_full(error):  # of the cache of datasets
+                raise
             failures += 1
             if failures == TRIES:
                 raise UserError(
@@ -91,10 +92,11 @@ def _rows(source: HubSource) -> Iterator[dict[str, Any]]:
                     f" {error}. Check the network and run again"
                 ) from error
             time.sleep(_WAIT_SECONDS * 2 ** (failures - 1))
-        except (pa.ArrowException, ValueError) as error:
+        except Exception as error:  # of every library that reads files of some kind
             raise UserError(
-                f"{source.dataset}: a file is damaged or cut short at row {number} or after it"
-                f" ({error}). Take another revision, or report it to the data set's owner"
+                f"{source.dataset}: a file is damaged, cut short or unlike the others at row"
+                f" {number} or after it ({type(error).__name__}: {error}). Take another revision,"
+                " or report it to the data set's owner"
             ) from error
 
 
@@ -110,9 +112,12 @@ def _opened(source: HubSource) -> Any:
             revision=source.revision,
             streaming=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # datasets lets those of its libraries pass
+        if is_disk_full(error):
+            raise
         raise UserError(
             f"cannot open data set {source.dataset} (subset {source.subset}, folder"
-            f" {source.folder}, split {source.split}, revision {source.revision}): {error}. Check"
-            " these five settings, your network and, for a gated data set, HF_TOKEN"
+            f" {source.folder}, split {source.split}, revision {source.revision}):"
+            f" {type(error).__name__}: {error}. Check these five settings, your network,"
+            " for a gated data set HF_TOKEN, and whether its first file is whole and not empty"
         ) from error

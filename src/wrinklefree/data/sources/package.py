@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +12,8 @@ from wrinklefree.data.download import download_archive
 from wrinklefree.data.globs import selects
 from wrinklefree.data.sources.archive import read_members, readable_archive
 from wrinklefree.data.sources.bad_records import BadRecords
-from wrinklefree.data.sources.decompress import decompressed
+from wrinklefree.data.sources.decompress import decompressed, read_bounded
+from wrinklefree.data.sources.json_text import BAD, json_value
 from wrinklefree.data.tags import strip_tags
 from wrinklefree.errors import UserError
 
@@ -47,16 +47,13 @@ class LimitedReader:
             " max_member_megabytes if it should, or leave it out by an entry in exclude"
         )
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         """Like a file's; raises UserError once there was more than the limit."""
-        return self._checked(self._stream.read(self._bounded(size)))
+        return self._checked(self._stream.read(min(size, self._left + 1)))
 
-    def readline(self, size: int = -1) -> bytes:
+    def readline(self, size: int) -> bytes:
         """Like a file's; raises UserError once there was more than the limit."""
-        return self._checked(self._stream.readline(self._bounded(size)))
-
-    def _bounded(self, size: int) -> int:
-        return self._left + 1 if size < 0 else min(size, self._left + 1)
+        return self._checked(self._stream.readline(min(size, self._left + 1)))
 
     def _checked(self, data: bytes) -> bytes:
         self._left -= len(data)
@@ -72,56 +69,52 @@ def _member_documents(
     if source.format == "json_lines":
         found = _line_documents(source, where, member, stream, bad)
     else:
-        found = _whole_documents(source, where, member, stream.read(), bad)
+        found = _whole_documents(source, where, member, stream, bad)
     for document in found:
         yield document._replace(text=strip_tags(document.text)) if source.strip_tags else document
 
 
 def _whole_documents(
-    source: PackageSource, where: str, member: str, data: bytes, bad: BadRecords
+    source: PackageSource, where: str, member: str, stream: LimitedReader, bad: BadRecords
 ) -> Iterator[Document]:
-    if source.format == "text" and len(data) > bad.max_document_bytes:
+    if source.format == "text":
+        yield from _text(where, member, stream, bad)
+        return
+    data = read_bounded(stream, source.max_member_megabytes * 2**20)
+    assert data is not None, "the stream is limited to that"
+    value = json_value(data, where, bad)
+    if value is not BAD:
+        yield from json_documents(member, value, source.fields)
+
+
+def _text(where: str, member: str, stream: LimitedReader, bad: BadRecords) -> Iterator[Document]:
+    data = read_bounded(stream, bad.max_document_bytes)
+    if data is None:
         bad.report_too_long(where)
         return
-    parsed = _parsed(source, where, data, bad)
-    if parsed is _BAD:
-        return
-    if source.format == "text":
-        yield Document(member, parsed)
-    else:
-        yield from json_documents(member, parsed, source.fields)
+    try:
+        yield Document(member, data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        place = f"{error.reason} at byte {error.start}"
+        bad.report(
+            "not UTF-8", f"{where}: not UTF-8 ({place}); leave it out by an entry in exclude"
+        )
 
 
 def _line_documents(
     source: PackageSource, where: str, member: str, stream: LimitedReader, bad: BadRecords
 ) -> Iterator[Document]:
     for number, here, line in bad.lines(stream, where):
-        parsed = _parsed(source, here, line, bad)
-        if parsed is _BAD:
+        value = json_value(line, here, bad)
+        if value is BAD:
             continue
-        if text := _headed_text(parsed, source.fields):
+        if text := _headed_text(value, source.fields):
             yield Document(f"{member}#{number}", text)
         else:
             bad.report(
                 "no text",
                 f"{here}: no text under {source.fields}; set fields to the keys that hold it",
             )
-
-
-_BAD = object()
-
-
-def _parsed(source: PackageSource, where: str, data: bytes, bad: BadRecords) -> Any:
-    """The text, or the value that it is as JSON; ``_BAD`` for neither, which is reported."""
-    advice = "leave the file out by an entry in exclude"
-    try:
-        text = data.decode("utf-8-sig")
-        return text if source.format == "text" else json.loads(text)
-    except UnicodeDecodeError as error:
-        bad.report("not UTF-8", f"{where}: not UTF-8 ({error}); {advice}")
-    except (ValueError, RecursionError) as error:
-        bad.report("not JSON", f"{where}: not JSON ({error}); {advice}")
-    return _BAD
 
 
 def json_documents(member: str, value: Any, fields: list[str]) -> Iterator[Document]:
