@@ -80,11 +80,12 @@ def train_control(stage: Stage) -> dict[str, Any]:
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     shares = target_shares(None, weights)
     model, _ = load_model(stage.inputs["model"])
-    found = {}
+    found, documents = {}, {}
     for name in STUDENTS:
         facts = _train_on(stage, name, model)
         dense = measure_held_out(model, held_out, settings.measure)
         ternary = measure_held_out(_student(stage.inputs[name]), held_out, settings.measure)
+        documents = {domain: len(scores.documents.tokens) for domain, scores in dense.items()}
         found[name] = {
             "steps": facts["steps"],
             "tokens": facts["tokens"],
@@ -94,7 +95,7 @@ def train_control(stage: Stage) -> dict[str, Any]:
         "schema": SCHEMA,
         "confidence": settings.confidence,
         "shares": shares,
-        "documents": {name: len(scores.documents.tokens) for name, scores in dense.items()},
+        "documents": documents,
         "students": found,
     }
     write_json(stage.folder / "control.json", content)
