@@ -125,6 +125,23 @@ def test_a_terminated_stage_says_so_in_the_log(run_stage: RunStage):
     assert not Path("out").exists()
 
 
+def test_a_log_that_cannot_be_written_is_said_once_and_costs_nothing(
+    run_stage: RunStage, capsys: pytest.CaptureFixture[str]
+):
+    LOG.parent.mkdir()
+    LOG.symlink_to("/dev/full")
+
+    def stage(stage: Stage) -> dict[str, Any]:
+        stage.terminal.say("first")
+        stage.terminal.say("second")
+        return {}
+
+    assert run_stage(stage) == 0
+    lines = capsys.readouterr().err.splitlines()
+    warning = "warning: export: logs/export.log ends here: No space left on device"
+    assert lines[:3] == ["first", warning, "second"]
+
+
 def test_who_finds_the_stage_running_leaves_its_log_alone(run_stage: RunStage):
     def stage(stage: Stage) -> dict[str, Any]:
         stage.terminal.say("first")

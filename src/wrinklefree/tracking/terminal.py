@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -64,10 +65,17 @@ class Terminal:
         return Progress(self, self._stream, total=total, done=done, unit=unit)
 
     def record(self, line: str) -> None:
-        """Write to the log file only."""
-        if self._log:
+        """Write to the log file only. Where that fails, the log ends and the stage goes on."""
+        if self._log is None:
+            return
+        try:
             self._log.write(line + "\n")
             self._log.flush()
+        except OSError as error:
+            log, self._log = self._log, None
+            with contextlib.suppress(OSError):  # closing tries to write once more
+                log.close()
+            self.say(f"warning: {self.label}: {log.name} ends here: {error.strerror}")
 
 
 _of_the_stage: Terminal | None = None
