@@ -35,7 +35,7 @@ TIMED_BYTES = 4_000_000
 
 
 def print_dropped(raw: dict[str, Path], settings: CleaningSettings, sources: Any) -> None:
-    """What each step drops of each source, as percentages of the bytes of its training split."""
+    """What each step drops of each source, as percentages of the bytes of both its splits."""
     print(f"{'dropped, percent':<16}" + "".join(f"{step:>21}" for step in STEPS))
     for name in raw:
         with TemporaryDirectory() as folder:
@@ -45,8 +45,7 @@ def print_dropped(raw: dict[str, Path], settings: CleaningSettings, sources: Any
         read, kept = (sum(s["bytes"] for s in facts[key].values()) for key in ("read", "kept"))
         dropped = [facts["dropped"][step]["bytes"] for step in STEPS]
         require(read == kept + sum(dropped), f"every byte of {name} kept or counted as dropped")
-        train = facts["read"]["train"]["bytes"]
-        print(f"{name:<16}" + "".join(f"{100 * size / train:21.2f}" for size in dropped))
+        print(f"{name:<16}" + "".join(f"{100 * size / read:21.2f}" for size in dropped))
 
 
 def calls_for(

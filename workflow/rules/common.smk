@@ -18,7 +18,7 @@ try:
         warnings.simplefilter("ignore")
         for file in workflow.configfiles:
             read_yaml(Path(file))  # refuses repeated keys, of which Snakemake keeps the last
-        validate(config)
+        engine = validate(config).cleaning.engine
 except UserError as error:
     # One screen, no traceback: this is the user's mistake, not the workflow's.
     sys.exit(f"error: {error}")
@@ -26,6 +26,8 @@ except UserError as error:
 PARAMETERS = without_nulls(config)
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
+# Tasks of datatrove that run beside each other on this machine; those of Slurm run elsewhere.
+CLEANING_TASKS = engine.workers if engine.kind == "datatrove" and engine.executor == "local" else 1
 
 
 def settings(stage):

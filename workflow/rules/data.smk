@@ -41,8 +41,9 @@ rule clean_source:
         "logs/clean.{source}.log",
     benchmark:
         "logs/benchmarks/clean.{source}.jsonl"
+    threads: CLEANING_TASKS
     resources:
-        mem_mb=1000,
+        mem_mb=1000 * CLEANING_TASKS,
     params:
         settings=settings("clean"),
         code=code("clean"),
