@@ -91,3 +91,12 @@ def test_rows_of_a_larger_vocabulary_are_refused(
     rows[kind][0].tokens_BT[1, 3] = 97
     with pytest.raises(UserError, match="ids up to 97, but the model's embedding ends at 96"):
         insert_subln_stage(settings, base, rows["training"], rows["held_out"], tmp_path / "subln")
+
+
+def test_rows_longer_than_the_positions_of_the_model_are_refused(
+    base: Path, tmp_path: Path, batch: MakeBatch
+) -> None:
+    settings = SublnSettings(gain="ones", calibration_rows=1)
+    with pytest.raises(UserError, match="rows have 129 tokens, but the model's max_position_emb"):
+        long = [batch(length=129)]
+        insert_subln_stage(settings, base, long, long, tmp_path / "subln")

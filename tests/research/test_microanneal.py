@@ -89,7 +89,7 @@ def test_a_better_mixture_is_called_better_where_it_is_and_worse_where_it_is_not
 
 def test_the_table_fits_a_terminal_whatever_a_domain_is_called():
     found = dict.fromkeys(["target", "x" * 60], Difference(-0.5, -1.0, -0.1, 0.1, 0.1, [-0.5]))
-    text = table_text(found, 0.95, seeds=1, rows=dict.fromkeys(found, 1000))
+    text = table_text(found, 0.95, seeds=1, documents=dict.fromkeys(found, 1000))
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -227,6 +227,19 @@ def test_a_model_without_an_embedding_for_every_id_scores_nothing(
         arrange(stage, settings, open_data(stage, settings), small_model(100))
 
 
+def test_rows_longer_than_the_positions_of_the_model_are_refused(
+    stage: Stage, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    data = open_data(stage, settings)
+    model = small_model()
+    model.config.max_position_embeddings = data.sequence_length
+    Trainer(stage, model, CausalLanguageModel(), data, settings)
+    model.config.max_position_embeddings = data.sequence_length - 1
+    with pytest.raises(UserError, match=f"rows have {data.sequence_length} tokens, but the model"):
+        Trainer(stage, model, CausalLanguageModel(), data, settings)
+
+
 @pytest.mark.parametrize(
     ("kind", "final", "order", "warns"),
     [

@@ -44,3 +44,15 @@ def require_embeddings(model: PreTrainedModel, vocabulary_size: int) -> None:
             " tokenizers. Run the stages of both again with one tokenizer (tokenizer.kind: base for"
             " a pretrained model)"
         )
+
+
+def require_positions(model: PreTrainedModel, sequence_length: int) -> None:
+    """Raise a UserError where rows are longer than the model's positions reach."""
+    longest = model.config.max_position_embeddings
+    if sequence_length > longest:
+        raise UserError(
+            f"the mixture's rows have {sequence_length} tokens, but the model's"
+            f" max_position_embeddings is {longest}: beyond it positions mean nothing to the model."
+            " Lower mixture.sequence_length, or run the stage that makes the model again if it was"
+            " made for shorter rows"
+        )

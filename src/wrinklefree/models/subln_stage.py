@@ -11,7 +11,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
-from wrinklefree.models.forward import require_embeddings
+from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def insert_subln_stage(
 
     Raises
     ------
-    UserError : the base is not dense, or the rows have a token id that it has no embedding for.
+    UserError : the base is not dense, or the rows have a token id that it has no embedding for or
+        more tokens than it has positions.
     """
     training, held_out = list(training), list(held_out)
     model, model_format = load_model(base)
@@ -50,6 +51,7 @@ def insert_subln_stage(
         raise UserError(f"{base}: expected a dense model, found {model_format}")
     largest = max(int(batch.tokens_BT.max()) for batch in (*training, *held_out))
     require_embeddings(model, largest + 1)
+    require_positions(model, held_out[0].tokens_BT.shape[1])
     facts: dict[str, Any] = {
         "gain": settings.gain,
         "calibration_rows": _count_rows(training),

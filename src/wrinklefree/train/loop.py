@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from wrinklefree.config.training import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.data.loader import Batch, TrainingData
 from wrinklefree.errors import UserError
-from wrinklefree.models.forward import require_embeddings
+from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim import build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
@@ -77,6 +77,7 @@ class Trainer:
     ) -> None:
         _refuse_low_precision(model)
         require_embeddings(model, data.vocabulary_size)
+        require_positions(model, data.sequence_length)
         self.stage = stage
         self.settings = settings
         self.check_first_loss = check_first_loss
