@@ -225,8 +225,30 @@ def test_epochs_differ() -> None:
 
 
 def test_domains_are_mixed_within_a_block() -> None:
-    domains = order(buffer=1, seed=0).locate(np.arange(10 * BLOCK_SAMPLES))[0]
-    assert sum(a != b for a, b in pairwise(domains)) > 10 * BLOCK_SAMPLES / 3
+    domains = order(buffer=1, seed=0).locate(np.arange(80 * BLOCK_SAMPLES))[0]
+    assert sum(a != b for a, b in pairwise(domains)) > 80 * BLOCK_SAMPLES / 3
+    blocks = {tuple(block) for block in domains.reshape(-1, BLOCK_SAMPLES).tolist()}
+    assert len(blocks) > 40, "blocks of the same domains are in different orders"
+
+
+@pytest.mark.parametrize("rows", [8, 16, 24, 512])
+def test_steps_of_whole_blocks_hold_every_share_to_a_row(rows: int) -> None:
+    counts = counts_per_step(rows)
+    expected = counts.mean(axis=0)
+    assert np.abs(counts - expected).max() < 2
+    assert counts.var(axis=0).max() < 0.5, "rows², however many rows a step has"
+
+
+def test_steps_of_other_sizes_are_left_less_to_chance_than_independent_draws() -> None:
+    counts = counts_per_step(12)
+    shares = counts.mean(axis=0) / 12
+    assert (counts.var(axis=0) <= 0.4 * 12 * shares * (1 - shares)).all()
+
+
+def counts_per_step(rows: int) -> np.ndarray:
+    """Rows of each domain in 1,000 steps, [1000, D]."""
+    domains = order(seed=2).locate(np.arange(1000 * rows))[0].reshape(1000, rows)
+    return np.stack([(domains == index).sum(axis=1) for index in range(len(DOMAINS))], axis=1)
 
 
 def test_permutation_is_written_down_and_uniform() -> None:

@@ -27,7 +27,10 @@ from itertools import pairwise
 
 import numpy as np
 
-BLOCK_SAMPLES = 64
+BLOCK_SAMPLES = 8
+"""Steps of a multiple of so many rows hold each domain's share to a row, so that the loss of a step
+does not jump with what happens to be in it; in steps of other sizes less than a block is left to
+chance."""
 SHARE_BITS = 40
 
 
