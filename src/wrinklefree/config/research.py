@@ -37,7 +37,7 @@ class ControlSettings(Section):
     """The dense base trained on as the students were, for the price of ternary weights."""
 
     measure: MeasureSettings
-    confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
+    confidence: Confidence
     """Of the intervals."""
 
 
