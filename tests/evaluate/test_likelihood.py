@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import HeldOutData
+from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.likelihood import score_model, token_losses
 from wrinklefree.evaluate.scores import ModelScore
@@ -139,6 +141,30 @@ def test_rows_per_domain_is_how_many_rows_are_read_where_there_are_as_many(
         "prose": 4,
         "spare": 3,
     }
+
+
+@pytest.mark.parametrize("diffusion", [None, DIFFUSION])
+def test_parts_of_a_document_in_several_rows_are_one_document(
+    tiny_llama,
+    held_out: HeldOutData,
+    monkeypatch: pytest.MonkeyPatch,
+    diffusion: DiffusionFormat | None,
+):
+    model = tiny_llama(1)
+    alone = _score(model, held_out, diffusion=diffusion)
+    batches = held_out.batches
+
+    def of_two_documents(*arguments: Any, **options: Any) -> Iterator[Batch]:
+        for batch in batches(*arguments, **options):
+            parity_BT = batch.sample_B[:, None].expand_as(batch.tokens_BT) % 2
+            yield replace(batch, source_documents_BT=parity_BT)
+
+    monkeypatch.setattr(held_out, "batches", of_two_documents)
+    joined = _score(model, held_out, diffusion=diffusion)
+    for domain, found in joined.domains.items():
+        assert (found.documents, found.rows) == (2, alone.domains[domain].rows)
+        assert found.score.loss == alone.domains[domain].score.loss
+        assert found.score.loss_standard_error != alone.domains[domain].score.loss_standard_error
 
 
 def test_draws_and_seed_change_an_estimated_bound_and_no_exact_loss(

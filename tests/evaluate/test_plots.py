@@ -10,7 +10,14 @@ from matplotlib.figure import Figure
 from wrinklefree.evaluate import plots
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.history import History
-from wrinklefree.evaluate.scores import ModelScore, domain_score, loss_variance, overall_score
+from wrinklefree.evaluate.scores import (
+    HeldOutScores,
+    ModelScore,
+    ScoreSums,
+    domain_score,
+    loss_variance,
+    overall_score,
+)
 from wrinklefree.evaluate.ternary import LayerTernary
 
 STEPS = list(range(1, 41))
@@ -38,9 +45,9 @@ DENSE = History(STEPS, HISTORY.tokens, {"train/loss": [5.0] * 40})
 
 def _models() -> dict[str, ModelScore]:
     def model(loss: float, diffusion: bool) -> ModelScore:
+        sums = ScoreSums([loss * 9, loss * 11], [10, 10], [30, 30])
         domains = {
-            name: domain_score([loss * 9, loss * 11], [10, 10], [30, 30], name)
-            for name in ("code", "prose")
+            name: domain_score(HeldOutScores(sums, sums), name) for name in ("code", "prose")
         }
         weights = {"code": 0.5, "prose": 0.5}
         kind = "block_diffusion" if diffusion else "autoregressive"

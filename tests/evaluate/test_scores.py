@@ -7,6 +7,9 @@ import pytest
 
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import (
+    DomainScore,
+    HeldOutScores,
+    ScoreSums,
     domain_score,
     loss_variance,
     overall_score,
@@ -14,17 +17,23 @@ from wrinklefree.evaluate.scores import (
 )
 
 
+def score_of(nats: list[float], tokens: list[int], count_bytes: list[int]) -> DomainScore:
+    """Of rows that are a document each."""
+    sums = ScoreSums(nats, tokens, count_bytes)
+    return domain_score(HeldOutScores(rows=sums, documents=sums), "here")
+
+
 def test_loss_is_total_nats_over_total_tokens_and_not_a_mean_of_rows():
-    found = domain_score([10.0, 2.0], [2, 8], [10, 30], "here")
+    found = score_of([10.0, 2.0], [2, 8], [10, 30])
     assert found.score.loss == pytest.approx(1.2)
     assert found.score.perplexity == pytest.approx(math.exp(1.2))
     assert found.score.bits_per_byte == pytest.approx(12.0 / math.log(2) / 40)
-    assert (found.rows, found.tokens, found.bytes) == (2, 10, 40)
+    assert (found.rows, found.documents, found.tokens, found.bytes) == (2, 2, 10, 40)
 
 
 def test_standard_error_of_rows_of_equal_length_is_that_of_a_mean():
     means = np.random.default_rng(0).normal(3.0, 0.5, 23)
-    found = domain_score((means * 7).tolist(), [7] * 23, [9] * 23, "here")
+    found = score_of((means * 7).tolist(), [7] * 23, [9] * 23)
     assert found.score.loss_standard_error == pytest.approx(means.std(ddof=1) / math.sqrt(23))
 
 
@@ -34,38 +43,52 @@ def test_standard_error_of_rows_of_unequal_length_is_the_spread_of_repeated_samp
     for _ in range(2000):
         tokens = generator.integers(1, 60, 40)
         nats = tokens * generator.normal(3.0, 0.6, 40)
-        score = domain_score(nats.tolist(), tokens.tolist(), [1] * 40, "here").score
+        score = score_of(nats.tolist(), tokens.tolist(), [1] * 40).score
         losses.append(score.loss)
         errors.append(score.loss_standard_error)
     assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.06)
 
 
-def test_rows_without_scored_tokens_are_no_rows():
-    padded = domain_score([10.0, 0.0, 2.0], [2, 0, 8], [10, 0, 30], "here")
-    assert padded == domain_score([10.0, 2.0], [2, 8], [10, 30], "here")
+def test_the_standard_error_is_over_documents_however_many_rows_they_fill():
+    generator = np.random.default_rng(2)
+    losses, errors, of_rows = [], [], []
+    for _ in range(1000):
+        # Documents of 1 to 4 rows, each with a loss of its own that all its rows share.
+        rows_N = generator.integers(1, 5, 30)
+        nats_N = generator.normal(3.0, 0.6, 30) * rows_N * 7
+        documents = ScoreSums(nats_N.tolist(), (rows_N * 7).tolist(), [1] * 30)
+        row_nats = np.repeat(nats_N / rows_N, rows_N).tolist()
+        rows = ScoreSums(row_nats, [7] * len(row_nats), [1] * len(row_nats))
+        score = domain_score(HeldOutScores(rows, documents), "here").score
+        losses.append(score.loss)
+        errors.append(score.loss_standard_error)
+        of_rows.append(score_of(row_nats, rows.tokens, rows.bytes).score.loss_standard_error)
+    assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.08)
+    assert np.mean(of_rows) < 0.7 * np.std(losses)
 
 
-def test_one_row_has_no_standard_error_and_tokens_without_bytes_no_bits_per_byte():
-    score = domain_score([3.0], [2], [0], "here").score
+def test_one_document_has_no_standard_error_and_tokens_without_bytes_no_bits_per_byte():
+    score = score_of([3.0], [2], [0]).score
     assert score.loss_standard_error is None
     assert score.bits_per_byte is None
 
 
 def test_perplexity_that_overflows_is_absent():
-    assert domain_score([2000.0], [1], [1], "here").score.perplexity is None
+    assert score_of([2000.0], [1], [1]).score.perplexity is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_loss_that_is_not_finite_is_refused_with_its_place(bad: float):
+    sums = ScoreSums([1.0, bad], [1, 1], [1, 1])
     with pytest.raises(UserError, match="model x, domain y"):
-        domain_score([1.0, bad], [1, 1], [1, 1], "model x, domain y")
+        domain_score(HeldOutScores(sums, sums), "model x, domain y")
 
 
 def test_overall_is_weighted_by_the_mixture_and_not_by_held_out_tokens():
     domains = {
-        "a": domain_score([10.0, 10.0], [10, 10], [40, 40], "a"),
-        "b": domain_score([9.0, 11.0], [5, 5], [10, 10], "b"),
-        "unweighted": domain_score([900.0], [1], [1], "c"),
+        "a": score_of([10.0, 10.0], [10, 10], [40, 40]),
+        "b": score_of([9.0, 11.0], [5, 5], [10, 10]),
+        "unweighted": score_of([900.0], [1], [1]),
     }
     overall = overall_score(domains, {"a": 0.75, "b": 0.25, "unweighted": 0.0})
     assert overall.loss == pytest.approx(0.75 * 1.0 + 0.25 * 2.0)
@@ -76,16 +99,14 @@ def test_overall_is_weighted_by_the_mixture_and_not_by_held_out_tokens():
 
 
 def test_a_weighted_domain_that_was_not_scored_is_refused():
-    domains = {"a": domain_score([1.0], [1], [1], "a")}
+    domains = {"a": score_of([1.0], [1], [1])}
     with pytest.raises(UserError, match=r"domain b has weight 0\.5"):
         overall_score(domains, {"a": 0.5, "b": 0.5})
 
 
 def test_variance_of_rows_is_that_of_every_token_by_itself_weighted_as_the_mixture():
     rows = {"a": ([8.0, 30.0], [10, 10]), "b": ([9.0, 11.0, 40.0], [5, 5, 10])}
-    domains = {
-        name: domain_score(nats, tokens, tokens, name) for name, (nats, tokens) in rows.items()
-    }
+    domains = {name: score_of(nats, tokens, tokens) for name, (nats, tokens) in rows.items()}
     split = loss_variance(domains, {"a": 1.5, "b": 0.5, "absent": 0.0})
     values, weights = [], []
     for name, share in (("a", 0.75), ("b", 0.25)):

@@ -4,9 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrinklefree.evaluate.scores import (
+    HeldOutScores,
     Kind,
     ModelScore,
     Score,
+    ScoreSums,
     domain_score,
     loss_variance,
     overall_score,
@@ -16,10 +18,8 @@ from wrinklefree.stability.loss_variance import VarianceSplit
 
 
 def _model(loss: float, domains: list[str], kind: Kind = "autoregressive") -> ModelScore:
-    scores = {
-        domain: domain_score([loss * 10, (loss + 0.5) * 10], [10, 10], [32, 32], domain)
-        for domain in domains
-    }
+    sums = ScoreSums([loss * 10, (loss + 0.5) * 10], [10, 10], [32, 32])
+    scores = {domain: domain_score(HeldOutScores(sums, sums), domain) for domain in domains}
     weights = dict.fromkeys(domains, 1.0)
     variance = loss_variance(scores, weights)
     return ModelScore(kind, loss > 3.0, overall_score(scores, weights), scores, variance)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from wrinklefree.config.training import ModelSettings
+from wrinklefree.evaluate.scores import HeldOutScores, ScoreSums, domain_score
 from wrinklefree.models.base import build_scratch
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.control import compare, train_control
-from wrinklefree.research.measure import HeldOutScores, ScoreSums
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.stage2 import continue_pretraining
@@ -111,7 +111,7 @@ def test_students_are_measured_fully_quantized(make_stage: MakeStage, inputs: di
         model, _ = load_model(inputs["stage2"])
         set_quantization_lambda(model, strength)
         scores = measure_held_out(model, HeldOutData(inputs["mixture"]), settings)["left"]
-        losses[strength] = scores.rows.score("left").score.loss
+        losses[strength] = domain_score(scores, "left").score.loss
     assert found == losses[1.0] != losses[0.0]
 
 

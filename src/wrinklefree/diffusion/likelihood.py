@@ -33,10 +33,10 @@ from wrinklefree.models.forward import next_token_logits
 class NegativeElbo:
     """Estimates of a micro-batch; the mean over draws is unbiased, their spread is its error."""
 
-    nats_DB: Tensor
-    """float64: sum over the supervised tokens of a row."""
-    tokens_B: Tensor
-    """int64: supervised tokens of a row."""
+    nats_DBT: Tensor
+    """float64: what each token adds, 0 where a draw did not mask it. Blocks add up, not tokens."""
+    supervised_BT: Tensor
+    """bool: the tokens that count."""
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def negative_elbo(
     draws: int,
     seed: int,
 ) -> NegativeElbo:
-    """Estimate the negative evidence lower bound of every row, ``draws`` times.
+    """Estimate the negative evidence lower bound of every token, ``draws`` times.
 
     A function of (seed, draw, sample): it depends neither on the batch size nor on the device.
     """
@@ -64,8 +64,8 @@ def negative_elbo(
         loss_BT = masked_token_losses(
             model, batch, blocks, masked_BT, token_shift=token_shift, mask_token_id=mask_token_id
         )
-        nats.append((loss_BT.double() * weight_BT).sum(1))
-    return NegativeElbo(torch.stack(nats), supervised_BT.sum(1))
+        nats.append(loss_BT.double() * weight_BT)
+    return NegativeElbo(torch.stack(nats), supervised_BT)
 
 
 def draw_masks(

@@ -4,13 +4,15 @@ For an autoregressive model this is its negative log-likelihood; for a block-dif
 negative evidence lower bound (NELBO), an upper bound of its own negative log-likelihood that is
 estimated by random masking. Only tokens whose predecessor is of the same document are scored.
 
-Shapes: B rows, T tokens of a row, V vocabulary, D draws.
+Shapes: B rows, T tokens of a row, V vocabulary, M scored tokens of a domain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,12 +21,13 @@ from transformers import PreTrainedModel
 from wrinklefree.config.outcome import EvaluateSettings
 from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.diffusion.likelihood import negative_elbo
-from wrinklefree.diffusion.masks import find_blocks
-from wrinklefree.diffusion.shift import TokenShift, supervised_tokens
+from wrinklefree.diffusion.shift import TokenShift
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import (
     DomainScore,
+    HeldOutScores,
     ModelScore,
+    ScoreSums,
     domain_score,
     loss_variance,
     overall_score,
@@ -32,6 +35,9 @@ from wrinklefree.evaluate.scores import (
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.forward import next_token_logits
+
+TokenScores = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Nats of every token (float64, 0 where it is not scored) and which are scored, [B, T] each."""
 
 
 def score_model(
@@ -62,14 +68,21 @@ def score_model(
             f"model {name} has a vocabulary of {vocabulary}, the data of"
             f" {held_out.vocabulary_size}; model and mixture must come from the same tokenizer"
         )
+    score = next_token_scores(model)
+    if diffusion := model_format.diffusion:
+        score = _bound_scores(model, diffusion, settings.likelihood_draws, seed)
     domains: dict[str, DomainScore] = {}
     for domain in held_out.domains:
-        nats, tokens, count_bytes = _score_rows(
-            model, model_format.diffusion, held_out, domain, settings, seed
+        found = held_out_scores(
+            held_out,
+            domain,
+            score,
+            model.device,
+            rows=settings.rows_per_domain,
+            batch_size=settings.batch_size,
         )
-        if any(tokens):
-            where = f"model {name}, domain {domain}"
-            domains[domain] = domain_score(nats, tokens, count_bytes, where)
+        if found.rows.tokens:
+            domains[domain] = domain_score(found, f"model {name}, domain {domain}")
     return ModelScore(
         kind="block_diffusion" if model_format.diffusion else "autoregressive",
         quantized=model_format.bitlinear,
@@ -96,52 +109,61 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     return torch.where(scored_BT, loss_BT, 0.0)
 
 
-def _score_rows(
-    model: PreTrainedModel,
-    diffusion: DiffusionFormat | None,
+def held_out_scores(
     held_out: HeldOutData,
     domain: str,
-    settings: EvaluateSettings,
-    seed: int,
-) -> tuple[list[float], list[int], list[int]]:
-    """Nats, scored tokens and the bytes that they stand for, of every held-out row."""
-    nats: list[float] = []
-    tokens: list[int] = []
-    count_bytes: list[int] = []
-    token_bytes_V = held_out.token_bytes_V.to(model.device)
-    batches = held_out.batches(
-        domain, rows=settings.rows_per_domain, batch_size=settings.batch_size
+    score: TokenScores,
+    device: torch.device,
+    *,
+    rows: int,
+    batch_size: int,
+) -> HeldOutScores:
+    """Sums by row and by document over up to ``rows`` held-out rows of a domain."""
+    token_bytes_V = held_out.token_bytes_V.numpy()
+    numbers = [np.empty((2, 0), dtype=np.int64)]
+    values = [np.empty((2, 0))]
+    for batch in held_out.batches(domain, rows=rows, batch_size=batch_size):
+        nats_BT, scored_BT = (found.cpu().numpy() for found in score(batch.to(device)))
+        row_BT = batch.sample_B[:, None].expand_as(batch.tokens_BT).numpy()
+        numbers.append(np.stack([row_BT, batch.source_documents_BT.numpy()])[:, scored_BT])
+        values.append(np.stack([nats_BT, token_bytes_V[batch.tokens_BT.numpy()]])[:, scored_BT])
+    row_M, document_M = np.concatenate(numbers, axis=1)
+    nats_M, bytes_M = np.concatenate(values, axis=1)
+    return HeldOutScores(
+        rows=_sums_by(row_M, nats_M, bytes_M), documents=_sums_by(document_M, nats_M, bytes_M)
     )
-    for batch in batches:
-        batch = batch.to(model.device)
-        if diffusion:
-            nats_B, scored_BT = _negative_elbo(
-                model, batch, diffusion, settings.likelihood_draws, seed
-            )
-        else:
-            nats_B = token_losses(model, batch).sum(1)
-            scored_BT = batch.has_predecessor_BT
-        nats += nats_B.tolist()
-        tokens += scored_BT.sum(1).tolist()
-        count_bytes += (token_bytes_V[batch.tokens_BT] * scored_BT).sum(1).tolist()
-    return nats, tokens, count_bytes
 
 
-def _negative_elbo(
-    model: PreTrainedModel, batch: Batch, diffusion: DiffusionFormat, draws: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Mean over draws of each row's NELBO, float64 [B], and the tokens it counts, bool [B, T]."""
-    token_shift = cast(TokenShift, diffusion.token_shift)
-    elbo = negative_elbo(
-        model,
-        batch,
-        block_size=diffusion.block_size,
-        token_shift=token_shift,
-        mask_token_id=diffusion.mask_token_id,
-        draws=draws,
-        seed=seed,
+def _sums_by(number_M: np.ndarray, nats_M: np.ndarray, bytes_M: np.ndarray) -> ScoreSums:
+    """Sums of the tokens that have the same number."""
+    _, place_M = np.unique(number_M, return_inverse=True)
+    return ScoreSums(
+        nats=np.bincount(place_M, nats_M).tolist(),
+        tokens=np.bincount(place_M).tolist(),
+        bytes=np.bincount(place_M, bytes_M).astype(np.int64).tolist(),
     )
-    blocks = find_blocks(batch.document_ids_BT, batch.positions_BT, diffusion.block_size)
-    scored_BT = supervised_tokens(batch.tokens_BT, blocks, token_shift, diffusion.mask_token_id)
-    assert torch.equal(scored_BT.sum(1), elbo.tokens_B), "bytes must be those of the scored tokens"
-    return elbo.nats_DB.mean(0), scored_BT
+
+
+def next_token_scores(model: PreTrainedModel) -> TokenScores:
+    """Negative log-likelihood (nats) of the tokens that have a predecessor in their document."""
+    return lambda batch: (token_losses(model, batch), batch.has_predecessor_BT)
+
+
+def _bound_scores(
+    model: PreTrainedModel, diffusion: DiffusionFormat, draws: int, seed: int
+) -> TokenScores:
+    """What each token adds to the NELBO of a block-diffusion model, the mean over draws."""
+
+    def score(batch: Batch) -> tuple[Tensor, Tensor]:
+        elbo = negative_elbo(
+            model,
+            batch,
+            block_size=diffusion.block_size,
+            token_shift=cast(TokenShift, diffusion.token_shift),
+            mask_token_id=diffusion.mask_token_id,
+            draws=draws,
+            seed=seed,
+        )
+        return elbo.nats_DBT.mean(0), elbo.supervised_BT
+
+    return score

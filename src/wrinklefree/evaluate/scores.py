@@ -1,16 +1,17 @@
 """Held-out scores of a model and how they are aggregated. Imports no torch.
 
-Within a domain a score is a ratio of sums over rows, sum of nats / sum of scored tokens. Overall it
-is the mean over domains weighted by the mixture's weights: the loss on text that is composed like
-the training data, whatever number of held-out rows each domain happens to have.
+Within a domain a score is a ratio of sums, sum of nats / sum of scored tokens. Overall it is the
+mean over domains weighted by the mixture's weights: the loss on text that is composed like the
+training data, whatever number of held-out rows each domain happens to have.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from wrinklefree.errors import UserError
 from wrinklefree.stability.loss_variance import VarianceSplit
@@ -39,7 +40,7 @@ class Score:
     loss: float
     """Nats per scored token; of a block-diffusion model the NELBO, an upper bound."""
     loss_standard_error: float | None
-    """Over rows; None when a domain has a single row."""
+    """Over documents; None when those of a domain are a single one."""
     bytes_per_token: float
 
     @property
@@ -68,12 +69,36 @@ class Score:
 
 
 @dataclass(frozen=True)
+class ScoreSums:
+    """Sums over the scored tokens of each held-out row or document that has any, by its number."""
+
+    nats: list[float]
+    tokens: list[int]
+    bytes: list[int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The three lists."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """What a model reached on the held-out rows of a domain."""
+
+    rows: ScoreSums
+    documents: ScoreSums
+    """Of each document that a row has a part of: all its parts in these rows together."""
+
+
+@dataclass(frozen=True)
 class DomainScore:
     """A model's score on the held-out rows of one domain."""
 
     score: Score
     rows: int
     """Rows with at least one scored token."""
+    documents: int
+    """Documents that these rows have a scored token of."""
     tokens: int
     bytes: int
     loss_variance: float
@@ -81,7 +106,7 @@ class DomainScore:
 
     def as_json(self) -> dict[str, float | int | None]:
         """The score with the sample that it was measured on."""
-        counts = {"rows": self.rows, "tokens": self.tokens, "bytes": self.bytes}
+        counts = {name: getattr(self, name) for name in ("rows", "documents", "tokens", "bytes")}
         return self.score.as_json() | counts | {"loss_variance": self.loss_variance}
 
 
@@ -104,35 +129,60 @@ class ModelScore:
         return about | self.overall.as_json() | spread | {"domains": domains}
 
 
-def domain_score(
-    row_nats: Sequence[float], row_tokens: Sequence[int], row_bytes: Sequence[int], where: str
-) -> DomainScore:
-    """The score of a domain from sums over each of its rows.
+def domain_score(found: HeldOutScores, where: str) -> DomainScore:
+    """The score of a domain from sums over each of its rows and documents.
 
-    The standard error is that of a ratio of means (linearised; rows drawn independently):
-    ``sqrt(n / (n - 1) * sum_r (nats_r - loss * tokens_r)^2) / tokens``.
+    The standard error is over documents, for rows cut from one document share its author, topic and
+    format; see :func:`influences`.
 
     Raises
     ------
     UserError : the loss is not finite; ``where`` says of which model and domain.
     """
-    rows = [row for row in zip(row_nats, row_tokens, row_bytes, strict=True) if row[1]]
-    assert rows, "a domain without scored tokens has no score"
-    tokens = sum(row[1] for row in rows)
-    loss = math.fsum(row[0] for row in rows) / tokens
+    rows, documents = found.rows, found.documents
+    assert rows.tokens, "a domain without scored tokens has no score"
+    tokens = sum(rows.tokens)
+    loss = math.fsum(rows.nats) / tokens
     if not math.isfinite(loss):
         raise UserError(
             f"{where}: the held-out loss is {loss}, so the model's weights or activations are not"
             " finite; see the gradient norms in the history.jsonl of its stage and rerun it"
         )
     error = None
-    if len(rows) > 1:
-        squares = math.fsum((nats - loss * count) ** 2 for nats, count, _ in rows)
-        error = math.sqrt(len(rows) / (len(rows) - 1) * squares) / tokens
-    count_bytes = sum(row[2] for row in rows)
-    score = Score(loss, error, count_bytes / tokens)
-    variance = math.fsum((nats / count - loss) ** 2 * count for nats, count, _ in rows) / tokens
-    return DomainScore(score, len(rows), tokens, count_bytes, variance)
+    if (count := len(documents.tokens)) > 1:
+        influence_1N = influences(np.array([documents.nats]), np.array(documents.tokens))
+        error = math.sqrt(float((influence_1N**2).sum()) / (count - 1) / count)
+    count_bytes = sum(rows.bytes)
+    variance = math.fsum(
+        (nats / number - loss) ** 2 * number
+        for nats, number in zip(rows.nats, rows.tokens, strict=True)
+    )
+    return DomainScore(
+        Score(loss, error, count_bytes / tokens),
+        rows=len(rows.tokens),
+        documents=count,
+        tokens=tokens,
+        bytes=count_bytes,
+        loss_variance=variance / tokens,
+    )
+
+
+def influences(nats_SN: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
+    """N - 1 times how much each of S losses falls without a document, [S, N].
+
+    The sum of their squares over (N - 1) N is the delete-one jackknife's variance of the loss,
+    which for clusters is called CV3 (MacKinnon, Nielsen and Webb 2023, Journal of Applied
+    Econometrics 38, 671-694). For documents of equal length an influence is the document's own loss
+    less the mean, and the variance that of a mean.
+
+    Parameters
+    ----------
+    nats_SN : float64, sums over the scored tokens of N >= 2 documents.
+    tokens_N : scored tokens of each document, all above 0.
+    """
+    total = tokens_N.sum()
+    loss_S1 = nats_SN.sum(axis=1, keepdims=True) / total
+    return (len(tokens_N) - 1) * (nats_SN - loss_S1 * tokens_N) / (total - tokens_N)
 
 
 def overall_score(domains: dict[str, DomainScore], weights: dict[str, float]) -> Score:

@@ -124,12 +124,12 @@ def evaluate_models(
                                             for block_diffusion the NELBO, an upper bound
                        perplexity           exp(loss); null where it overflows
                        bits_per_byte        null where the scored tokens stand for no bytes
-                       loss_standard_error  over rows; null where a domain has one row
+                       loss_standard_error  over documents; null where a domain has only one
                        loss_variance        of the losses of held-out rows, domains by weight:
                                             {total, within, between domains (nats²),
                                             between_share}
                        domains              {domain: loss to loss_standard_error as above;
-                                             rows, tokens, bytes: what was scored;
+                                             rows, documents, tokens, bytes: what was scored;
                                              loss_variance: of its rows}}}
         training_noise  {stage: {rows: as loss_variance, of training rows,
                          steps: {total: variance of step losses, composition: its part that

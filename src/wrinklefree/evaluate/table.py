@@ -22,10 +22,10 @@ from wrinklefree.evaluate.scores import LABELS, ModelScore
 MARKDOWN_WIDTH = 100
 
 _NOTE = """\
-Held-out loss in nats per token, ± its standard error over rows; the mean over domains is weighted
-as the mixture is. ppl = exp(loss); bits/byte: per UTF-8 byte of text. A value after ≤ is a bound:
-the NELBO of a diffusion model. recovered: how much of the damage of naive ternarization was undone,
-0 % as naive ternary, 100 % as the dense base.
+Held-out loss in nats per token, ± its standard error over documents; the mean over domains is
+weighted as the mixture is. ppl = exp(loss); bits/byte: per UTF-8 byte of text. A value after ≤ is a
+bound: the NELBO of a diffusion model. recovered: how much of the damage of naive ternarization was
+undone, 0 % as naive ternary, 100 % as the dense base.
 """
 
 

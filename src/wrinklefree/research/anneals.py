@@ -11,9 +11,9 @@ from wrinklefree.config.training import TrainingSettings
 from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.rows import read_mixture
 from wrinklefree.errors import UserError
+from wrinklefree.evaluate.scores import HeldOutScores, domain_score
 from wrinklefree.models.folder import ModelFormat, load_model, write_json
 from wrinklefree.research.measure import (
-    ScoreSums,
     cpu_threads,
     measure_held_out,
     require_documents,
@@ -67,7 +67,7 @@ def anneal_arm(stage: Stage) -> dict[str, Any]:
         "present": present,
         "weights": weights,
         "seeds": {
-            seed: {name: documents.as_json() for name, documents in domains.items()}
+            seed: {name: found.documents.as_json() for name, found in domains.items()}
             for seed, domains in scores.items()
         },
     }
@@ -77,8 +77,8 @@ def anneal_arm(stage: Stage) -> dict[str, Any]:
 
 def _anneal(
     stage: Stage, mixture: Path, weights: dict[str, float], seed: int
-) -> dict[str, ScoreSums]:
-    """Scores of the held-out documents after one anneal. Resumes from its own checkpoints."""
+) -> dict[str, HeldOutScores]:
+    """Held-out scores after one anneal. Resumes from its own checkpoints."""
     training = stage.section("microanneal.training", TrainingSettings)
     measure = stage.section("microanneal.measure", MeasureSettings)
     held_out = HeldOutData(mixture)
@@ -92,16 +92,19 @@ def _anneal(
         )
     part = part_of(stage, f"seed-{seed}", f"seed {seed}")
     Trainer(part, model, CausalLanguageModel(), data, training).run()
-    scores = measure_held_out(model, held_out, measure)
-    return {name: found.documents for name, found in scores.items()}
+    return measure_held_out(model, held_out, measure)
 
 
-def _losses(stage: Stage, scores: dict[str, dict[str, ScoreSums]]) -> dict[str, dict[str, float]]:
+def _losses(
+    stage: Stage, scores: dict[str, dict[str, HeldOutScores]]
+) -> dict[str, dict[str, float]]:
     """Loss of every domain, nats per token, by seed; UserError if one is not finite."""
     return {
         seed: {
-            name: documents.score(f"{stage.terminal.label}, seed {seed}, domain {name}").score.loss
-            for name, documents in domains.items()
+            name: domain_score(
+                found, f"{stage.terminal.label}, seed {seed}, domain {name}"
+            ).score.loss
+            for name, found in domains.items()
         }
         for seed, domains in scores.items()
     }

@@ -26,12 +26,11 @@ from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.rows import read_mixture
 from wrinklefree.evaluate.columns import header, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
-from wrinklefree.evaluate.scores import LABELS
+from wrinklefree.evaluate.scores import LABELS, HeldOutScores, domain_score
 from wrinklefree.models.folder import load_model, write_json
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.intervals import SingleDifference, single_difference
 from wrinklefree.research.measure import (
-    HeldOutScores,
     measure_held_out,
     require_documents,
     target_shares,
@@ -133,8 +132,8 @@ def compare(
     """``losses`` and ``differences`` of ``control.json``, from the same text under both models."""
     losses = {
         name: {
-            "dense": dense[name].rows.score(f"the dense model, domain {name}").score.loss,
-            "ternary": ternary[name].rows.score(f"the ternary model, domain {name}").score.loss,
+            "dense": domain_score(dense[name], f"the dense model, domain {name}").score.loss,
+            "ternary": domain_score(ternary[name], f"the ternary model, domain {name}").score.loss,
         }
         for name in dense
     }

@@ -42,6 +42,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from wrinklefree.evaluate.scores import influences
+
 Verdict = Literal["better", "worse", "undecided"]
 
 
@@ -96,7 +98,7 @@ def paired_difference(
     for name, share in shares.items():
         if not share:
             continue
-        influence_SN = _influences(nats[name], tokens[name])
+        influence_SN = influences(nats[name], tokens[name])
         documents = influence_SN.shape[1]
         mean_N = influence_SN.mean(axis=0)
         rest = float(((influence_SN - mean_N) ** 2).sum()) / ((seeds - 1) * (documents - 1))
@@ -140,7 +142,7 @@ def single_difference(
     variances: list[tuple[float, float]] = []
     for name, share in shares.items():
         if share:
-            (influence_N,) = _influences(nats[name][None], tokens[name])
+            (influence_N,) = influences(nats[name][None], tokens[name])
             variances.append(_documents_variance(influence_N, tokens[name], share))
             mean += share * float(nats[name].sum() / tokens[name].sum())
     error = math.sqrt(sum(variance for variance, _ in variances))
@@ -168,16 +170,6 @@ def _documents_reach(
     total = sum(variance for variance, _ in variances)
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in variances)
     return float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
-
-
-def _influences(nats_SN: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
-    """N - 1 times how much each seed's difference of loss falls without a document, [S, N].
-
-    For documents of equal length that is the document's own difference less the mean.
-    """
-    total = tokens_N.sum()
-    loss_S1 = nats_SN.sum(axis=1, keepdims=True) / total
-    return (len(tokens_N) - 1) * (nats_SN - loss_S1 * tokens_N) / (total - tokens_N)
 
 
 def _degrees_of_freedom(tokens_N: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from wrinklefree.config.training import ModelSettings, TrainingSettings
 from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.rows import read_mixture
 from wrinklefree.errors import UserError
+from wrinklefree.evaluate.scores import domain_score
 from wrinklefree.models.base import build_scratch
 from wrinklefree.models.folder import write_json
 from wrinklefree.research.draw import mixture_of_run
@@ -61,7 +62,7 @@ def train_proxy(stage: Stage) -> dict[str, Any]:
         present  {domain: weight in the mixture artifact}
         weights  {domain: weight that this run trained on}
         domains  {domain: {loss (nats per token), perplexity, bits_per_byte,
-                           loss_standard_error, rows, tokens, bytes}}
+                           loss_standard_error, rows, documents, tokens, bytes}}
 
     ``history.jsonl``, as of every training.
 
@@ -114,7 +115,7 @@ def _train(
     measure = stage.section("regmix.measure", MeasureSettings)
     scores = measure_held_out(model, HeldOutData(mixture), measure)
     domains = {
-        name: found.rows.score(f"{stage.terminal.label}, domain {name}").as_json()
+        name: domain_score(found, f"{stage.terminal.label}, domain {name}").as_json()
         for name, found in scores.items()
     }
     return {"parameters": model.num_parameters(), **facts}, domains
