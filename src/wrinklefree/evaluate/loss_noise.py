@@ -6,8 +6,9 @@ Two questions, answered around every step from the steps near it:
   reports counts the noise of a domain's mean over its few rows as between; means over a window of
   steps have little of it.
 * Steps: what part of the variance of step losses is there because steps draw different shares of
-  the domains? It is what steps of fixed shares (stratified ones) would be rid of. For rows drawn
-  independently it is the variance between domains over the rows of a step.
+  the domains? Steps of fixed shares (stratified ones) would be rid of it; ours keep what rounding
+  to whole rows leaves. For rows drawn independently it is the variance between domains over the
+  rows of a step.
 
 Variances of steps are half the mean squared difference of successive steps (von Neumann 1941), in
 which the trend of the loss hardly counts.
@@ -53,7 +54,7 @@ class LossNoise:
 
     @property
     def composition_share(self) -> float | None:
-        """Part of the variance of step losses that stratified steps would not have."""
+        """Part of the variance of step losses that comes from the shares of domains in steps."""
         return self.composition_of_stage / self.steps_of_stage if self.steps_of_stage else None
 
     def as_json(self) -> dict[str, Any]:
