@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from wrinklefree.config.training import (
 )
 from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.rows import read_mixture
-from wrinklefree.evaluate.columns import header, plain_rows
+from wrinklefree.evaluate.columns import TERMINAL_WIDTH, header, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, HeldOutScores, domain_score
 from wrinklefree.models.folder import load_model, write_json
@@ -179,7 +180,7 @@ def table_text(content: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            f"Held-out loss, nats per token. Documents: {counts}.",
+            fill(f"Held-out loss, nats per token. Documents: {counts}.", TERMINAL_WIDTH),
             "Intervals are for the luck of held-out documents; each model was trained once.",
             "",
         ]
