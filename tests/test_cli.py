@@ -89,6 +89,24 @@ def test_verify_finds_an_edit(tmp_path: Path):
     assert "a.txt: content differs" in wrinklefree("verify", str(tmp_path / "one")).stderr
 
 
+def test_verify_looks_into_folders_of_artifacts_and_at_all_of_them(tmp_path: Path):
+    for name in ("base", "distill/ar", "distill/dlm"):
+        with writing_artifact(tmp_path / name, Origin("fetch", {}, {}, "", {})) as (folder, _):
+            (folder / "a.txt").write_text("text")
+    folders = [str(tmp_path / name) for name in ("distill", "base")]
+    whole = wrinklefree("verify", *folders)
+    assert whole.returncode == 0
+    assert [line.split(":")[0].rpartition("/")[2] for line in whole.stdout.splitlines()] == [
+        "ar",
+        "dlm",
+        "base",
+    ]
+    (tmp_path / "distill" / "ar" / "a.txt").write_text("tixt")
+    damaged = wrinklefree("verify", *folders)
+    assert damaged.returncode == 2 and len(damaged.stdout.splitlines()) == 2
+    assert "distill/ar/a.txt: content differs" in damaged.stderr
+
+
 @pytest.mark.parametrize("module", ["torch", "mlflow", "transformers", "pyarrow", "datasets"])
 def test_settings_and_commands_import_nothing_heavy(module: str):
     code = (

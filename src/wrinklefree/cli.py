@@ -117,12 +117,29 @@ def _verify(arguments: argparse.Namespace) -> None:
     from wrinklefree.tracking.artifact import open_artifact
     from wrinklefree.tracking.current import check_current
 
-    for folder in arguments.folders:
-        artifact = open_artifact(folder)
-        manifest = artifact.manifest
-        if arguments.current:
-            check_current(artifact, without_nulls(read_yaml(PARAMS)))
-        print(f"{folder}: whole, {len(manifest.files)} files, stage {manifest.stage}")
+    damaged = 0
+    for folder in [found for given in arguments.folders for found in _artifacts_in(given)]:
+        try:
+            artifact = open_artifact(folder)
+            manifest = artifact.manifest
+            if arguments.current:
+                check_current(artifact, without_nulls(read_yaml(PARAMS)))
+        except UserError as error:  # the others are looked at all the same
+            print(f"error: {error}", file=sys.stderr)
+            damaged += 1
+        else:
+            print(f"{folder}: whole, stage {manifest.stage}, files: {len(manifest.files)}")
+    if damaged:
+        sys.exit(2)
+
+
+def _artifacts_in(folder: Path) -> list[Path]:
+    """``folder``, or the artifacts below it where it is none itself, as models/distill."""
+    from wrinklefree.tracking.artifact import MANIFEST
+
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    return sorted(manifest.parent for manifest in folder.rglob(MANIFEST)) or [folder]
 
 
 def _code(arguments: argparse.Namespace) -> None:

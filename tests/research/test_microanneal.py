@@ -73,7 +73,7 @@ def test_two_identical_mixtures_differ_by_exactly_0_and_are_undecided(
 def test_a_better_mixture_is_called_better_where_it_is_and_worse_where_it_is_not(
     make_stage: MakeStage, anneal: Anneal
 ):
-    more = {"microanneal.seeds": [0, 1, 2], "microanneal.training.steps": 6}
+    more = {"microanneal.seeds": [0, 1, 2, 3, 4], "microanneal.training.steps": 12}
     arms = anneal("present", more), anneal("candidate", {**more, f"{ARM}.weights": ALL_LEFT})
     found = verdicts(make_stage, *arms)["differences"]
     assert (found["left"]["verdict"], found["right"]["verdict"]) == ("better", "worse")
@@ -233,7 +233,7 @@ def test_a_domain_with_one_held_out_document_is_refused_before_any_training(
 
 
 def test_a_domain_that_would_be_repeated_too_often_is_refused(anneal: Anneal):
-    changes = {f"{ARM}.weights": ALL_LEFT, "microanneal.training.steps": 201}
+    changes = {f"{ARM}.weights": ALL_LEFT, "microanneal.training.steps": 12}
     with pytest.raises(UserError, match="domain left has .* read 4.02 times"):
         anneal("candidate", changes)
 

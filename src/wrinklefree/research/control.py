@@ -181,6 +181,7 @@ def table_text(content: dict[str, Any]) -> str:
         [
             *lines,
             fill(f"Held-out loss, nats per token. Documents: {counts}.", TERMINAL_WIDTH),
+            "Rows are control.measure's, so losses can differ from those of evaluate.",
             "Intervals are for the luck of held-out documents; each model was trained once.",
             "",
         ]
