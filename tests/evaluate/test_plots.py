@@ -115,8 +115,8 @@ def test_every_model_has_its_loss_written_in_every_panel_and_bounds_are_marked()
 
 def test_clipped_steps_are_counted_and_a_stage_without_norms_is_drawn_empty():
     texts = _texts(DRAWINGS["gradient_norms"]())
-    assert "1 steps clipped (2.5%)" in texts
-    assert "0 steps clipped (0.0%)" in texts
+    assert "steps clipped: 1 (2.5%)" in texts
+    assert "steps clipped: 0 (0.0%)" in texts
 
 
 def test_a_stage_without_lambda_is_said_to_be_not_quantized():

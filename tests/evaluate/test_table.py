@@ -34,8 +34,9 @@ def test_the_table_of_a_small_run_reads_as_expected():
             "autoregressive", True, Score(800.0, None, 0.0), {}, VarianceSplit(0, 0)
         ),
     }
-    lines = plain_table(models, {"naive": 0.0, "mine": -1.5}).splitlines()
-    assert lines == [
+    table, note = plain_table(models, {"naive": 0.0, "mine": -1.5}).split("\n\n")
+    assert note.startswith("Held-out loss in nats per token, ±")
+    assert table.splitlines() == [
         "model                     loss       ppl  bits/byte  recovered     code      web",
         "--------------------------------------------------------------------------------",
         "dense base       3.250 ± 0.177     25.79      1.465          –    3.250    3.250",

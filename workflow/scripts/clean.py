@@ -5,12 +5,13 @@ from typing import Any
 from wrinklefree.config.cleaning import CleaningSettings
 from wrinklefree.config.sources import Source
 from wrinklefree.data.clean.source import clean_source
+from wrinklefree.data.summary import cleaned
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
 def clean(stage: Stage) -> dict[str, Any]:
     assert stage.instance
-    return clean_source(
+    facts = clean_source(
         stage.instance,
         stage.section("cleaning", CleaningSettings),
         stage.section(f"sources.{stage.instance}", Source).cleaning,
@@ -19,6 +20,8 @@ def clean(stage: Stage) -> dict[str, Any]:
         work=stage.work,
         cache=stage.downloads,
     )
+    stage.terminal.say(f"{stage.terminal.label}: {cleaned(facts)}")
+    return facts
 
 
 if __name__ == "__main__":

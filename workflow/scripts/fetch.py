@@ -4,18 +4,21 @@ from typing import Any
 
 from wrinklefree.config.sources import HeldOutSettings, Source
 from wrinklefree.data.fetch import fetch_source
+from wrinklefree.data.summary import fetched
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
 def fetch(stage: Stage) -> dict[str, Any]:
     assert stage.instance
-    return fetch_source(
+    facts = fetch_source(
         stage.instance,
         stage.section(f"sources.{stage.instance}", Source),
         stage.section("held_out", HeldOutSettings),
         stage.folder,
         cache=stage.downloads,
     )
+    stage.terminal.say(f"{stage.terminal.label}: {fetched(facts)}")
+    return facts
 
 
 if __name__ == "__main__":

@@ -4,16 +4,19 @@ from typing import Any
 
 from wrinklefree.config.tokens import MixtureSettings
 from wrinklefree.data.mixture import build_mixture
+from wrinklefree.data.summary import mixed
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
 def mixture(stage: Stage) -> dict[str, Any]:
-    return build_mixture(
+    facts = build_mixture(
         stage.section("mixture", MixtureSettings),
         stage.collection("tokens"),
         stage.inputs["tokenizer"],
         stage.folder,
     )
+    stage.terminal.say(f"{stage.terminal.label}: {mixed(facts)}")
+    return facts
 
 
 if __name__ == "__main__":

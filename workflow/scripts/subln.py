@@ -14,7 +14,13 @@ def subln(stage: Stage) -> dict[str, Any]:
     mixture, rows = stage.inputs["mixture"], settings.calibration_rows
     training = first_training_rows(TrainingData(mixture, seed=stage.seed), rows)
     held_out = spread_held_out_rows(HeldOutData(mixture), rows)
-    return insert_subln_stage(settings, stage.inputs["model"], training, held_out, stage.folder)
+    facts = insert_subln_stage(settings, stage.inputs["model"], training, held_out, stage.folder)
+    stage.terminal.say(
+        f"{stage.terminal.label}: held-out loss {facts['loss_before']:.3f} dense,"
+        f" {facts['loss_after_lambda1']:.3f} ternary with SubLN,"
+        f" {facts['loss_ternary_without_subln']:.3f} without"
+    )
+    return facts
 
 
 if __name__ == "__main__":

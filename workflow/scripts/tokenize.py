@@ -4,12 +4,13 @@ from typing import Any
 
 from wrinklefree.config.sources import Source
 from wrinklefree.config.tokens import TokenizeSettings
+from wrinklefree.data.summary import tokenized
 from wrinklefree.data.tokenize import tokenize_source
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
 def tokenize(stage: Stage) -> dict[str, Any]:
-    return tokenize_source(
+    facts = tokenize_source(
         stage.section("tokenize", TokenizeSettings),
         stage.inputs["documents"],
         stage.inputs["tokenizer"],
@@ -17,6 +18,8 @@ def tokenize(stage: Stage) -> dict[str, Any]:
         work=stage.work,
         max_tokens=stage.section(f"sources.{stage.instance}", Source).max_tokens,
     )
+    stage.terminal.say(f"{stage.terminal.label}: {tokenized(facts)}")
+    return facts
 
 
 if __name__ == "__main__":

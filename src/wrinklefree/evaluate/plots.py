@@ -144,7 +144,7 @@ def gradient_norms(histories: dict[str, History]) -> Figure:
         clips.set_xlabel("training tokens")
         share = len(clipped) / len(history.steps)
         clips.set_title(
-            f"{len(clipped)} steps clipped ({share:.1%})", fontweight="normal", fontsize=8
+            f"steps clipped: {len(clipped)} ({share:.1%})", fontweight="normal", fontsize=8
         )
     label_first_column(norm_row, "gradient norm")
     figure.legend(

@@ -6,6 +6,8 @@ the models as rows again.
 
 from __future__ import annotations
 
+from textwrap import fill
+
 from wrinklefree.evaluate.columns import (
     ABSENT,
     TERMINAL_WIDTH,
@@ -42,8 +44,9 @@ def markdown_table(models: dict[str, ModelScore], recovered: dict[str, float | N
 
 
 def plain_table(models: dict[str, ModelScore], recovered: dict[str, float | None]) -> str:
-    """The comparison for a terminal, at most 80 columns wide."""
-    return "\n\n".join(_tables(models, recovered, plain, TERMINAL_WIDTH)) + "\n"
+    """The same for a terminal, at most 80 columns wide."""
+    tables = _tables(models, recovered, plain, TERMINAL_WIDTH)
+    return "\n\n".join([*tables, fill(_NOTE, TERMINAL_WIDTH)]) + "\n"
 
 
 def _tables(
