@@ -233,7 +233,7 @@ def test_a_domain_with_one_held_out_document_is_refused_before_any_training(
 
 
 def test_a_domain_that_would_be_repeated_too_often_is_refused(anneal: Anneal):
-    changes = {f"{ARM}.weights": ALL_LEFT, "microanneal.training.steps": 12}
+    changes = {f"{ARM}.weights": ALL_LEFT, "microanneal.training.steps": 201}
     with pytest.raises(UserError, match="domain left has .* read 4.02 times"):
         anneal("candidate", changes)
 
