@@ -28,6 +28,7 @@ from workspace import (
     dvc_outputs,
     dvc_reruns,
     dvc_reruns_after,
+    dvc_reruns_of_settings,
     pretend_everything_ran,
     run,
     snakemake_reruns,
@@ -203,12 +204,26 @@ def test_for_every_setting_both_engines_rerun_the_same_stages(finished: Path, tm
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["seed", "regmix.runs", "sources.code.licence", "mixture.max_repetition", "distill.dlm.steps"],
+)
+def test_what_dvc_says_of_settings_alone_is_what_its_status_says(
+    finished: Path, tmp_path: Path, setting: str
+):
+    folder = tmp_path / "edited"
+    shutil.copytree(finished, folder, symlinks=True)
+    changed = edited(read_yaml(folder / "params.yaml"), tuple(setting.split(".")))
+    (folder / "params.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    assert dvc_reruns_of_settings(folder) == dvc_reruns(folder) != set()
+
+
 def differences(folder: Path, edits: dict[str, dict[str, Any]]) -> list[str]:
     """Edits after which the engines would not run the same stages, or none at all."""
     problems = []
     for name, parameters in edits.items():
         (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
-        snakemake, dvc = set(snakemake_reruns(folder)), dvc_reruns(folder)
+        snakemake, dvc = set(snakemake_reruns(folder)), dvc_reruns_of_settings(folder)
         if snakemake != dvc or not dvc:
             problems.append(f"{name}: Snakemake {sorted(snakemake)}, DVC {sorted(dvc)}")
     return problems

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.utils import strictyaml as dvc_strictyaml
 from dvc.utils.serialize import _yaml as dvc_yaml
@@ -140,6 +141,18 @@ def dvc_reruns_after(folder: Path, changed: set[str]) -> set[str]:
                 changed.add(below)
                 pending.append(below)
     return {out for stage in changed for out in outputs[stage]}
+
+
+def dvc_reruns_of_settings(folder: Path) -> set[str]:
+    """:func:`dvc_reruns` where nothing but params.yaml has changed: files are not looked at."""
+    with _every_text_parsed_once(), Repo(str(folder)) as repo:
+        changed = {
+            stage.addressing.split(":")[-1]
+            for stage in repo.index.stages
+            if stage.changed_stage()
+            or any(dep.status() for dep in stage.deps if isinstance(dep, ParamsDependency))
+        }
+    return dvc_reruns_after(folder, changed)
 
 
 @contextmanager
