@@ -15,6 +15,7 @@ from wrinklefree.config.training import ModelSettings
 from wrinklefree.data.mixture import build_mixture
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.loop import Trainer
 
 VOCABULARY = 300
 FIRST_TOKEN = {"left": 20, "right": 120, "spare": 220}
@@ -157,6 +158,26 @@ def changed(values: Any, changes: dict[str, Any], path: str = "") -> Any:
         if parent == path and key not in copied:
             copied[key] = changes[other]
     return copied
+
+
+@pytest.fixture
+def dies_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """``dies_at(count)``: that step from now on is killed. Fills a list with the steps begun."""
+
+    def arrange(count: int) -> list[int]:
+        steps: list[int] = []
+        take_step = Trainer._step
+
+        def dying_step(trainer: Trainer, step: int) -> Any:
+            steps.append(step)
+            if len(steps) == count:
+                raise KeyboardInterrupt
+            return take_step(trainer, step)
+
+        monkeypatch.setattr(Trainer, "_step", dying_step)
+        return steps
+
+    return arrange
 
 
 @pytest.fixture

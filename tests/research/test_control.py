@@ -19,23 +19,18 @@ from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.stage2 import continue_pretraining
 
-MODEL = {
-    "hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 1, "key_value_heads": 1,
-    "rope_theta": 10000.0, "initializer_range": 0.02,
-}  # fmt: skip
-
 MakeStage = Callable[..., Stage]
 
 
 @pytest.fixture(scope="module")
 def inputs(
-    mixture: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+    mixture: Path, tokenizer: Path, shape: ModelSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The dense base, and two ternary students that were never trained."""
     root = tmp_path_factory.mktemp("models")
     folders = {"mixture": mixture}
     for name in ("model", "stage2", "distill_ar"):
-        model = build_scratch(ModelSettings(**MODEL), 300, 32, 0, seed=3)
+        model = build_scratch(shape, 300, 32, 0, seed=3)
         model_format = ModelFormat(subln=name != "model", bitlinear=name != "model")
         if model_format.bitlinear:
             insert_subln(model)
@@ -134,20 +129,11 @@ def test_every_setting_changes_what_is_found(
 
 
 def test_a_killed_control_goes_on_and_ends_with_the_same_bytes(
-    make_stage: MakeStage, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make_stage: MakeStage, inputs: dict[str, Path], dies_at: Callable[[int], list[int]]
 ):
     whole, killed = (make_stage("control", None, inputs) for _ in range(2))
     train_control(whole)
-    steps: list[int] = []
-    take_step = Trainer._step
-
-    def dying_step(trainer: Trainer, step: int) -> Any:
-        steps.append(step)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return take_step(trainer, step)
-
-    monkeypatch.setattr(Trainer, "_step", dying_step)
+    steps = dies_at(8)
     with pytest.raises(KeyboardInterrupt):
         train_control(killed)
     again = make_stage("control", None, inputs, work=killed.work)

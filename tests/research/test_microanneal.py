@@ -137,22 +137,13 @@ def test_the_learning_rate_ends_at_0_and_seeds_have_metrics_of_their_own(
 
 
 def test_a_killed_arm_goes_on_and_ends_with_the_same_bytes(
-    make_stage: MakeStage, mixture: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+    make_stage: MakeStage, mixture: Path, base: Path, dies_at: Callable[[int], list[int]]
 ):
     inputs = {"model": base, "mixture": mixture}
     whole = make_stage("microanneal_run", "present", inputs)
     anneal_arm(whole)
     killed = make_stage("microanneal_run", "present", inputs)
-    steps: list[int] = []
-    take_step = Trainer._step
-
-    def dying_step(trainer: Trainer, step: int) -> Any:
-        steps.append(step)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return take_step(trainer, step)
-
-    monkeypatch.setattr(Trainer, "_step", dying_step)
+    steps = dies_at(8)
     with pytest.raises(KeyboardInterrupt):
         anneal_arm(killed)
     again = make_stage("microanneal_run", "present", inputs, work=killed.work)

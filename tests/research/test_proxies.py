@@ -37,26 +37,17 @@ def test_what_is_trained_on_more_is_learned_better(make_stage: MakeStage, mixtur
 
 
 def test_a_run_repeats_to_the_byte_and_goes_on_where_it_was_killed(
-    make_stage: MakeStage, mixture: Path, monkeypatch: pytest.MonkeyPatch
+    make_stage: MakeStage, mixture: Path, dies_at: Callable[[int], list[int]]
 ):
     whole = make_stage("regmix_run", "1", {"mixture": mixture})
     train_proxy(whole)
     killed = make_stage("regmix_run", "1", {"mixture": mixture})
-    steps: list[int] = []
-    take_step = Trainer._step
-
-    def dying_step(trainer: Trainer, step: int) -> Any:
-        steps.append(step)
-        if steps == list(range(8)):
-            raise KeyboardInterrupt
-        return take_step(trainer, step)
-
-    monkeypatch.setattr(Trainer, "_step", dying_step)
+    steps = dies_at(8)
     with pytest.raises(KeyboardInterrupt):
         train_proxy(killed)
     again = make_stage("regmix_run", "1", {"mixture": mixture}, work=killed.work)
     train_proxy(again)
-    assert steps[8:] == list(range(5, 12)), "it goes on from the checkpoint of step 5"
+    assert steps == [*range(8), *range(5, 12)], "it goes on from the checkpoint of step 5"
     for name in ("run.json", "history.jsonl"):
         assert (whole.folder / name).read_bytes() == (again.folder / name).read_bytes()
 

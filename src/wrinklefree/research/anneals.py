@@ -56,9 +56,11 @@ def anneal_arm(stage: Stage) -> dict[str, Any]:
     arm = stage.section(f"microanneal.arms.{stage.instance}", ArmSettings)
     present = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     weights = present if arm.weights is None else arm.weights
+    held_out = HeldOutData(mixture)
+    require_documents(held_out, stage.section("microanneal.measure", MeasureSettings))
     with cpu_threads(stage.settings["microanneal"]["threads"]):
         scores = {
-            str(seed): _anneal(stage, mixture, weights, seed)
+            str(seed): _anneal(stage, held_out, weights, seed)
             for seed in stage.settings["microanneal"]["seeds"]
         }
     content = {
@@ -76,13 +78,11 @@ def anneal_arm(stage: Stage) -> dict[str, Any]:
 
 
 def _anneal(
-    stage: Stage, mixture: Path, weights: dict[str, float], seed: int
+    stage: Stage, held_out: HeldOutData, weights: dict[str, float], seed: int
 ) -> dict[str, HeldOutScores]:
     """Held-out scores after one anneal. Resumes from its own checkpoints."""
     training = stage.section("microanneal.training", TrainingSettings)
     measure = stage.section("microanneal.measure", MeasureSettings)
-    held_out = HeldOutData(mixture)
-    require_documents(held_out, measure)
     order = shared_seed(stage.settings["seed"], "microanneal", seed)
     data = open_data(stage, training, seed=order, weights=weights)
     model, model_format = load_model(stage.inputs["model"])

@@ -27,7 +27,7 @@ from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.rows import read_mixture
 from wrinklefree.evaluate.columns import TERMINAL_WIDTH, header, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
-from wrinklefree.evaluate.scores import LABELS, HeldOutScores, domain_score
+from wrinklefree.evaluate.scores import LABELS, HeldOutScores, domain_score, overall_score
 from wrinklefree.models.folder import load_model, write_json
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.intervals import SingleDifference, single_difference
@@ -131,17 +131,15 @@ def compare(
     dense: Scores, ternary: Scores, shares: dict[str, float], confidence: float
 ) -> dict[str, Any]:
     """``losses`` and ``differences`` of ``control.json``, from the same text under both models."""
-    losses = {
-        name: {
-            "dense": domain_score(dense[name], f"the dense model, domain {name}").score.loss,
-            "ternary": domain_score(ternary[name], f"the ternary model, domain {name}").score.loss,
+    losses: dict[str, dict[str, float]] = {name: {} for name in (OVERALL, *dense)}
+    for kind, scores in (("dense", dense), ("ternary", ternary)):
+        domains = {
+            name: domain_score(found, f"the {kind} model, domain {name}")
+            for name, found in scores.items()
         }
-        for name in dense
-    }
-    overall = {
-        kind: sum(shares[name] * losses[name][kind] for name in dense)
-        for kind in ("dense", "ternary")
-    }
+        losses[OVERALL][kind] = overall_score(domains, shares).loss
+        for name, domain in domains.items():
+            losses[name][kind] = domain.score.loss
     nats, tokens = {}, {}
     for name in dense:
         ours, theirs = ternary[name].documents, dense[name].documents
@@ -153,7 +151,7 @@ def compare(
         name: single_difference(nats, tokens, parts, confidence) for name, parts in counted.items()
     }
     return {
-        "losses": {OVERALL: overall, **losses},
+        "losses": losses,
         "differences": {name: vars(difference) for name, difference in differences.items()},
     }
 
