@@ -79,6 +79,7 @@ SNAKEMAKE_ACCEPTED := all $(RESEARCH)
 # After Snakemake ran: tell DVC that what stands in the folders is the result.
 dvc-accept: setup
 	wrinklefree verify --current $(ARTIFACTS)
+	wrinklefree check --output data/params.checked
 	dvc commit --force --quiet $(DVC_ACCEPTED)
 	@dvc status $(DVC_ACCEPTED)
 

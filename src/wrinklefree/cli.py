@@ -17,6 +17,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check params.yaml, with a preset over it if given")
     check.add_argument("preset", nargs="?")
+    check.add_argument("--output", type=Path, help="a file to write when all is valid, for DVC")
     preset = commands.add_parser("preset", help="lay a preset into params.yaml, for DVC")
     preset.add_argument("name", help="a name in params/, or the path of a YAML file")
     verify = commands.add_parser("verify", help="check the files of artifacts against manifests")
@@ -26,6 +27,8 @@ def main() -> None:
         action="store_true",
         help="and that they were made with the present settings and code",
     )
+    restore = commands.add_parser("restore", help="put back the last finished artifacts")
+    restore.add_argument("folders", nargs="*", type=Path, help="none: list what can be put back")
     code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
     code.add_argument("--write", action="store_true", help="bring dvc.yaml up to date")
     _add_catalog(commands)
@@ -41,14 +44,21 @@ def main() -> None:
             "check": _check,
             "preset": _preset,
             "verify": _verify,
+            "restore": _restore,
             "code": _code,
             "hash": _hash,
             "catalog": _catalog,
             "recipe": _recipe,
         }[arguments.command](arguments)
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that can't be written
-        print(f"error: {error}", file=sys.stderr)
+        _tell_error(error)
         sys.exit(2)
+
+
+def _tell_error(error: Exception) -> None:
+    from wrinklefree.tracking.terminal import printable
+
+    print(printable(f"error: {error}"), file=sys.stderr)
 
 
 def _add_catalog(commands: argparse._SubParsersAction) -> None:
@@ -92,6 +102,7 @@ def _once_each(assignments: list[tuple[str, str]]) -> dict[str, str]:
 def _check(arguments: argparse.Namespace) -> None:
     from wrinklefree.config.load import overlay, read_yaml, validate
     from wrinklefree.config.presets import find_preset
+    from wrinklefree.tracking.files import write_atomically
 
     parameters = read_yaml(PARAMS)
     origin = str(PARAMS)
@@ -100,7 +111,10 @@ def _check(arguments: argparse.Namespace) -> None:
         parameters = overlay(parameters, read_yaml(path))
         origin = f"{PARAMS} with {path}"
     validate(parameters, origin)
-    print(f"{origin}: all settings are valid")
+    said = f"{origin}: all settings are valid"
+    print(said)
+    if arguments.output:
+        write_atomically(arguments.output, f"{said}\n")
 
 
 def _preset(arguments: argparse.Namespace) -> None:
@@ -125,12 +139,25 @@ def _verify(arguments: argparse.Namespace) -> None:
             if arguments.current:
                 check_current(artifact, without_nulls(read_yaml(PARAMS)))
         except UserError as error:  # the others are looked at all the same
-            print(f"error: {error}", file=sys.stderr)
+            _tell_error(error)
             damaged += 1
         else:
             print(f"{folder}: whole, stage {manifest.stage}, files: {len(manifest.files)}")
     if damaged:
         sys.exit(2)
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    from wrinklefree.tracking.kept import has_copy, kept_artifacts, restore
+
+    for folder in arguments.folders:
+        stage = restore(folder)
+        print(f"{folder}: put back as stage {stage} left it")
+    if arguments.folders:
+        print("an engine makes it again only where inputs, settings or code are other than then")
+        return
+    for folder in kept_artifacts():
+        print(f"{folder}: {'gone, can be put back' if has_copy(folder) else 'stands'}")
 
 
 def _artifacts_in(folder: Path) -> list[Path]:

@@ -14,6 +14,8 @@ import pytest
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import (
     MANIFEST,
+    MARKER,
+    SCHEMA,
     Origin,
     open_artifact,
     read_manifest,
@@ -44,7 +46,7 @@ def test_what_was_written_opens_and_repeats_to_the_byte(tmp_path: Path):
     write(tmp_path / "one")
     write(tmp_path / "two")
     artifact = open_artifact(tmp_path / "one")
-    assert sorted(artifact.manifest.files) == ["b.bin", "deep/a.txt"]
+    assert sorted(artifact.manifest.files) == [MARKER, "b.bin", "deep/a.txt"]
     assert artifact.manifest.facts == {"documents": 7}
     assert (tmp_path / "one" / MANIFEST).read_bytes() == (tmp_path / "two" / MANIFEST).read_bytes()
 
@@ -105,11 +107,142 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
         open_artifact(tmp_path / "one")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 3}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"schema": 2, "files": 3}', "\x00", "[" * 100_000, '{"a": ' * 100_000],
+    ids=lambda content: content[:20],
+)
 def test_a_broken_manifest_is_a_users_error(tmp_path: Path, content: str):
     (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(UserError, match="not a manifest of this version"):
+    with pytest.raises(UserError, match=r"not a manifest of this version|edited after"):
         open_artifact(tmp_path)
+
+
+def test_a_manifest_of_an_absurd_size_is_not_read(tmp_path: Path):
+    with (tmp_path / MANIFEST).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="1099511627776 bytes, more than any stage writes"):
+        open_artifact(tmp_path)
+
+
+def test_a_manifest_of_another_version_says_so(tmp_path: Path):
+    (tmp_path / MANIFEST).write_text('{"schema": 1, "files": {}}')
+    with pytest.raises(UserError, match=f"schema 1, expected {SCHEMA}"):
+        open_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("facts", {"documents": 8}),
+        ("settings", {"steps": 300}),
+        ("inputs", {}),
+        ("code", "2" * 64),
+        ("stage", "fetch"),
+        ("digest", None),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(tmp_path: Path, key: str, value: Any):
+    write(tmp_path / "one")
+    file = tmp_path / "one" / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(UserError, match="edited after its stage wrote it"):
+        open_artifact(tmp_path / "one")
+
+
+def test_facts_that_are_keyed_by_numbers_open_again(tmp_path: Path):
+    with writing_artifact(tmp_path / "one", origin()) as (_, facts):
+        facts["epochs"] = {2: 1.5, 10: (1, 2)}
+    assert read_manifest(tmp_path / "one").facts == {"epochs": {"2": 1.5, "10": [1, 2]}}
+
+
+def user_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.txt").write_text("years")
+
+
+def user_file(path: Path) -> None:
+    path.write_text("years")
+
+
+def user_link(path: Path) -> None:
+    path.with_name("elsewhere").mkdir()
+    path.symlink_to("elsewhere")
+
+
+def user_file_in_an_artifact(path: Path) -> None:
+    write(path)
+    (path / "deep" / "notes.txt").write_text("years")
+
+
+def user_file_in_what_an_engine_left(path: Path) -> None:
+    user_file_in_an_artifact(path)
+    (path / MANIFEST).unlink()
+
+
+def user_link_to_nothing(path: Path) -> None:
+    path.mkdir()
+    (path / "later").symlink_to("nowhere")
+
+
+def foreign_manifest(path: Path) -> None:
+    path.mkdir()
+    (path / MANIFEST).write_text('{"files": {"thesis.txt": {}}, "schema": 2}')
+    (path / "thesis.txt").write_text("years")
+
+
+def everything_below(folder: Path) -> dict[str, Any]:
+    return {
+        entry.relative_to(folder).as_posix(): entry.read_bytes() if entry.is_file() else None
+        for entry in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        user_folder,
+        user_file,
+        user_link,
+        user_file_in_an_artifact,
+        user_file_in_what_an_engine_left,
+        user_link_to_nothing,
+        foreign_manifest,
+    ],
+)
+def test_what_no_stage_wrote_is_never_replaced(tmp_path: Path, make: Any):
+    make(tmp_path / "one")
+    before = everything_below(tmp_path)
+    with pytest.raises(UserError, match="a stage replaces only what a stage wrote"):
+        write(tmp_path / "one")
+    assert everything_below(tmp_path) == before
+
+
+def test_what_a_user_puts_there_meanwhile_is_not_replaced(tmp_path: Path):
+    with (
+        pytest.raises(UserError, match="holds thesis.txt"),
+        writing_artifact(tmp_path / "one", origin()),
+    ):
+        user_folder(tmp_path / "one")
+    assert (tmp_path / "one" / "thesis.txt").read_text() == "years"
+
+
+def empty_folders(path: Path) -> None:
+    (path / "plots").mkdir(parents=True)  # as Snakemake makes them before a job
+
+
+def left_by_an_engine(path: Path) -> None:
+    write(path)
+    (path / MANIFEST).unlink()
+    (path / "b.bin").unlink()
+
+
+@pytest.mark.parametrize("make", [empty_folders, left_by_an_engine, write])
+def test_an_empty_folder_and_what_a_stage_wrote_are_replaced(tmp_path: Path, make: Any):
+    make(tmp_path / "one")
+    write(tmp_path / "one", "later")
+    open_artifact(tmp_path / "one")
+    assert (tmp_path / "one" / "deep" / "a.txt").read_text() == "later"
 
 
 def test_a_failed_writer_leaves_the_old_artifact_and_nothing_else(tmp_path: Path):
@@ -168,7 +301,7 @@ def test_the_manifest_is_readable_json_with_every_part_of_the_contract(tmp_path:
     write(tmp_path / "one")
     content = json.loads((tmp_path / "one" / MANIFEST).read_text())
     assert set(content) == {
-        "schema", "stage", "files", "inputs", "settings", "code", "versions", "facts",
+        "schema", "digest", "stage", "files", "inputs", "settings", "code", "versions", "facts",
     }  # fmt: skip
     assert content["files"]["b.bin"]["size"] == 1000
     assert str(time.localtime().tm_year) not in json.dumps(content["facts"])

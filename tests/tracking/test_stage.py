@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from wrinklefree.data.progress import progress
 from wrinklefree.errors import UserError
 from wrinklefree.tracking import stage as frame
 from wrinklefree.tracking import terminal
+from wrinklefree.tracking.kept import restore
 from wrinklefree.tracking.stage import Stage, stage_main
 
 PROJECT = Path(__file__).parents[2]
@@ -40,13 +44,19 @@ def run_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunSt
     monkeypatch.setattr(frame, "StageRun", Untracked)
     before = signal.getsignal(signal.SIGTERM)
 
-    def run(function: Callable[[Stage], dict[str, Any]], settings: str | None = None) -> int:
-        script = PROJECT / "workflow" / "scripts" / "export.py"
-        settings = settings or '{"export": {"linear_class": "bitlinear"}}'
-        command = [str(script), "--settings", settings, "--output", "out"]
+    def run(
+        function: Callable[[Stage], dict[str, Any]],
+        settings: str = '{"export": {"linear_class": "bitlinear"}}',
+        *options: str,
+        name: str = "export",
+        output: str = "out",
+        **frame: Any,
+    ) -> int:
+        script = PROJECT / "workflow" / "scripts" / f"{name}.py"
+        command = [str(script), "--settings", settings, "--output", output, *options]
         monkeypatch.setattr(sys, "argv", command)
         try:
-            stage_main("export", function)
+            stage_main(name, function, **frame)
         except SystemExit as exit_:
             assert isinstance(exit_.code, int)
             return exit_.code
@@ -150,3 +160,177 @@ def test_who_finds_the_stage_running_leaves_its_log_alone(run_stage: RunStage):
 
     assert run_stage(stage) == 0
     assert LOG.read_text().startswith("first\n") and "already running" not in LOG.read_text()
+
+
+def writes(stage: Stage) -> dict[str, Any]:
+    (stage.folder / "a.txt").write_text("text")
+    return {}
+
+
+FETCH = json.dumps(
+    {
+        "held_out": {"fraction": 0.1},
+        "sources": {name: {"kind": "generated"} for name in ("maths", "e; touch pwned", "..")},
+    }
+)
+
+
+def test_a_stage_takes_its_instance_from_dvc(run_stage: RunStage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVC_STAGE", "research/dvc.yaml:fetch@maths")
+    seen = []
+
+    def stage(stage: Stage) -> dict[str, Any]:
+        seen.append(stage.instance)
+        return writes(stage)
+
+    output = "data/raw/{source}"
+    assert run_stage(stage, FETCH, name="fetch", instance="source", output=output) == 0
+    assert seen == ["maths"] and Path("data/raw/maths/a.txt").is_file()
+
+
+@pytest.mark.parametrize("engine", ["dvc", "option"])
+@pytest.mark.parametrize(
+    "name", ["e; touch pwned", "../../../evil", "..", "a/b", "A", "a\n", "a" * 65]
+)
+def test_a_name_that_is_no_name_reaches_neither_lock_nor_log_nor_output(
+    run_stage: RunStage,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    engine: str,
+):
+    options = ["--source", name] if engine == "option" else []
+    monkeypatch.setenv("DVC_STAGE", f"fetch@{name}" if engine == "dvc" else "fetch@maths")
+    project = Path("project")
+    project.mkdir()
+    monkeypatch.chdir(project)
+    output = "data/raw/{source}"
+    status = run_stage(writes, FETCH, *options, name="fetch", instance="source", output=output)
+    assert status == 2
+    assert "is no name; expected lower-case letters" in capsys.readouterr().err
+    assert [path.name for path in Path("..").iterdir()] == ["project"]
+    assert not list(Path().iterdir())
+
+
+def test_settings_may_come_in_a_file_of_any_length(run_stage: RunStage):
+    content = json.loads(FETCH)
+    content["sources"]["maths"]["paths"] = [f"folder/{number}.txt" for number in range(50_000)]
+    Path("sections.json").write_text(json.dumps(content))
+    seen = []
+
+    def stage(stage: Stage) -> dict[str, Any]:
+        seen.append(len(stage.settings["sources"]["maths"]["paths"]))
+        return writes(stage)
+
+    options = ("sections.json", "--source", "maths")
+    assert run_stage(stage, *options, name="fetch", instance="source") == 0
+    assert seen == [50_000]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000])
+def test_a_file_of_settings_that_is_no_object_is_an_error(run_stage: RunStage, content: str):
+    Path("sections.json").write_text(content)
+    assert run_stage(writes, "sections.json") == 2
+    assert LOG.read_text().startswith("error: export: --settings: ")
+
+
+def test_a_folder_of_the_users_is_refused_before_any_work(run_stage: RunStage):
+    Path("out").mkdir()
+    Path("out/thesis.txt").write_text("years")
+    assert run_stage(lambda stage: 1 / 0) == 2  # pyright: ignore[reportArgumentType]
+    assert "out: holds thesis.txt" in LOG.read_text()
+    assert Path("out/thesis.txt").read_text() == "years"
+
+
+def fails(stage: Stage) -> dict[str, Any]:
+    raise UserError("the data is bad")
+
+
+def is_terminated(stage: Stage) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("not reached")
+
+
+def is_interrupted(stage: Stage) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"), [(fails, 2), (is_terminated, 143), (is_interrupted, 130)]
+)
+def test_a_rerun_that_fails_says_how_the_last_artifact_comes_back(
+    run_stage: RunStage, ends: Any, status: int
+):
+    assert run_stage(writes) == 0
+    Path("out/manifest.json").unlink()  # as an engine does before a rerun
+    assert run_stage(ends) == status
+    assert LOG.read_text().splitlines()[-1] == (
+        "export: wrinklefree restore out puts back the last finished one"
+    )
+    assert restore(Path("out")) == "export"
+    assert run_stage(ends) == status
+    assert "wrinklefree restore" not in LOG.read_text(), "it stands"
+
+
+@pytest.mark.parametrize("name", ["work", "logs", "out", "out/.."])
+def test_a_file_in_a_folders_place_is_one_sentence(
+    run_stage: RunStage, capsys: pytest.CaptureFixture[str], name: str
+):
+    Path(name.split("/")[0]).write_text("years")
+    output = f"{name}/deeper" if name.startswith("out") else "out"
+    assert run_stage(writes, output=output) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: export: ") and "is a file and must be a folder" in line
+
+
+@pytest.mark.parametrize("place", ["project", "input", "settings", "output"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_another_user_may_not_touch_is_one_sentence(place: str):
+    """As a process of its own, for it gives up its rights."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        project = Path(folder)
+        project.chmod(0o755 if place == "project" else 0o777)
+        for name in ("input", "output"):
+            (project / name).mkdir()
+            (project / name).chmod(0o700 if name == place else 0o777)
+        (project / "settings.json").write_text('{"export": {"linear_class": "bitlinear"}}')
+        (project / "settings.json").chmod(0o600 if place == "settings" else 0o644)
+        result = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, *(["--model", "input/model"] * (place == "input"))],
+            cwd=project, capture_output=True, text=True, check=False,
+            env=os.environ
+            | {"PYTHONPATH": str(PROJECT / "src")}
+            | {"SCRIPT": str(PROJECT / "workflow" / "scripts" / "export.py")},
+        )  # fmt: skip
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning")]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1 and "Permission denied; run as a user who may" in lines[0], lines
+
+
+AS_NOBODY = """
+import os, sys
+from wrinklefree.tracking import stage
+class Untracked:
+    def __init__(self, label): pass
+    def __getattr__(self, name): return lambda *_, **__: None
+stage.StageRun = Untracked
+os.setgid(65534)
+os.setuid(65534)
+inputs = ["model"] if len(sys.argv) > 1 else []
+sys.argv[0] = os.environ["SCRIPT"]
+sys.argv += ["--settings", "settings.json", "--output", "output/export"]
+stage.stage_main("export", lambda stage: {}, inputs=inputs)
+"""
+
+
+def test_codes_that_a_terminal_would_obey_are_spelled_out(
+    run_stage: RunStage, capsys: pytest.CaptureFixture[str]
+):
+    def stage(stage: Stage) -> dict[str, Any]:
+        warnings.warn("a\x1b[2Jb", stacklevel=2)
+        raise UserError("c\x1b]0;title\x07d\x9b2Je\tf")
+
+    assert run_stage(stage) == 2
+    for text in (LOG.read_text(), capsys.readouterr().err):
+        assert "a\\x1b[2Jb" in text and "c\\x1b]0;title\\x07d\\x9b2Je\tf" in text
+        assert "\x1b" not in text and "\x9b" not in text

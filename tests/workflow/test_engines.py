@@ -23,6 +23,7 @@ from wrinklefree.tracking.dvc_code import PIPELINES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from workspace import (
+    CHECKED,
     PROJECT,
     copy_project,
     dvc_outputs,
@@ -75,15 +76,28 @@ def test_without_a_target_snakemake_runs_everything(tmp_path: Path, preset: str 
 def test_both_engines_run_the_same_commands(finished: Path):
     snakemake = snakemake_reruns(finished, "--forceall")
     with Repo(str(finished)) as repo:
-        dvc = {stage.outs[0].def_path: stage.cmd for stage in repo.index.stages}
+        dvc = {stage.outs[0].def_path: (stage.name, stage.cmd) for stage in repo.index.stages}
+    assert dvc.pop(CHECKED)[0] == "check"
     assert set(snakemake) == set(dvc)
-    for output, command in dvc.items():
-        theirs, ours = shlex.split(snakemake[output]), shlex.split(command)
-        at = ours.index("--settings") + 1
-        # Snakemake hands over the sections, DVC the file: the one thing in which they differ.
-        assert ours[at] == "params.yaml"
-        assert theirs[at].startswith("{")
-        assert theirs[:at] + theirs[at + 1 :] == ours[:at] + ours[at + 1 :]
+    for output, (stage, command) in dvc.items():
+        theirs = shlex.split(snakemake[output])
+        at = theirs.index("--settings") + 1
+        assert (finished / theirs[at]).is_file()
+        theirs[at] = "params.yaml"  # Snakemake hands over the sections, DVC the file
+        # DVC tells a stage which instance it is, Snakemake writes it into the command.
+        if instance := stage.partition("@")[2]:
+            option = theirs.pop(at + 1).removeprefix("--")
+            assert theirs.pop(at + 1) == instance
+            command = command.replace(f"{{{option}}}", instance)
+        assert theirs == shlex.split(command)
+
+
+def test_no_setting_reaches_a_command_line_of_dvc():
+    literal = {"item.model"}  # of a foreach over what dvc.yaml itself lists
+    for path in PIPELINES:
+        for name, stage in read_yaml(PROJECT / path)["stages"].items():
+            command = stage.get("do", stage)["cmd"]
+            assert set(re.findall(r"[$][{](.*?)[}]", command)) <= literal, name
 
 
 def test_both_engines_have_the_same_edges(finished: Path):
@@ -100,6 +114,7 @@ def test_dvc_reads_the_settings_that_the_stages_are_given():
         for path in PIPELINES
         for name, stage in read_yaml(PROJECT / path)["stages"].items()
     }
+    del stages["check"]
     for name, stage in stages.items():
         key = "${key}" if "foreach" in stage else None
         if "matrix" in stage:

@@ -1,12 +1,11 @@
 # What the rules share: checked settings, the sections that a stage reads, digests of its code.
 
-import json
 import sys
 import warnings
 from pathlib import Path
 
 from wrinklefree.config.load import read_yaml, validate, without_nulls
-from wrinklefree.config.stages import narrow
+from wrinklefree.config.stages import write_sections
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.code import code_digest
 
@@ -31,12 +30,19 @@ CLEANING_TASKS = engine.workers if engine.kind == "datatrove" and engine.executo
 
 
 def settings(stage):
-    """JSON of the settings that a stage reads, as a function of the rule's wildcards."""
+    """A file of the settings that a stage reads, as a function of the rule's wildcards.
+
+    Its name changes with its content, by which Snakemake sees that the stage must run again. No
+    command line holds all paths of a large source.
+    """
 
     def of_instance(wildcards):
         # The one wildcard, if there is any, is the source, student, run or arm.
         instance = next(iter(wildcards), None)
-        return json.dumps(narrow(PARAMETERS, stage, instance), sort_keys=True)
+        try:
+            return write_sections(PARAMETERS, stage, instance, Path("work/settings")).as_posix()
+        except OSError as error:
+            sys.exit(f"error: {error}")
 
     return of_instance
 

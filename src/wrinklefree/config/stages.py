@@ -6,9 +6,13 @@ time, and a path used and not listed would be a stale result. Stages get nothing
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import write_atomically
 
 READS: dict[str, tuple[str, ...]] = {
     "fetch": ("sources.{instance}", "held_out"),
@@ -71,6 +75,18 @@ def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) 
             target = target.setdefault(key, {})
         target[last] = value
     return narrowed
+
+
+def write_sections(
+    parameters: dict[str, Any], stage: str, instance: str | None, folder: Path
+) -> Path:
+    """A file of ``folder`` that holds :func:`narrow` as JSON and is named by its digest."""
+    content = json.dumps(narrow(parameters, stage, instance), sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    path = folder / f"{stage}-{digest}.json"
+    if not path.is_file():
+        write_atomically(path, content)
+    return path
 
 
 def reads(stage: str, instance: str | None = None) -> list[str]:

@@ -18,6 +18,7 @@ from wrinklefree.diffusion.shift import TokenShift
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.models.folder import ModelFormat
+from wrinklefree.tracking.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -123,5 +124,5 @@ def _check_length(number: int, prompt_length: int, new_tokens: int, model: PreTr
 
 
 def _indented(text: str) -> list[str]:
-    """An indented code block, which shows any text as it is."""
-    return [f"    {line}".rstrip() for line in text.splitlines()] or ["    (nothing)"]
+    """An indented code block, which shows any text as it is, but for control characters."""
+    return [f"    {line}".rstrip() for line in printable(text).splitlines()] or ["    (nothing)"]

@@ -4,10 +4,14 @@ An artifact is written beside its place and renamed into it when complete; ``man
 written last. It is a function of (settings, inputs, code, library versions) alone: no time, host or
 run id is in it, so that repeating a stage repeats the bytes and both engines see that nothing
 changed. The MLflow run that made it carries the manifest's digest as a tag.
+
+Writing replaces the folder that stands in the artifact's place, so only a folder that a stage wrote
+is replaced. ``.wrinklefree`` in it lists its files: an engine deletes manifests before a rerun.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,7 +25,10 @@ from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import sha256_of_file, sha256_of_json, write_atomically
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+MARKER = ".wrinklefree"
+SCHEMA = 2
+_MARKER_TITLE = "A stage of WrinkleFree wrote these files, and may replace them:"
+_MAX_MANIFEST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,6 @@ class Manifest(Origin):
     """By path relative to the folder, with forward slashes."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the stage counted and measured."""
-    schema: int = SCHEMA
 
     @property
     def digest(self) -> str:
@@ -82,17 +88,28 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(
             f"{path}: not a finished artifact ({MANIFEST} is missing); run the stage that makes it"
         )
+    again = f"delete {path} and rerun its stage"
+    if (size := file.stat().st_size) > _MAX_MANIFEST_BYTES:
+        raise UserError(f"{file}: {size} bytes, more than any stage writes; {again}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        schema, digest = content.pop("schema"), content.pop("digest", None)
+        if schema != SCHEMA:
+            raise UserError(f"{file}: schema {schema!r:.20}, expected {SCHEMA}; {again}")
+        found = sha256_of_json(content)
+        if found != digest:
+            raise UserError(
+                f"{file}: edited after its stage wrote it (its content has the digest"
+                f" {found[:12]}…, it says {str(digest)[:12]}…); undo the edit, or {again}"
+            )
         content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
-        manifest = Manifest(**content)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Manifest(**content)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{file}: not a manifest of this version ({error}); delete {path} and rerun its stage"
+            f"{file}: not a manifest of this version ({error!s:.200}); {again}"
         ) from error
-    if manifest.schema != SCHEMA:
-        raise UserError(f"{file}: schema {manifest.schema}, expected {SCHEMA}; rerun its stage")
-    return manifest
 
 
 def open_artifact(path: Path) -> Artifact:
@@ -128,7 +145,12 @@ def writing_artifact(path: Path, origin: Origin) -> Iterator[tuple[Path, dict[st
     """A new folder to write into, and a dict of facts; on success they become the artifact.
 
     When the block raises, nothing of it is left and what stood at ``path`` before still stands.
+
+    Raises
+    ------
+    UserError : at ``path`` stands something that no stage wrote.
     """
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     discard_partial(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -137,9 +159,40 @@ def writing_artifact(path: Path, origin: Origin) -> Iterator[tuple[Path, dict[st
     try:
         yield partial, facts
         _write_manifest(partial, origin, facts)
-        _replace_folder(path, partial)
+        check_replaceable(path)  # again: the block may have taken days
+        replace_folder(path, partial)
     finally:
         discard_partial(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise a UserError unless ``path`` is absent, empty or holds what a stage wrote, no more.
+
+    Files that someone added to an artifact count: they would be lost.
+    """
+    advice = "a stage replaces only what a stage wrote; move it away, or give another --output"
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link; {advice}")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, expected a folder; {advice}")
+    found = set(_entries(path)) - {MANIFEST, MARKER}
+    if foreign := sorted(found - _written_by_a_stage(path)):
+        raise UserError(
+            f"{path}: holds {foreign[0]} ({len(foreign)} such files), which no stage wrote there;"
+            f" {advice}"
+        )
+
+
+def _written_by_a_stage(folder: Path) -> set[str]:
+    """Files that marker or manifest vouch for; the latter an engine may have deleted."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = (folder / MARKER).read_text(encoding="utf-8").splitlines()
+    if lines[:1] == [_MARKER_TITLE]:
+        return set(lines[1:])
+    with contextlib.suppress(UserError):
+        return set(read_manifest(folder).files)
+    return set()
 
 
 def discard_partial(path: Path) -> None:
@@ -152,17 +205,20 @@ def discard_partial(path: Path) -> None:
 
 
 def _write_manifest(folder: Path, origin: Origin, facts: dict[str, Any]) -> None:
+    (folder / MARKER).write_text("\n".join([_MARKER_TITLE, *_entries(folder)]) + "\n", "utf-8")
     files = {}
     for name in _files(folder):
         file = folder / name
         _flush(file)
         files[name] = FileRecord(sha256_of_file(file), file.stat().st_size)
-    manifest = Manifest(files=files, facts=facts, **asdict(origin))
-    content = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False)
-    write_atomically(folder / MANIFEST, content + "\n")
+    manifest = asdict(Manifest(files=files, facts=facts, **asdict(origin)))
+    content = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read: keys are text
+    content |= {"digest": sha256_of_json(content), "schema": SCHEMA}
+    text = json.dumps(content, indent=1, sort_keys=True)
+    write_atomically(folder / MANIFEST, text + "\n")
 
 
-def _replace_folder(path: Path, partial: Path) -> None:
+def replace_folder(path: Path, partial: Path) -> None:
     """Rename ``partial`` to ``path``; after a kill in between the next writer puts back the old."""
     previous = path.with_name(f".{path.name}.previous")
     if path.exists():
@@ -172,10 +228,15 @@ def _replace_folder(path: Path, partial: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
+    return [name for name in _entries(folder) if name != MANIFEST and (folder / name).is_file()]
+
+
+def _entries(folder: Path) -> list[str]:
+    """All that lies in ``folder``, at any depth, but folders."""
     return sorted(
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.is_file() and file.relative_to(folder).as_posix() != MANIFEST
+        entry.relative_to(folder).as_posix()
+        for entry in folder.rglob("*")
+        if entry.is_symlink() or not entry.is_dir()
     )
 
 

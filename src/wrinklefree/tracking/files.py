@@ -58,3 +58,22 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def explain_system_error(error: BaseException, output: Path) -> str | None:
+    """What a user can do about an error of the file system; None where it is no such error."""
+    if is_disk_full(error):
+        return (
+            f"no space left while writing {output} or a checkpoint; nothing half-written is left."
+            " Free some space and run again"
+        )
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    place = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return f"{place}; run as a user who may read and write there, or mend the permissions"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{place}; it, or a part of its path, is a file and must be a folder: move it away"
+    if error.errno == errno.EROFS:
+        return f"{place}; run where the project can be written"
+    return None

@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import os
+import re
 import shutil
 import signal
 import sys
@@ -25,9 +27,15 @@ from wrinklefree.config.load import read_yaml, validate, validate_section, witho
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.stages import narrow
 from wrinklefree.errors import UserError
-from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
+from wrinklefree.tracking.artifact import (
+    Origin,
+    check_replaceable,
+    open_artifact,
+    writing_artifact,
+)
 from wrinklefree.tracking.code import code_digest
-from wrinklefree.tracking.files import is_disk_full, sha256_of_json
+from wrinklefree.tracking.files import explain_system_error, sha256_of_json
+from wrinklefree.tracking.kept import has_copy, keep
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.terminal import Terminal
@@ -49,6 +57,9 @@ _RECORDED_LIBRARIES = (
     "triton",
 )
 """What shapes the bytes of an artifact."""
+_NAME_OF_THE_STAGE_IN_DVC = "DVC_STAGE"
+_INSTANCE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
+"""A source, student, run or arm: it becomes a part of paths."""
 _KEY_LENGTH = 16
 _SEED_DIGITS = 12
 _WORK = Path("work")
@@ -133,6 +144,7 @@ def stage_main(
     arguments = _parse(name, inputs, collections, instance)
     chosen = getattr(arguments, instance) if instance else None
     label = f"{name}.{chosen}" if chosen else name
+    output = Path(arguments.output)
     signal.signal(signal.SIGTERM, _terminated)
     with Terminal(label) as terminal:
         warnings.showwarning = terminal.show_warning
@@ -144,25 +156,28 @@ def stage_main(
                 settings = _settings(arguments.settings, name, chosen)
                 names = sorted(map(str, setting(settings, members))) if collections else []
                 paths = _input_paths(arguments, inputs, collections, names)
-                _run(name, chosen, function, settings, paths, Path(arguments.output), terminal)
+                _run(name, chosen, function, settings, paths, output, terminal)
         except UserError as error:
             terminal.say(f"error: {label}: {error}")
-            sys.exit(2)
+            status = 2
         except KeyboardInterrupt:
             terminal.say(f"{label}: interrupted; run again to go on from the last checkpoint")
-            sys.exit(130)
-        except _Terminated:
+            status = 130
+        except _Terminated as terminated:
             terminal.say(f"{label}: terminated; run again to go on from the last checkpoint")
-            raise
+            status = terminated.code
         except Exception as error:
-            if not is_disk_full(error):
-                terminal.record(traceback.format_exc())
+            terminal.record(traceback.format_exc())
+            if explanation := explain_system_error(error, output):
+                terminal.say(f"error: {label}: {explanation}")
+                status = 2
+            else:
+                _say_what_is_kept(output, terminal)
                 raise
-            terminal.say(
-                f"error: {label}: no space left while writing {arguments.output} or a checkpoint;"
-                " nothing half-written is left. Free some space and run again"
-            )
-            sys.exit(2)
+        else:
+            return
+        _say_what_is_kept(output, terminal)
+        sys.exit(status)
 
 
 def _run(
@@ -184,6 +199,7 @@ def _run(
         code=code_digest(script, Path(__file__).resolve().parents[2]),
         versions=_versions(),
     )
+    check_replaceable(output)  # now rather than after days of work
     label = f"{name}.{instance}" if instance else name
     run = StageRun(label)
     run.log_parameters(settings)
@@ -197,6 +213,8 @@ def _run(
             facts.update(function(stage))
         # Superseded by the artifact, as are checkpoints under settings of before.
         shutil.rmtree(_WORK / label, ignore_errors=True)
+        if reason := keep(output):
+            terminal.say(f"{label}: no second copy is kept: {reason}")
         run.log_output(open_artifact(output))
         succeeded = True
     finally:
@@ -211,17 +229,39 @@ def _parse(
     parser.add_argument(
         "--settings",
         required=True,
-        help="a params file, or the JSON of the sections that this stage reads",
+        help="a params file, or the sections that this stage reads: JSON, or a .json file of it",
     )
+    # DVC writes names of params.yaml into the command as they are, and a shell reads it: from DVC a
+    # stage takes its own name, which is checked, and {source} in a folder stands for it.
+    of_dvc = os.environ.get(_NAME_OF_THE_STAGE_IN_DVC, "").partition(f"{name}@")[2] or None
+    braces = f"; {{{instance}}} in it is replaced" if instance else ""
     if instance:
-        parser.add_argument(f"--{instance}", required=True)
+        parser.add_argument(f"--{instance}", default=of_dvc, required=not of_dvc)
     for key in inputs:
         option = "--" + key.replace("_", "-")
-        parser.add_argument(option, required=True, help="folder of an artifact")
+        parser.add_argument(option, required=True, help=f"folder of an artifact{braces}")
     for key in collections:
         parser.add_argument(f"--{key}", required=True, help="folder of several artifacts")
-    parser.add_argument("--output", required=True, help="folder to write")
-    return parser.parse_args()
+    parser.add_argument("--output", required=True, help=f"folder to write{braces}")
+    arguments = parser.parse_args()
+    if instance:
+        chosen = getattr(arguments, instance)
+        if not _INSTANCE.fullmatch(chosen):
+            parser.error(
+                f"argument --{instance}: {chosen[:80]!r} is no name; expected lower-case letters,"
+                " digits and underscores"
+            )
+        for key in ("output", *inputs):
+            given = getattr(arguments, key)
+            setattr(arguments, key, given.replace(f"{{{instance}}}", chosen))
+    return arguments
+
+
+def _say_what_is_kept(output: Path, terminal: Terminal) -> None:
+    if has_copy(output):
+        terminal.say(
+            f"{terminal.label}: wrinklefree restore {output} puts back the last finished one"
+        )
 
 
 def _input_paths(
@@ -239,12 +279,15 @@ def _input_paths(
 
 
 def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
-    """The stage's sections, from a params file or from JSON, checked."""
-    if given.lstrip().startswith("{"):
+    """The stage's sections, from a params file, from JSON or from a file of JSON, checked."""
+    of_json = given.endswith(".json")
+    if of_json or given.lstrip().startswith("{"):
         try:
-            parameters = json.loads(given)
-        except json.JSONDecodeError as error:
+            parameters = json.loads(Path(given).read_bytes() if of_json else given)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"--settings: not valid JSON: {error}") from error
+        if not isinstance(parameters, dict):
+            raise UserError("--settings: expected a JSON object of sections")
         if unknown := sorted(set(parameters) - set(Parameters.model_fields)):
             raise UserError(f"--settings: unknown section {unknown[0]}")
         return narrow(without_nulls(parameters), name, instance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,15 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 _LINE_SECONDS = 10.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters but tab and newline spelled out, as ``\\x1b``.
+
+    File names, prompts and what a model says may hold codes that a terminal would obey.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class Terminal:
@@ -50,6 +60,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Print a line, above a progress bar if there is one."""
+        line = printable(line)
         tqdm.write(line, file=self._stream)
         self._stream.flush()
         self.record(line)
@@ -69,7 +80,7 @@ class Terminal:
         if self._log is None:
             return
         try:
-            self._log.write(line + "\n")
+            self._log.write(printable(line) + "\n")
             self._log.flush()
         except OSError as error:
             log, self._log = self._log, None
@@ -87,7 +98,7 @@ def say(line: str) -> None:
     if _of_the_stage:
         _of_the_stage.say(line)
     else:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def record(line: str) -> None:
