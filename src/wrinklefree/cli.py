@@ -56,9 +56,11 @@ def main() -> None:
 
 
 def _tell_error(error: Exception) -> None:
+    from wrinklefree.tracking.files import explain_system_error
     from wrinklefree.tracking.terminal import printable
 
-    print(printable(f"error: {error}"), file=sys.stderr)
+    explained = explain_system_error(error, "a file") or error
+    print(printable(f"error: {explained}"), file=sys.stderr)
 
 
 def _add_catalog(commands: argparse._SubParsersAction) -> None:
@@ -138,7 +140,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             manifest = artifact.manifest
             if arguments.current:
                 check_current(artifact, without_nulls(read_yaml(PARAMS)))
-        except UserError as error:  # the others are looked at all the same
+        except (UserError, OSError) as error:  # the others are looked at all the same
             _tell_error(error)
             damaged += 1
         else:

@@ -60,14 +60,17 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def explain_system_error(error: BaseException, output: Path) -> str | None:
-    """What a user can do about an error of the file system; None where it is no such error."""
+def explain_system_error(error: BaseException, written: str) -> str | None:
+    """What a user can do about an error of the file system; None where it is no such error.
+
+    ``written`` is what the process writes.
+    """
     if is_disk_full(error):
         return (
-            f"no space left while writing {output} or a checkpoint; nothing half-written is left."
-            " Free some space and run again"
+            f"no space left while writing {written}; nothing half-written is left. Free some space"
+            " and run again"
         )
-    if not isinstance(error, OSError) or error.filename is None:
+    if not isinstance(error, OSError) or not isinstance(error.filename, str | bytes):
         return None
     place = f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, PermissionError):

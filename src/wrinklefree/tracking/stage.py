@@ -168,7 +168,7 @@ def stage_main(
             status = terminated.code
         except Exception as error:
             terminal.record(traceback.format_exc())
-            if explanation := explain_system_error(error, output):
+            if explanation := explain_system_error(error, f"{output} or a checkpoint"):
                 terminal.say(f"error: {label}: {explanation}")
                 status = 2
             else:
