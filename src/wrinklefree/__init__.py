@@ -7,6 +7,6 @@ import os
 
 __version__ = "0.1.0"
 
-# Threads of OpenMP that wait by spinning take the cores from whoever else works on this machine, and
-# from each other. OpenMP reads this once, when torch is imported.
+# OpenMP's threads that wait by spinning take the cores from whoever else works on this machine, and
+# from each other. It reads this once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

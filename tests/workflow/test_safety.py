@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from workspace import CHECKED, ENVIRONMENT, run
+from workspace import CHECKED, ENVIRONMENT, dvc_accept, run
 
 from wrinklefree.config.load import read_yaml
 from wrinklefree.tracking.artifact import open_artifact
@@ -93,8 +93,7 @@ def test_a_forced_rerun_that_is_cancelled_leaves_what_restore_puts_back(
     project: Path, engine: str, how: signal.Signals
 ):
     if engine == "dvc":
-        run(project, "wrinklefree", "check", "--output", CHECKED)
-        run(project, "dvc", "commit", "--force", "--quiet")
+        dvc_accept(project)
     before = open_artifact(project / "models" / "stage2").manifest
     process = subprocess.Popen(
         CANCELLED[engine], cwd=project, env=ENVIRONMENT, start_new_session=True,
