@@ -160,30 +160,6 @@ def test_pretrained_base_with_a_new_tokenizer_is_refused(parameters: dict[str, A
         validate(changed(parameters, "base", base))
 
 
-def test_a_repeated_key_is_refused(tmp_path: Path):
-    file = tmp_path / "params.yaml"
-    file.write_text("seed: 1\nheld_out:\n  fraction: 0.1\n  fraction: 0.2\n")
-    with pytest.raises(UserError, match="'fraction' appears twice"):
-        read_yaml(file)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("? [a]\n: 1", "a list or mapping as key"),
-        ("a: &a {b: *a}", "not valid YAML: Circular"),
-        ("a: [", "not valid YAML"),
-        ("- a", "expected a mapping"),
-        ("", "expected a mapping"),
-    ],
-)
-def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: str, message: str):
-    file = tmp_path / "params.yaml"
-    file.write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_yaml(file)
-
-
 def test_overlay_merges_replaces_and_removes():
     below = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
     above = {"a": {"x": None, "z": {"w": 4, "v": None}}, "b": [5]}
