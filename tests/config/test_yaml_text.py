@@ -77,7 +77,7 @@ def test_what_versions_of_yaml_read_differently_is_refused(
         ("1: a", "line 1: the key '1' is no text for YAML; put it in quotes"),
         ("true: a", "line 1: the key 'true' is no text"),
         ("~: a", "line 1: the key '~' is no text"),
-        ("{: a}", "line 1: the key '' is no text"),
+        ("?\n: a", "line 1: the key '' is no text"),
         ("a: &a {b: 1}\nc: {<<: *a, b: 2}", "line 2: c: << merges mappings in YAML 1.1"),
         ("{[a]: 1}", "line 1: a list or mapping as key"),
         ("? {a: 1}\n: 1", "line 1: a list or mapping as key"),

@@ -132,7 +132,8 @@ def _describe(problem: Any) -> str:
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
     if kind == "union_tag_invalid":
-        return message
+        key, expected = (problem["ctx"][part] for part in ("discriminator", "expected_tags"))
+        return f"{key} is {shown(problem['ctx']['tag'])}, expected one of {expected}"
     described = f"{message}; found {shown(found)} ({type(found).__name__})"
     if kind == "string_type" and not isinstance(found, dict | list):
         described += ". YAML reads what looks like a number, a date or yes and no as such: quote it"
