@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from wrinklefree.errors import UserError
@@ -15,8 +16,8 @@ def main() -> None:
     """Entry point of the console script."""
     parser = argparse.ArgumentParser(prog="wrinklefree", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="check params.yaml, with a preset over it if given")
-    check.add_argument("preset", nargs="?")
+    check = commands.add_parser("check", help="check params.yaml, with presets over it if given")
+    check.add_argument("presets", nargs="*", metavar="preset")
     preset = commands.add_parser("preset", help="lay a preset into params.yaml, for DVC")
     preset.add_argument("name", help="a name in params/, or the path of a YAML file")
     verify = commands.add_parser("verify", help="check the files of artifacts against manifests")
@@ -36,6 +37,7 @@ def main() -> None:
         "paths", nargs="+", help="a source's paths, files or quoted globs; or a model's one folder"
     )
     arguments = parser.parse_args()
+    warnings.showwarning = _show_warning
     try:
         {
             "check": _check,
@@ -49,6 +51,10 @@ def main() -> None:
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that can't be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _add_catalog(commands: argparse._SubParsersAction) -> None:
@@ -90,17 +96,12 @@ def _once_each(assignments: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from wrinklefree.config.load import overlay, read_yaml, validate
+    from wrinklefree.config.load import read_settings
     from wrinklefree.config.presets import find_preset
 
-    parameters = read_yaml(PARAMS)
-    origin = str(PARAMS)
-    if arguments.preset:
-        path = find_preset(arguments.preset)
-        parameters = overlay(parameters, read_yaml(path))
-        origin = f"{PARAMS} with {path}"
-    validate(parameters, origin)
-    print(f"{origin}: all settings are valid")
+    files = [PARAMS, *map(find_preset, arguments.presets)]
+    read_settings(*files)
+    print(f"{' with '.join(map(str, files))}: all settings are valid")
 
 
 def _preset(arguments: argparse.Namespace) -> None:
@@ -178,7 +179,7 @@ def _recipe(arguments: argparse.Namespace) -> None:
         _once_each(arguments.revision),
         arguments.max_tokens,
     )
-    print(f"{path}: run snakemake --configfile {path} -n, or wrinklefree preset {path} for DVC")
+    print(f"{path}: run snakemake all -n --configfile {path}, or wrinklefree preset {path} for DVC")
 
 
 def _hash(arguments: argparse.Namespace) -> None:

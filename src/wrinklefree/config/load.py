@@ -34,6 +34,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_settings(params: Path, *presets: Path) -> dict[str, Any]:
+    """The mapping in ``params`` with presets laid over it, checked.
+
+    Raises
+    ------
+    UserError : a file can't be read, or they are not valid together.
+    """
+    parameters = without_nulls(read_yaml(params))
+    for preset in presets:
+        parameters = overlay(parameters, read_yaml(preset))
+    validate(parameters, origin=" with ".join(map(str, (params, *presets))))
+    return parameters
+
+
 def overlay(parameters: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
     """``preset`` laid over ``parameters``: mappings merge, other values replace, null removes.
 

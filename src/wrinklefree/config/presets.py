@@ -9,8 +9,9 @@ from typing import Any
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from wrinklefree.config.edit import edited_yaml
-from wrinklefree.config.load import overlay, read_yaml, validate, without_nulls
-from wrinklefree.config.yaml_text import is_special, parse
+from wrinklefree.config.load import read_settings, read_yaml, without_nulls
+from wrinklefree.config.stages import READS
+from wrinklefree.config.yaml_text import is_special, parse, shown_key
 from wrinklefree.errors import UserError
 
 FOLDER = Path("params")
@@ -24,10 +25,15 @@ def find_preset(name: str) -> Path:
     UserError : there is none; names those that exist.
     """
     for candidate in (FOLDER / f"{name}.yaml", Path(name)):
-        if candidate.is_file():
+        if candidate.exists():
             return candidate
-    known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
-    raise UserError(f"no preset {name}; presets in {FOLDER}/: {known}")
+    if name in (*READS, "all"):
+        raise UserError(
+            f"{name} is a stage and no preset; name targets first: snakemake {name} --configfile"
+            " PRESET, for Snakemake takes every word after --configfile for a file"
+        )
+    known = ", ".join(sorted(shown_key(file.stem) for file in FOLDER.glob("*.yaml"))) or "none"
+    raise UserError(f"no preset {shown_key(name)}; presets in {FOLDER}/: {known}")
 
 
 def lay_into(params: Path, preset: Path) -> str:
@@ -38,8 +44,7 @@ def lay_into(params: Path, preset: Path) -> str:
     UserError : either file is unreadable, or the result is not valid.
     """
     changes = read_yaml(preset)
-    expected = overlay(read_yaml(params), changes)
-    validate(expected, origin=f"{params} with {preset}")
+    expected = read_settings(params, preset)
     text = edited_yaml(params, partial(_lay, changes=changes))
     if without_nulls(parse(text, str(params))) != expected:
         raise UserError(

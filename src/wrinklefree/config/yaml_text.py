@@ -57,7 +57,10 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the path of a params file or preset") from None
+        raise UserError(
+            f"{path}: no such file; give the path of a params file or preset, or go to the folder"
+            " of the project"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
     if len(content) > LARGEST_FILE:

@@ -1,0 +1,23 @@
+# Checks the files of settings before Snakemake reads params.yaml by itself: it keeps the last of
+# repeated keys, runs templates, expands aliases without end and shows tracebacks. What is given with
+# --configfile it has read before any rule file, so there its own words come first (docs/reliability.md).
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from wrinklefree.config.load import read_settings
+from wrinklefree.errors import UserError
+
+PARAMS = Path("params.yaml")
+
+if not workflow.modifier.skip_configfile:  # another workflow that uses this one brings its settings
+    try:
+        with warnings.catch_warnings():
+            # Every stage says its own warnings; the engine reads the settings many times.
+            warnings.simplefilter("ignore")
+            read_settings(PARAMS, *(Path(os.path.relpath(file)) for file in workflow.configfiles))
+    except UserError as error:
+        # One screen, no traceback: this is the user's mistake, not the workflow's.
+        sys.exit(f"error: {error}")
