@@ -82,9 +82,18 @@ def test_snakemake_and_check_say_what_is_wrong_with_a_preset(
         assert "params/own.yaml" in said and expected in said
 
 
+def test_a_target_that_snakemake_took_for_a_file_is_told_to_come_first(folder: Path):
+    (folder / "manifest.json").write_text('{"stage": "x"}')
+    said = refused(folder, "snakemake", "-n", "--configfile", "params/tiny.yaml", "manifest.json")
+    assert "stage: unknown setting" in said and "Targets come first" in said
+
+
 def test_what_comes_by_config_is_checked_as_well(folder: Path):
     said = refused(folder, *DRY, "--config", "seed=x")
-    assert "error: params.yaml: 1 problem" in said and "seed: input should be a valid" in said
+    assert (
+        "error: params.yaml with --config: 1 problem" in said
+        and "seed: input should be a valid" in said
+    )
 
 
 def test_a_stage_refuses_what_an_engine_let_pass(folder: Path):

@@ -15,9 +15,9 @@ PROJECT = Path(str(workflow.current_basedir)).parents[1]
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine = validate(config).cleaning.engine
+        engine = validate(config, "params.yaml with --config").cleaning.engine
 except UserError as error:
-    # The files were valid (settings.smk), so it is --config, or what a using workflow brings.
+    # The files were valid by themselves (settings.smk).
     sys.exit(f"error: {error}")
 
 PARAMETERS = without_nulls(config)

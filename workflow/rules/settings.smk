@@ -20,4 +20,5 @@ if not workflow.modifier.skip_configfile:  # another workflow that uses this one
             read_settings(PARAMS, *(Path(os.path.relpath(file)) for file in workflow.configfiles))
     except UserError as error:
         # One screen, no traceback: this is the user's mistake, not the workflow's.
-        sys.exit(f"error: {error}")
+        several = "\nTargets come first: words after --configfile are files to Snakemake"
+        sys.exit(f"error: {error}{several if len(workflow.configfiles) > 1 else ''}")
