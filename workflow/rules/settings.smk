@@ -7,18 +7,22 @@ import sys
 import warnings
 from pathlib import Path
 
-from wrinklefree.config.load import read_settings
+from wrinklefree.config.load import read_settings, read_yaml
 from wrinklefree.errors import UserError
 
 PARAMS = Path("params.yaml")
+GIVEN = [Path(os.path.relpath(file)) for file in workflow.configfiles]
 
-if not workflow.modifier.skip_configfile:  # another workflow that uses this one brings its settings
-    try:
-        with warnings.catch_warnings():
-            # Every stage says its own warnings; the engine reads the settings many times.
-            warnings.simplefilter("ignore")
-            read_settings(PARAMS, *(Path(os.path.relpath(file)) for file in workflow.configfiles))
-    except UserError as error:
-        # One screen, no traceback: this is the user's mistake, not the workflow's.
-        several = "\nTargets come first: words after --configfile are files to Snakemake"
-        sys.exit(f"error: {error}{several if len(workflow.configfiles) > 1 else ''}")
+try:
+    with warnings.catch_warnings():
+        # Every stage says its own warnings; the engine reads the settings many times.
+        warnings.simplefilter("ignore")
+        if workflow.modifier.skip_configfile:  # a workflow that uses this one brings its settings
+            for file in GIVEN:
+                read_yaml(file)
+        else:
+            read_settings(PARAMS, *GIVEN)
+except UserError as error:
+    # One screen, no traceback: this is the user's mistake, not the workflow's.
+    several = "\nTargets come first: words after --configfile are files to Snakemake"
+    sys.exit(f"error: {error}{several if len(GIVEN) > 1 else ''}")
