@@ -24,6 +24,7 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
+CHAIN = "a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{x: *a{n}}}\n" for n in range(400))
 
 
 def refusal(text: str) -> str:
@@ -81,7 +82,8 @@ def test_what_versions_of_yaml_read_differently_is_refused(
         ("a: &a {b: 1}\nc: {<<: *a, b: 2}", "line 2: c: << merges mappings in YAML 1.1"),
         ("{[a]: 1}", "line 1: a list or mapping as key"),
         ("? {a: 1}\n: 1", "line 1: a list or mapping as key"),
-        ("b: &a x\n*a : 1\nx: 2", "line 3: key 'x' appears twice"),
+        ("b: 1\na: 2\n'b': 3", "line 3: key 'b' appears twice"),
+        ("a: &a [1]\n*a : 1", "line 2: an alias (*) as key"),
         ("%YAML 1.1\n---\na: 1", "line 1: a directive (%)"),
         ("a: !!int '3'", "line 1: a: the tag 'tag:yaml.org,2002:int'"),
         ("a: !!python/object/apply:os.system [ls]", "line 1: a: the tag "),
@@ -111,9 +113,10 @@ def test_a_refusal_is_one_short_line_with_place_and_reason(text: str, expected: 
         ("a: " + "{a: " * 10_000, f"nested more than {DEEPEST} levels deep"),
         ("".join(f"{' ' * n}a:\n" for n in range(1000)), f"nested more than {DEEPEST} levels deep"),
         ("? " * 10_000, "a list or mapping as key"),
+        (CHAIN, f"nested more than {DEEPEST} levels deep"),
         ("- " * 10_000, f"nested more than {DEEPEST} levels deep"),
     ],
-    ids=["aliases", "lists", "mappings", "blocks", "keys", "items"],
+    ids=["aliases", "lists", "mappings", "blocks", "keys", "chain", "items"],
 )
 def test_what_would_take_for_ever_is_refused_at_once(text: str, expected: str):
     started = time.process_time()
@@ -122,7 +125,7 @@ def test_what_would_take_for_ever_is_refused_at_once(text: str, expected: str):
 
 
 def test_anchors_in_moderate_use_are_read():
-    text = "a: &a {x: &x [1, 2]}\nb: *a\nc: {x: *x, v: &w z, *w : *w}\n"
+    text = "a: &a {x: &x [1, 2]}\nb: *a\nc: {x: *x, y1: &w z, y2: *w}\n"
     assert parse(text, "a.yaml") == yaml.safe_load(text)
 
 

@@ -119,8 +119,9 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self._path: list[str] = []
         self._nodes = 0
-        self._sizes: dict[str, int] = {}
-        """Nodes below every anchor, aliases counted as what they stand for."""
+        self._deepest = 0
+        self._sizes: dict[str, tuple[int, int]] = {}
+        """Nodes and levels below every anchor, aliases counted as what they stand for."""
 
     def compose_document(self) -> yaml.Node | None:
         event = self.peek_event()
@@ -129,25 +130,25 @@ class _Loader(yaml.SafeLoader):
         return super().compose_document()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        keyed = parent is not None
-        if keyed:
+        if parent is not None:
             # A key is composed without an index, its value with the key's node.
             self._path.append(_step(index))
         event = self.peek_event()
-        before = self._nodes
-        if isinstance(event, yaml.AliasEvent):
-            self._count(event, self._size_of(event))
-        else:
-            self._count(event, 1)
-            self._check(event, is_key=isinstance(parent, yaml.MappingNode) and index is None)
+        nodes, outer, depth = self._nodes, self._deepest, len(self._path)
+        inside, height = (1, 0) if event.anchor is None else self._stands_for(event)
+        self._nodes += inside
+        self._deepest = depth + height
+        self._check_bounds(event)
+        self._check(event, is_key=_is_key(parent, index))
         node = super().compose_node(parent, index)
-        if event.anchor and not isinstance(event, yaml.AliasEvent):
-            self._sizes[event.anchor] = self._nodes - before
-        if keyed:
+        if event.anchor is not None:
+            self._sizes[event.anchor] = (self._nodes - nodes, self._deepest - depth)
+        self._deepest = max(outer, self._deepest)
+        if parent is not None:
             self._path.pop()
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -156,21 +157,27 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return node
 
-    def _size_of(self, event: yaml.AliasEvent) -> int:
+    def _stands_for(self, event: Any) -> tuple[int, int]:
+        """Nodes and levels of what an alias stands for; of a node with an anchor, itself."""
+        if not isinstance(event, yaml.AliasEvent):
+            return 1, 0
         if event.anchor in self.anchors and event.anchor not in self._sizes:
-            raise self._refused(event, f"*{event.anchor} is part of what it stands for")
-        return self._sizes.get(event.anchor, 0)
+            raise self._refused(event, f"*{shown_key(event.anchor)} is part of what it stands for")
+        return self._sizes.get(event.anchor, (1, 0))
 
-    def _count(self, event: yaml.Event, nodes: int) -> None:
-        self._nodes += nodes
+    def _check_bounds(self, event: Any) -> None:
         if self._nodes > MOST_NODES:
             raise self._refused(
                 event, f"more than {MOST_NODES:,} values, with aliases (*) written out"
             )
-        if len(self._path) > DEEPEST:
+        if self._deepest > DEEPEST:
             raise self._refused(event, f"nested more than {DEEPEST} levels deep")
 
     def _check(self, event: Any, *, is_key: bool) -> None:
+        if isinstance(event, yaml.AliasEvent):
+            if is_key:
+                raise self._refused(event, "an alias (*) as key; expected a name")
+            return
         if event.tag is not None:
             raise self._refused(event, f"the tag {shown(event.tag)}: settings have none, remove it")
         if not isinstance(event, yaml.ScalarEvent):
@@ -192,6 +199,10 @@ class _Loader(yaml.SafeLoader):
     def _refused(self, at: Any, why: str) -> _Refused:
         path = ".".join(step for step in self._path[:_LONGEST_PATH] if step)
         return _Refused(f"line {at.start_mark.line + 1}: {path + ': ' if path else ''}{why}")
+
+
+def _is_key(parent: yaml.Node | None, index: Any) -> bool:
+    return isinstance(parent, yaml.MappingNode) and index is None
 
 
 def _step(index: Any) -> str:
