@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,10 @@ def test_the_default_settings_are_valid():
     ("arguments", "message"),
     [
         (("check", "qwen5"), "error: no preset qwen5; presets in params/:"),
+        (("check", "tiny", "stage2"), "error: stage2 is a stage and no preset; name targets first"),
+        (("check", "\x1b[31m"), r"error: no preset '\x1b[31m'; presets in params/:"),
+        (("check", "params"), "error: params: is a folder; give the path of a params file"),
+        (("preset", "qwen5"), "error: no preset qwen5; presets in params/:"),
         (("verify", "models/none"), "error: models/none: not a finished artifact"),
     ],
 )
@@ -37,6 +42,51 @@ def test_a_mistake_is_one_line_and_status_2(arguments: tuple[str, ...], message:
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [("check",), ("preset", "tiny"), ("recipe", "proposed")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; give the path of a params file or preset, or go to the folder of"),
+        (b"", "expected a mapping of settings (key: value), found nothing"),
+        (b"stage2: {steps: 0100}", "line 1: stage2.steps: '0100' without quotes is the number 64"),
+        (b"a: caf\xe9", "line 1: the text is not UTF-8"),
+    ],
+    ids=["absent", "empty", "octal", "latin-1"],
+)
+def test_every_command_on_settings_says_in_one_line_what_is_wrong_with_the_file(
+    tmp_path: Path, command: tuple[str, ...], content: bytes | None, message: str
+):
+    (tmp_path / "params").mkdir()
+    for name in ("params/tiny.yaml", "catalog.yaml"):
+        shutil.copy(PROJECT / name, tmp_path / name)
+    if content is not None:
+        (tmp_path / "params.yaml").write_bytes(content)
+    result = wrinklefree(*command, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: params.yaml: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_warning_is_one_line_and_no_failure(tmp_path: Path):
+    preset = tmp_path / "fast.yaml"
+    preset.write_text("distill: {ar: {optimizer: {lr: 0.5}}}\n")
+    result = wrinklefree("check", str(preset))
+    assert result.returncode == 0
+    assert result.stdout == f"params.yaml with {preset}: all settings are valid\n"
+    assert result.stderr == (
+        f"warning: params.yaml with {preset}: lr 0.5 is outside 5e-05..0.001, where Muon with scale"
+        " match_rms is known to train\n"
+    )
+
+
+def test_several_presets_are_checked_as_snakemake_lays_them(tmp_path: Path):
+    preset = tmp_path / "few.yaml"
+    preset.write_text("stage2: {steps: 3}\n")
+    assert wrinklefree("check", "tiny").returncode == 0
+    result = wrinklefree("check", "tiny", str(preset))
+    assert (result.returncode, "warmup_steps is 4 and steps 3" in result.stderr) == (2, True)
+
+
 def test_a_recipe_is_listed_and_becomes_a_preset_that_is_valid(tmp_path: Path):
     assert "\nproposed: dclm_baseline 40 %" in wrinklefree("catalog").stdout
     assert "mlfoundations/dclm-baseline-1.0" in wrinklefree("catalog", "show", "proposed").stdout
@@ -44,7 +94,7 @@ def test_a_recipe_is_listed_and_becomes_a_preset_that_is_valid(tmp_path: Path):
     preset = tmp_path / "small.yaml"
     options = ("--max-tokens", "1000", "--revision", f"codeparrot={commit}", "--output", preset)
     written = wrinklefree("recipe", "proposed", *map(str, options))
-    assert f"snakemake --configfile {preset} -n" in written.stdout
+    assert f"snakemake all -n --configfile {preset}" in written.stdout
     assert f"revision: {commit}" in preset.read_text()
     assert "max_tokens: 400\n" in preset.read_text()
     assert wrinklefree("check", str(preset)).returncode == 0

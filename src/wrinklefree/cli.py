@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from wrinklefree.errors import UserError
@@ -15,8 +16,8 @@ def main() -> None:
     """Entry point of the console script."""
     parser = argparse.ArgumentParser(prog="wrinklefree", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="check params.yaml, with a preset over it if given")
-    check.add_argument("preset", nargs="?")
+    check = commands.add_parser("check", help="check params.yaml, with presets over it if given")
+    check.add_argument("presets", nargs="*", metavar="preset")
     check.add_argument("--output", type=Path, help="a file to write when all is valid, for DVC")
     preset = commands.add_parser("preset", help="lay a preset into params.yaml, for DVC")
     preset.add_argument("name", help="a name in params/, or the path of a YAML file")
@@ -39,6 +40,7 @@ def main() -> None:
         "paths", nargs="+", help="a source's paths, files or quoted globs; or a model's one folder"
     )
     arguments = parser.parse_args()
+    warnings.showwarning = _show_warning
     try:
         {
             "check": _check,
@@ -61,6 +63,12 @@ def _tell_error(error: Exception) -> None:
 
     explained = explain_system_error(error, "a file") or error
     print(printable(f"error: {explained}"), file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    from wrinklefree.tracking.terminal import printable
+
+    print(printable(f"warning: {message}"), file=sys.stderr)
 
 
 def _add_catalog(commands: argparse._SubParsersAction) -> None:
@@ -102,18 +110,13 @@ def _once_each(assignments: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from wrinklefree.config.load import overlay, read_yaml, validate
+    from wrinklefree.config.load import read_settings
     from wrinklefree.config.presets import find_preset
     from wrinklefree.tracking.files import write_atomically
 
-    parameters = read_yaml(PARAMS)
-    origin = str(PARAMS)
-    if arguments.preset:
-        path = find_preset(arguments.preset)
-        parameters = overlay(parameters, read_yaml(path))
-        origin = f"{PARAMS} with {path}"
-    validate(parameters, origin)
-    said = f"{origin}: all settings are valid"
+    files = [PARAMS, *map(find_preset, arguments.presets)]
+    read_settings(*files)
+    said = f"{' with '.join(map(str, files))}: all settings are valid"
     print(said)
     if arguments.output:
         write_atomically(arguments.output, f"{said}\n")
@@ -207,7 +210,7 @@ def _recipe(arguments: argparse.Namespace) -> None:
         _once_each(arguments.revision),
         arguments.max_tokens,
     )
-    print(f"{path}: run snakemake --configfile {path} -n, or wrinklefree preset {path} for DVC")
+    print(f"{path}: run snakemake all -n --configfile {path}, or wrinklefree preset {path} for DVC")
 
 
 def _hash(arguments: argparse.Namespace) -> None:

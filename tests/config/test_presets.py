@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from wrinklefree.config.load import overlay, read_yaml
 from wrinklefree.config.presets import find_preset, lay_into
@@ -49,3 +50,23 @@ def test_an_invalid_preset_changes_nothing(project: Path):
     Path("params/bad.yaml").write_text("stage2:\n  stepz: 7\n")
     with pytest.raises(UserError, match="stage2.stepz"):
         lay_into(Path("params.yaml"), Path("params/bad.yaml"))
+
+
+def test_text_that_looks_like_something_else_is_laid_in_quotes(project: Path):
+    texts = ["no", "1:40", "0100", "1_000", "2024-01-01", "1e-4", "y", "null", "12"]
+    Path("params/few.yaml").write_text(f"evaluate: {{prompts: {texts}}}\n")
+    laid = project / "laid.yaml"
+    laid.write_text(lay_into(Path("params.yaml"), find_preset("few")))
+    assert read_yaml(laid)["evaluate"]["prompts"] == texts
+    assert YAML(typ="safe").load(laid.read_text())["evaluate"]["prompts"] == texts
+
+
+def test_a_preset_over_settings_that_stand_in_two_places_is_refused(project: Path):
+    params = Path("params.yaml")
+    text = params.read_text()
+    schedule = "schedule: {kind: cosine, warmup_steps: 10, final_lr_fraction: 0.1}"
+    text = text.replace(schedule, schedule.replace(" {", " &shared {"), 1)
+    params.write_text(text.replace(schedule, "schedule: *shared", 1))
+    Path("params/few.yaml").write_text("stage2: {schedule: {warmup_steps: 5}}\n")
+    with pytest.raises(UserError, match="would change more than it names"):
+        lay_into(params, find_preset("few"))

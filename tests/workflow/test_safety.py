@@ -117,8 +117,9 @@ def test_a_forced_rerun_that_is_cancelled_leaves_what_restore_puts_back(
 
 def test_settings_of_a_source_with_thousands_of_paths_fit_a_command(project: Path):
     def edit(parameters: dict[str, Any]) -> None:
-        parameters["sources"]["maths"] |= {"licence": "x" * 2_000_000}
+        paths = [f"sympy/a_folder_of_a_long_name/{number}.py" for number in range(10_000)]
+        parameters["sources"]["code"]["exclude"] += paths
 
     change(project, edit)
-    output = run(project, "snakemake", "data/raw/maths/manifest.json", "--cores", "1")
-    assert "fetch.maths: data/raw/maths done" in output
+    output = run(project, "snakemake", "data/raw/code/manifest.json", "--cores", "1")
+    assert "fetch.code: data/raw/code done" in output

@@ -1,10 +1,10 @@
-# What the rules share: checked settings, the sections that a stage reads, digests of its code.
+# What the rules share: settings, the sections that a stage reads, digests of its code.
 
 import sys
 import warnings
 from pathlib import Path
 
-from wrinklefree.config.load import read_yaml, validate, without_nulls
+from wrinklefree.config.load import validate, without_nulls
 from wrinklefree.config.stages import write_sections
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.code import code_digest
@@ -13,13 +13,10 @@ PROJECT = Path(str(workflow.current_basedir)).parents[1]
 
 try:
     with warnings.catch_warnings():
-        # Every stage says its own warnings; the engine reads the settings many times.
         warnings.simplefilter("ignore")
-        for file in workflow.configfiles:
-            read_yaml(Path(file))  # refuses repeated keys, of which Snakemake keeps the last
-        engine = validate(config).cleaning.engine
+        engine = validate(config, "params.yaml with --config").cleaning.engine
 except UserError as error:
-    # One screen, no traceback: this is the user's mistake, not the workflow's.
+    # The files were valid by themselves (settings.smk).
     sys.exit(f"error: {error}")
 
 PARAMETERS = without_nulls(config)

@@ -14,6 +14,7 @@ from wrinklefree.config.cleaning_steps import CleaningSteps
 from wrinklefree.config.load import overlay, read_yaml, validate, validate_section
 from wrinklefree.config.section import Name, PositiveFloat, Section
 from wrinklefree.config.tokens import Weights
+from wrinklefree.config.yaml_text import is_special
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import write_atomically
 
@@ -347,11 +348,11 @@ def _removing(present: Any, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text in quotes where YAML 1.2, as DVC reads it, would take it for a number."""
+    """Text in quotes where some reader of YAML would take it for something else."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = '"' if text[:1].isdigit() else None
+    style = '"' if is_special(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

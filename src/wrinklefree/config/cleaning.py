@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from wrinklefree.config.cleaning_steps import CleaningSteps
-from wrinklefree.config.section import Name, PositiveInt, Section
+from wrinklefree.config.section import Name, Section, Workers
 from wrinklefree.config.sources import Source
 
 _MEANINGLESS_FOR_REFERENCES = ("cleaning", "held_out_pattern", "held_out_levels", "max_tokens")
@@ -23,10 +23,10 @@ class SlurmSettings(Section):
     """Where and with what datatrove's tasks run on a Slurm cluster."""
 
     partition: str
-    time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")]
+    time: Annotated[str, Field(pattern=r"^([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{2}){0,2}$")]
     """Limit of a task, as sbatch takes it."""
-    cpus_per_task: PositiveInt = 1
-    memory_gb_per_cpu: PositiveInt = 4
+    cpus_per_task: Workers = 1
+    memory_gb_per_cpu: Annotated[int, Field(gt=0, le=10_000)] = 4
     quality_of_service: str | None = None
     environment_command: str | None = None
     """A line of shell that activates the environment of this project on a node."""
@@ -39,9 +39,9 @@ class DatatroveEngine(Section):
 
     kind: Literal["datatrove"]
     executor: Literal["local", "slurm"] = "local"
-    tasks: PositiveInt = 4
+    tasks: Annotated[int, Field(gt=0, le=100_000)] = 4
     """Slices of the source, and buckets of hashes, that are worked on apart."""
-    workers: PositiveInt = 2
+    workers: Workers = 2
     """Tasks that run at a time."""
     slurm: SlurmSettings | None = None
 

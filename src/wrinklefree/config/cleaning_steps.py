@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from wrinklefree.config.section import Fraction, PositiveInt, Section
+from wrinklefree.config.section import Fraction, Ngram, PositiveInt, Section
 
 
 class LanguageSettings(Section):
@@ -23,7 +23,7 @@ class ParagraphSettings(Section):
     """Exact de-duplication of paragraphs, the text between blank lines, in the training split."""
 
     deduplicate: bool = True
-    min_characters: PositiveInt = 100
+    min_characters: Annotated[int, Field(gt=0, le=100_000)] = 100
     """Shorter paragraphs stay, however often they come: headings, greetings, labels."""
 
 
@@ -35,9 +35,9 @@ class NearDuplicateSettings(Section):
     """
 
     enabled: bool = False
-    ngram: PositiveInt = 5
-    buckets: PositiveInt = 14
-    hashes_per_bucket: PositiveInt = 8
+    ngram: Ngram = 5
+    buckets: Annotated[int, Field(gt=0, le=256)] = 14
+    hashes_per_bucket: Annotated[int, Field(gt=0, le=256)] = 8
 
 
 class DecontaminationSettings(Section):
@@ -47,7 +47,7 @@ class DecontaminationSettings(Section):
     """
 
     enabled: bool = True
-    ngram: PositiveInt = 13
+    ngram: Ngram = 13
     """This many words in a row, compared in lower case and without punctuation."""
     max_training_documents: PositiveInt = 10
     """Words in a row that more training documents of the source have are templates, and stay.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import warnings
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.section import Section
-from wrinklefree.errors import UserError
+from wrinklefree.config.yaml_text import parse, read_text, shown_key
+from wrinklefree.errors import UserError, shown
 
 _MAX_PROBLEMS = 8
 _NUMBER = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
@@ -26,18 +24,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    UserError : the file is missing, is no YAML, repeats a key or holds no mapping.
+    UserError : the file can't be read, holds no mapping, or is no YAML that all versions of YAML
+        read alike.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a params file or preset")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-        json.dumps(content, default=str, skipkeys=True)  # refuses what refers to itself
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    content = parse(read_text(path), str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path}: expected a mapping of settings (key: value), found {found}")
     return content
+
+
+def read_settings(params: Path, *presets: Path) -> dict[str, Any]:
+    """The mapping in ``params`` with presets laid over it, checked.
+
+    Raises
+    ------
+    UserError : a file can't be read, or they are not valid together.
+    """
+    parameters = without_nulls(read_yaml(params))
+    for preset in presets:
+        parameters = overlay(parameters, read_yaml(preset))
+    validate(parameters, origin=" with ".join(map(str, (params, *presets))))
+    return parameters
 
 
 def overlay(parameters: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def _locate(location: tuple[int | str, ...], value: Any) -> str:
         elif isinstance(value, list) and isinstance(key, int) and key < len(value):
             value = value[key]
         tagged = False
-        path.append(str(key))
+        path.append(shown_key(key))
     return ".".join(path)
 
 
@@ -138,8 +146,9 @@ def _describe(problem: Any) -> str:
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
     if kind == "union_tag_invalid":
-        return message
-    described = f"{message}; found {found!r} ({type(found).__name__})"
+        key, expected = (problem["ctx"][part] for part in ("discriminator", "expected_tags"))
+        return f"{key} is {shown(problem['ctx']['tag'])}, expected one of {expected}"
+    described = f"{message}; found {shown(found)} ({type(found).__name__})"
     if kind == "string_type" and not isinstance(found, dict | list):
         described += ". YAML reads what looks like a number, a date or yes and no as such: quote it"
     if isinstance(found, str) and _NUMBER.match(found):
@@ -156,18 +165,3 @@ def _known_keys() -> set[str]:
         names.update(getattr(section, "model_fields", {}))
         pending.extend(section.__subclasses__())
     return names
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key, of which YAML 1.1 would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if not isinstance(key, Hashable):
-                raise yaml.YAMLError(f"a list or mapping as key, {key_node.start_mark}")
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} appears twice, {key_node.start_mark}")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)

@@ -13,16 +13,18 @@ from pydantic import Field, model_validator
 
 from wrinklefree.config.section import (
     Decay,
+    Epsilon,
     Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
+    LearningRate,
     Section,
+    Steps,
+    StepsOrZero,
 )
 
 ADAMW_RANGE = (5e-5, 1e-3)
 MUON_ORIGINAL_RANGE = (1e-3, 3e-3)
+
+WeightDecay = Annotated[float, Field(ge=0.0, le=10.0)]
 
 
 class UnusualLearningRateWarning(UserWarning):
@@ -33,10 +35,10 @@ class AdamWSettings(Section):
     """AdamW for every parameter."""
 
     name: Literal["adamw"]
-    lr: PositiveFloat
+    lr: LearningRate
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
+    eps: Epsilon = 1e-8
+    weight_decay: WeightDecay = 0.0
     """Applied to matrices, not to norms and biases."""
     allow_unusual_lr: bool = False
 
@@ -49,16 +51,16 @@ class AdamWSettings(Section):
 class MuonBase(Section):
     """Muon for hidden matrices, AdamW for embeddings, heads, norms and biases."""
 
-    lr: PositiveFloat
+    lr: LearningRate
     """For the hidden matrices."""
-    adamw_lr: PositiveFloat
+    adamw_lr: LearningRate
     """For all other parameters."""
     scale: Literal["original", "match_rms"]
     """``original``: sqrt(max(1, rows/columns)). ``match_rms``: 0.2 sqrt(max(rows, columns))."""
     momentum: Decay = 0.95
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: WeightDecay = 0.0
     adamw_betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    adamw_eps: PositiveFloat = 1e-8
+    adamw_eps: Epsilon = 1e-8
     allow_unusual_lr: bool = False
 
     @model_validator(mode="after")
@@ -87,7 +89,7 @@ class MuonClipSettings(MuonBase):
     """Muon without Nesterov, and attention logits kept under a threshold (Kimi K2)."""
 
     name: Literal["muonclip"]
-    qk_clip_threshold: PositiveFloat = 100.0
+    qk_clip_threshold: Annotated[float, Field(ge=1e-3, le=1e6)] = 100.0
 
 
 OptimizerSettings = Annotated[
@@ -99,7 +101,7 @@ class ScheduleSettings(Section):
     """Learning rate over steps: linear warmup, then a decay to a fraction of the peak."""
 
     kind: Literal["cosine", "linear", "constant"]
-    warmup_steps: NonNegativeInt
+    warmup_steps: StepsOrZero
     final_lr_fraction: Fraction
 
 
@@ -107,11 +109,11 @@ class ZClipSettings(Section):
     """Adaptive clipping of the gradient norm by its z-score (arXiv 2504.02507)."""
 
     enabled: bool
-    z_threshold: PositiveFloat = 3.0
+    z_threshold: Annotated[float, Field(gt=0.0, le=1000.0)] = 3.0
     ema_decay: Decay = 0.99
-    warmup_steps: PositiveInt = 25
+    warmup_steps: Steps = 25
     """Steps that only gather statistics."""
-    reopen_after: PositiveInt = 20
+    reopen_after: Steps = 20
     """Consecutive clips after which the statistics are gathered anew."""
 
 

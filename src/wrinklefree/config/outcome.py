@@ -6,30 +6,31 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wrinklefree.config.section import NonNegativeInt, PositiveInt, Section
+from wrinklefree.config.section import Rows, RowsAtOnce, Section
+from wrinklefree.config.tokens import LONGEST_ROW
 
 
 class DataReportSettings(Section):
     """What the report on the data looks at besides all counts."""
 
-    samples_per_domain: NonNegativeInt
+    samples_per_domain: Annotated[int, Field(ge=0, le=1000)]
     """Training documents of every domain whose beginning is shown."""
-    share_samples: PositiveInt
+    share_samples: Rows
     """Length of the run, in rows, over which realised shares and epochs are counted."""
-    read_samples: PositiveInt
+    read_samples: Rows
     """How many of its first rows are read, to count the tokens that training really gets."""
 
 
 class EvaluateSettings(Section):
     """The comparison of every model of the run."""
 
-    rows_per_domain: PositiveInt
+    rows_per_domain: Rows
     """Held-out rows scored per domain, at most."""
-    batch_size: PositiveInt
-    likelihood_draws: PositiveInt
+    batch_size: RowsAtOnce
+    likelihood_draws: Annotated[int, Field(gt=0, le=10_000)]
     """Random maskings per block when the likelihood of a diffusion model is estimated."""
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
-    new_tokens: NonNegativeInt
+    new_tokens: Annotated[int, Field(ge=0, le=LONGEST_ROW)]
     """Tokens generated for every prompt."""
 
 

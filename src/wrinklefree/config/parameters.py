@@ -14,7 +14,7 @@ from wrinklefree.config.research import (
     MicroannealSettings,
     RegmixSettings,
 )
-from wrinklefree.config.section import Name, Section
+from wrinklefree.config.section import Name, Section, Seed
 from wrinklefree.config.sources import HeldOutSettings, Source
 from wrinklefree.config.tokens import MixtureSettings, TokenizerSettings, TokenizeSettings
 from wrinklefree.config.training import (
@@ -30,7 +30,7 @@ from wrinklefree.config.training import (
 class Parameters(Section):
     """Every knob of the pipeline, a section per stage."""
 
-    seed: int
+    seed: Seed
     held_out: HeldOutSettings
     sources: dict[Name, Source] = Field(min_length=1)
     cleaning: CleaningSettings

@@ -6,8 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
 from wrinklefree.config.edit import edited_yaml
-from wrinklefree.config.load import overlay, read_yaml, validate, without_nulls
+from wrinklefree.config.load import read_settings, read_yaml, without_nulls
+from wrinklefree.config.stages import READS
+from wrinklefree.config.yaml_text import is_special, parse, shown_key
 from wrinklefree.errors import UserError
 
 FOLDER = Path("params")
@@ -21,10 +25,15 @@ def find_preset(name: str) -> Path:
     UserError : there is none; names those that exist.
     """
     for candidate in (FOLDER / f"{name}.yaml", Path(name)):
-        if candidate.is_file():
+        if candidate.exists():
             return candidate
-    known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml"))) or "none"
-    raise UserError(f"no preset {name}; presets in {FOLDER}/: {known}")
+    if name in (*READS, "all"):
+        raise UserError(
+            f"{name} is a stage and no preset; name targets first: snakemake {name} --configfile"
+            " PRESET, for Snakemake takes every word after --configfile for a file"
+        )
+    known = ", ".join(sorted(shown_key(file.stem) for file in FOLDER.glob("*.yaml"))) or "none"
+    raise UserError(f"no preset {shown_key(name)}; presets in {FOLDER}/: {known}")
 
 
 def lay_into(params: Path, preset: Path) -> str:
@@ -35,8 +44,14 @@ def lay_into(params: Path, preset: Path) -> str:
     UserError : either file is unreadable, or the result is not valid.
     """
     changes = read_yaml(preset)
-    validate(overlay(read_yaml(params), changes), origin=f"{params} with {preset}")
-    return edited_yaml(params, partial(_lay, changes=changes))
+    expected = read_settings(params, preset)
+    text = edited_yaml(params, partial(_lay, changes=changes))
+    if without_nulls(parse(text, str(params))) != expected:
+        raise UserError(
+            f"{params}: {preset} would change more than it names, for an alias (*) of {params}"
+            " stands for the same settings in two places; write them out there"
+        )
+    return text
 
 
 def _lay(document: Any, changes: dict[str, Any]) -> None:
@@ -50,4 +65,15 @@ def _lay(document: Any, changes: dict[str, Any]) -> None:
                 document.ca.items.pop(key, None)
                 document[key] = {}
         else:
-            document[key] = without_nulls(value) if isinstance(value, dict) else value
+            kept = without_nulls(value) if isinstance(value, dict) else value
+            document[_quoted(key)] = _quoted(kept)
+
+
+def _quoted(value: Any) -> Any:
+    """``value`` with quotes around text that some reader of YAML takes for something else."""
+    if isinstance(value, dict):
+        return {_quoted(key): _quoted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_quoted(item) for item in value]
+    special = isinstance(value, str) and is_special(value)
+    return DoubleQuotedScalarString(value) if special else value

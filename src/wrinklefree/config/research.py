@@ -6,12 +6,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wrinklefree.config.section import Name, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from wrinklefree.config.section import (
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    RowsAtOnce,
+    Section,
+    Workers,
+)
 from wrinklefree.config.tokens import Weights
 from wrinklefree.config.training import DataSettings, ModelSettings, TrainingSettings
 
 SMALLEST_CONCENTRATION = 0.1
 """Below, nearly every mixture that is drawn is a single domain."""
+Concentration = Annotated[float, Field(ge=SMALLEST_CONCENTRATION, le=1e6)]
 OVERALL = "overall"
 TARGET = "target"
 """What counts, beside the domains in tables, plots and files: no domain may be called so."""
@@ -27,9 +35,9 @@ Confidence = Annotated[float, Field(ge=0.5, le=HIGHEST_CONFIDENCE)]
 class MeasureSettings(Section):
     """Held-out loss of every domain after a training."""
 
-    rows_per_domain: Annotated[int, Field(ge=2)]
+    rows_per_domain: Annotated[int, Field(ge=2, le=10**9)]
     """Held-out rows scored per domain, at most. Intervals count their documents."""
-    batch_size: PositiveInt
+    batch_size: RowsAtOnce
     """Rows at a time. Bounds memory."""
 
 
@@ -48,9 +56,9 @@ class DrawSettings(Section):
     concentration of each mixture is drawn log-uniformly between the two given.
     """
 
-    concentration_min: Annotated[float, Field(ge=SMALLEST_CONCENTRATION)]
+    concentration_min: Concentration
     """Small: mixtures of one or two domains."""
-    concentration_max: Annotated[float, Field(ge=SMALLEST_CONCENTRATION)]
+    concentration_max: Concentration
     """Large: mixtures close to the present one."""
     floor: Annotated[float, Field(ge=0.0, lt=1.0)]
     """The least weight of a domain that has a weight in ``mixture``."""
@@ -68,17 +76,17 @@ class DrawSettings(Section):
 class FitSettings(Section):
     """The regression from weights to losses, and the search for the best mixture."""
 
-    held_out_runs: Annotated[int, Field(ge=FEWEST_HELD_OUT)]
+    held_out_runs: Annotated[int, Field(ge=FEWEST_HELD_OUT, le=10**6)]
     """The last of the runs; the regression is judged on them and never fitted on them."""
     regression: Literal["linear", "log_linear", "boosted_trees"]
     """``linear``: ridge on weights; ``log_linear``: ridge on their logarithms."""
     target: dict[Name, NonNegativeFloat] | None = None
     """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
-    candidates: PositiveInt
+    candidates: Annotated[int, Field(gt=0, le=10**7)]
     """Mixtures whose target loss is predicted."""
-    best_candidates: PositiveInt
+    best_candidates: Annotated[int, Field(gt=0, le=10**7)]
     """The mean of this many of the best is the mixture that is proposed."""
-    bootstraps: Annotated[int, Field(ge=20)]
+    bootstraps: Annotated[int, Field(ge=20, le=100_000)]
     """Fits on runs drawn with replacement, for the uncertainty."""
 
     @model_validator(mode="after")
@@ -96,7 +104,7 @@ class RegmixSettings(Section):
 
     runs: Annotated[list[NonNegativeInt], Field(min_length=FEWEST_FITTED + FEWEST_HELD_OUT)]
     """Numbers of the runs. A run's mixture follows from its number, so that more can be added."""
-    threads: PositiveInt
+    threads: Workers
     """CPU threads of a run; an engine trains as many at once as there are cores for."""
     draw: DrawSettings
     model: ModelSettings
@@ -156,7 +164,7 @@ class MicroannealSettings(Section):
     arms: ArmsSettings
     seeds: Annotated[list[NonNegativeInt], Field(min_length=2)]
     """One anneal of each arm per seed of the data order; both arms have the same seeds."""
-    threads: PositiveInt
+    threads: Workers
     """CPU threads of an arm; an engine trains both arms at once if there are cores for it."""
     training: TrainingSettings
     """``schedule`` anneals: no warmup to speak of, ``final_lr_fraction`` 0."""

@@ -8,14 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from wrinklefree.config.cleaning_steps import CleaningSteps
-from wrinklefree.config.section import (
-    Name,
-    PackageWord,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    Sha256,
-)
+from wrinklefree.config.section import MOST, Name, PackageWord, PositiveInt, Section, Seed, Sha256
+from wrinklefree.errors import shown
 
 
 class HeldOutSettings(Section):
@@ -43,7 +37,7 @@ class SourceBase(Section):
     The cut after the document that reaches it is made where tokens are counted, in ``tokenize``;
     ``fetch`` stops at ``max_tokens * fetch_bytes_per_token`` bytes of training text.
     """
-    fetch_bytes_per_token: PositiveFloat = 6.0
+    fetch_bytes_per_token: Annotated[float, Field(ge=0.01, le=1000.0)] = 6.0
     """With ``max_tokens``: bytes of text to fetch per token that is wanted.
 
     More than the tokenizer's bytes per token, so that enough is left after cleaning.
@@ -66,8 +60,8 @@ class SourceBase(Section):
     def _pattern_compiles(cls, pattern: str | None) -> str | None:
         try:
             re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{shown(pattern)} is not a regular expression: {error}") from error
         return pattern
 
     @model_validator(mode="after")
@@ -164,7 +158,7 @@ class GeneratedSource(SourceBase):
     generator: Literal["mathematics"]
     documents: PositiveInt
     """Of all levels together."""
-    seed: int
+    seed: Seed
     levels: list[Level] = Field(default=[1, 2, 3], min_length=1)
     """Levels of difficulty to train on, equally often.
 
@@ -174,7 +168,7 @@ class GeneratedSource(SourceBase):
     """
     held_out_levels: list[Level] = []
     """Levels that are never trained on: all of their documents are held out."""
-    held_out_level_interval: Annotated[int, Field(ge=2)] = 100
+    held_out_level_interval: Annotated[int, Field(ge=2, le=MOST)] = 100
     """With ``held_out_levels``: one document in this many is of such a level."""
 
     @model_validator(mode="after")

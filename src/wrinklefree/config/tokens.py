@@ -6,13 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from wrinklefree.config.section import (
-    Name,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-)
+from wrinklefree.config.section import Name, NonNegativeFloat, Rows, Section, Workers
 
 MINIMUM_BPE_VOCABULARY = 300
 LONGEST_ROW = 1 << 20
@@ -35,9 +29,9 @@ class BpeTokenizerSettings(Section):
     """A byte-level BPE trained on the training split of all sources."""
 
     kind: Literal["bpe"]
-    vocabulary_size: Annotated[int, Field(ge=MINIMUM_BPE_VOCABULARY, le=2**32)]
+    vocabulary_size: Annotated[int, Field(ge=MINIMUM_BPE_VOCABULARY, le=1 << 20)]
     """All ids, special tokens included."""
-    max_megabytes_per_source: PositiveInt
+    max_megabytes_per_source: Annotated[int, Field(gt=0, le=10**6)]
     """Text read from each source for training it."""
 
 
@@ -55,9 +49,9 @@ TokenizerSettings = Annotated[
 class TokenizeSettings(Section):
     """How the documents of a source are divided among files and processes."""
 
-    shard_megabytes: PositiveInt = 64
+    shard_megabytes: Annotated[int, Field(gt=0, le=1 << 16)] = 64
     """Text of a shard, in MB of UTF-8: what is encoded anew when the stage was killed."""
-    processes: PositiveInt | Literal["all"] = "all"
+    processes: Workers | Literal["all"] = "all"
     """How many shards are encoded at the same time, each by a process of its own.
 
     ``all``: one per core. With 1 the stage's own process encodes, on all cores, as it does for a
@@ -69,11 +63,11 @@ class MixtureSettings(Section):
     """How tokens of all domains become rows, and in which order training sees the rows."""
 
     sequence_length: Annotated[int, Field(ge=8, le=LONGEST_ROW)]
-    shuffle_buffer_size: PositiveInt
+    shuffle_buffer_size: Rows
     """Rows of a domain are permuted inside windows of this many rows."""
     weights: Weights
     """A domain of weight 0 is measured and not trained on."""
-    max_repetition: PositiveFloat = 4.0
+    max_repetition: Annotated[float, Field(gt=0.0, le=1000.0)] = 4.0
     """A training stage that would read a domain's rows more often than this is refused.
 
     Up to four epochs repeated text is nearly as good as new (arXiv 2305.16264).

@@ -12,23 +12,26 @@ from wrinklefree.config.optimizer import OptimizerSettings, ScheduleSettings, ZC
 from wrinklefree.config.section import (
     Fraction,
     NonNegativeFloat,
-    NonNegativeInt,
     PackageWord,
-    PositiveFloat,
-    PositiveInt,
+    RowsAtOnce,
     Section,
     Sha256,
+    Steps,
+    StepsOrZero,
+    Temperature,
 )
-from wrinklefree.config.tokens import Weights
+from wrinklefree.config.tokens import LONGEST_ROW, Weights
 
 LEAST_FINAL_LR_FRACTION = 0.3
 """What a curriculum's last rows need of the peak learning rate."""
+
+Heads = Annotated[int, Field(gt=0, le=4096)]
 
 
 class LambdaWarmupSettings(Section):
     """Quantization strength over steps, from 0 (full precision) to 1 (ternary)."""
 
-    warmup_steps: NonNegativeInt
+    warmup_steps: StepsOrZero
     """0: fully quantized from the first step. Fewer than the stage's ``steps``."""
     schedule: Literal["linear", "cosine"]
 
@@ -40,7 +43,7 @@ class CurriculumDecayWarning(UserWarning):
 class PhaseSettings(Section):
     """Other weights from a step on, such as more of the best text at the end."""
 
-    from_step: NonNegativeInt
+    from_step: StepsOrZero
     """The first step with these weights, counted from 0."""
     weights: Weights
     """In place of ``mixture.weights``; names every domain."""
@@ -73,10 +76,10 @@ class DataSettings(Section):
 class TrainingSettings(Section):
     """The one training loop."""
 
-    steps: PositiveInt
-    batch_size: PositiveInt
+    steps: Steps
+    batch_size: RowsAtOnce
     """Rows per micro-batch."""
-    gradient_accumulation_steps: PositiveInt
+    gradient_accumulation_steps: RowsAtOnce
     """Micro-batches per optimizer step."""
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
@@ -84,9 +87,9 @@ class TrainingSettings(Section):
     data: DataSettings = DataSettings()
     autocast: Literal["none", "bfloat16"] = "none"
     """Compute type of the forward pass; parameters and optimizer state stay fp32."""
-    checkpoint_interval: PositiveInt
+    checkpoint_interval: Steps
     """Steps between resumable checkpoints. Has no effect on the result."""
-    log_interval: PositiveInt
+    log_interval: Steps
     """Steps between lines of output. Has no effect on the result."""
 
     @model_validator(mode="after")
@@ -142,13 +145,13 @@ class QuantizedTrainingSettings(TrainingSettings):
 class ModelSettings(Section):
     """The shape of a Llama-like model trained from scratch."""
 
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
-    key_value_heads: PositiveInt
-    rope_theta: PositiveFloat
-    initializer_range: PositiveFloat
+    hidden_size: Annotated[int, Field(gt=0, le=1 << 16)]
+    intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)]
+    layers: Annotated[int, Field(gt=0, le=1000)]
+    heads: Heads
+    key_value_heads: Heads
+    rope_theta: Annotated[float, Field(ge=1.0, le=1e12)]
+    initializer_range: Annotated[float, Field(ge=1e-6, le=10.0)]
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelSettings:
@@ -248,14 +251,14 @@ class SublnSettings(Section):
 
     gain: Literal["calibrated", "calibrated_scalar", "ones"]
     """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
-    calibration_rows: PositiveInt
+    calibration_rows: Annotated[int, Field(gt=0, le=10**6)]
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
 
 
 class DiffusionSettings(Section):
     """Block diffusion: what is masked, how tokens are read, how the loss is weighted."""
 
-    block_size: PositiveInt
+    block_size: Annotated[int, Field(gt=0, le=LONGEST_ROW)]
     mask_init: Literal["mean", "random", "zero"]
     """Initial embedding of the mask token."""
     token_shift: Literal["none", "noisy", "clean_boundary"]
@@ -276,9 +279,9 @@ class RelationSettings(Section):
 
     layer_fraction: Fraction
     """Depth of the layer: 0.8 of 28 layers is layer 22."""
-    heads: PositiveInt
+    heads: Heads
     """Relation heads, independent of the number of attention heads."""
-    temperature: PositiveFloat
+    temperature: Temperature
     causal: bool
     """Compare only rows' own past."""
 
@@ -301,7 +304,7 @@ class DistillSettings(QuantizedTrainingSettings):
     """Distillation of the dense teacher into a ternary student."""
 
     weights: DistillationWeights
-    temperature: PositiveFloat
+    temperature: Temperature
     temperature_squared: bool
     """Multiply the logits term by temperature squared, as the paper's code and not its text."""
     relations: RelationSettings
