@@ -164,14 +164,15 @@ def check_vocabulary(config: PreTrainedConfig, vocabulary_size: int) -> None:
 def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
     """The dense model that transformers finds at ``path``, every tensor from there and finite."""
     places = ("revision", "local_files_only", "gguf_file")
-    with _explained(where):
+    description = f"{where}: {'metadata' if 'gguf_file' in how else CONFIG}"
+    with _explained(description):
         content, _ = PreTrainedConfig.get_config_dict(
             path, **{key: how[key] for key in places if key in how}
         )
-        if "gguf_file" not in how:
-            checked_config(content, f"{where}: {CONFIG}")
-            if "quantization_config" in content:
-                raise UserError(f"{where}: the base is quantized; give a dense model")
+        checked_config(content, description)
+        if "quantization_config" in content:
+            raise UserError(f"{where}: the base is quantized; give a dense model")
+    with _explained(where):
         # With mismatched sizes ignored they are in the report, by name.
         model, report = AutoModelForCausalLM.from_pretrained(
             path, **how, output_loading_info=True, ignore_mismatched_sizes=True

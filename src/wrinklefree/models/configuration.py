@@ -36,7 +36,7 @@ class _Sizes(BaseModel):
     hidden_size: _Width | None = None
     intermediate_size: _Width | None = None
     head_dim: _Width | None = None
-    num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    num_hidden_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     num_attention_heads: _Heads | None = None
     num_key_value_heads: _Heads | None = None
     vocab_size: Annotated[int, Field(ge=1, le=2**24)] | None = None

@@ -313,6 +313,26 @@ def test_sdist_that_was_cut_is_an_error(make_sdist, tmp_path: Path, kept: float)
         read(source(sha256, archive="sdist"), tmp_path, BadRecords("skip"))
 
 
+def test_a_member_that_ends_too_early_is_named(make_sdist, make_wheel, tmp_path: Path) -> None:
+    members = {
+        "demo/a.txt": b"a" * 99,
+        "demo/b.txt": "".join(str(n**7) for n in range(500)).encode(),
+    }
+    path, _ = make_sdist(members)
+    cut = gzip.compress(gzip.decompress(path.read_bytes())[: 4 * 512])
+    sha256 = _cached(path, cut, tmp_path)
+    with pytest.raises(UserError, match=r"demo/b\.txt in .*\.tar\.gz can't be read.*Delete /"):
+        read(source(sha256, archive="sdist"), tmp_path)
+    path, _ = make_wheel(members)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("demo/b.txt").header_offset
+    data = bytearray(path.read_bytes())
+    data[start + 80 : start + 100] = bytes(20)
+    sha256 = _cached(path, bytes(data), tmp_path)
+    with pytest.raises(UserError, match=r"demo/b\.txt in .*\.whl can't be read.*Delete /"):
+        read(source(sha256), tmp_path)
+
+
 def test_damaged_header_of_a_tar_is_not_its_end(make_sdist, tmp_path: Path) -> None:
     path, _ = make_sdist({"demo/a.txt": b"a", "demo/b.txt": b"b"})
     data = bytearray(gzip.decompress(path.read_bytes()))
