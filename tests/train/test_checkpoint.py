@@ -69,7 +69,7 @@ def equal(one: Any, other: Any) -> bool:
     return one == other
 
 
-def seal_again(folder: Path, change: Callable[[Path], None]) -> None:
+def seal_again(folder: Path, change: Callable[[Path], Any]) -> None:
     """Change a checkpoint and give it a manifest that fits, as whoever copies one would."""
     manifest = read_manifest(folder)
     fields = ("stage", "inputs", "settings", "code", "versions")
@@ -80,7 +80,7 @@ def seal_again(folder: Path, change: Callable[[Path], None]) -> None:
         change(partial)
 
 
-def tensors(change: Change) -> Callable[[Path], None]:
+def tensors(change: Change) -> Callable[[Path], Any]:
     def edit(folder: Path) -> None:
         found = load_file(folder / "model.safetensors")
         change(found)
@@ -89,7 +89,7 @@ def tensors(change: Change) -> Callable[[Path], None]:
     return edit
 
 
-def parts(change: Change) -> Callable[[Path], None]:
+def parts(change: Change) -> Callable[[Path], Any]:
     def edit(folder: Path) -> None:
         found = torch.load(folder / "parts.pt", weights_only=True)
         change(found)
@@ -98,12 +98,12 @@ def parts(change: Change) -> Callable[[Path], None]:
     return edit
 
 
-def optimizer_state(change: Change) -> Callable[[Path], None]:
+def optimizer_state(change: Change) -> Callable[[Path], Any]:
     """Of the first parameter, a matrix that Muon trains."""
     return parts(lambda found: change(found["optimizer"]["state"][0]))
 
 
-def history(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+def history(change: Callable[[list[str]], list[str]]) -> Callable[[Path], Any]:
     def edit(folder: Path) -> None:
         path = folder / "history.jsonl"
         path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
@@ -111,7 +111,7 @@ def history(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
     return edit
 
 
-def entry(**changes: Any) -> Callable[[Path], None]:
+def entry(**changes: Any) -> Callable[[Path], Any]:
     """The last entry of the history, changed; None takes a key out."""
 
     def change(lines: list[str]) -> list[str]:
@@ -121,7 +121,7 @@ def entry(**changes: Any) -> Callable[[Path], None]:
     return history(change)
 
 
-FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
+FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights that are none": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"none"), "not a whole safetens"),
     "no weights": (
@@ -159,6 +159,12 @@ FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
     "momentum under another name": (
         optimizer_state(lambda state: state.update(exp_avg=state.pop("momentum_buffer"))),
         "states of different kinds"),
+    "momentum in words": (
+        optimizer_state(lambda state: state.update(momentum_buffer="much")),
+        "momentum_buffer of a parameter is 'much'"),
+    "a count of steps that is NaN": (
+        parts(lambda found: found["optimizer"]["state"][7]["step"].fill_(NAN)),
+        "step of a parameter has values that are NaN"),
     "no momentum": (
         parts(lambda found: found["optimizer"]["state"].pop(0)), "lacks the state of a parameter"),
     "no momenta": (
@@ -181,7 +187,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN)
 def test_a_whole_checkpoint_that_is_not_of_this_training_is_passed_over_by_name(
-    make_trainer: Callable[..., Trainer], change: Callable[[Path], None], message: str
+    make_trainer: Callable[..., Trainer], change: Callable[[Path], Any], message: str
 ) -> None:
     first = make_trainer()
     first.run()
@@ -197,7 +203,7 @@ def test_a_whole_checkpoint_that_is_not_of_this_training_is_passed_over_by_name(
 
 @pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN)
 def test_nothing_of_a_foreign_checkpoint_is_loaded(
-    make_trainer: Callable[..., Trainer], change: Callable[[Path], None], message: str
+    make_trainer: Callable[..., Trainer], change: Callable[[Path], Any], message: str
 ) -> None:
     first = make_trainer()
     first.run()
@@ -246,9 +252,7 @@ def test_the_state_of_another_optimizer_is_passed_over(
     first = make_trainer()
     first.run()
     theirs = other.stage.work / "step-00000005" / "parts.pt"
-    seal_again(
-        first.stage.work / "step-00000005", lambda folder: shutil.copy(theirs, folder) and None
-    )
+    seal_again(first.stage.work / "step-00000005", lambda folder: shutil.copy(theirs, folder))
     again = make_trainer()
     (complaint,) = again.state.restore(again.stage.work)
     assert "optimizer is not of this training: its groups" in complaint

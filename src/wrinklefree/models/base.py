@@ -33,7 +33,7 @@ from wrinklefree.config.training import (
 )
 from wrinklefree.data.download import download_wheel
 from wrinklefree.data.local_files import digest_of_files, files_of_folder
-from wrinklefree.data.sources.archive import readable_archive
+from wrinklefree.data.readable import readable_archive
 from wrinklefree.data.tokenizer import read_tokenizer, require_end_of_text
 from wrinklefree.errors import UserError
 from wrinklefree.models.configuration import checked_config, require_memory
@@ -174,9 +174,10 @@ def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
             raise UserError(f"{where}: the base is quantized; give a dense model")
     with _explained(where):
         # With mismatched sizes ignored they are in the report, by name.
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, **how, output_loading_info=True, ignore_mismatched_sizes=True
         )
+        model, report = loaded
     _require_whole(report, where)
     _require_tied_as_configured(model, where)
     require_finite(model, where)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wrinklefree.config.training import SublnSettings
+from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
@@ -41,8 +43,8 @@ def insert_subln_stage(
 
     Raises
     ------
-    UserError : the base is not dense, or the rows have a token id that it has no embedding for or
-        more tokens than it has positions.
+    UserError : the base is not dense, its loss is not finite, or the rows have a token id that it
+        has no embedding for or more tokens than it has positions.
     """
     training, held_out = list(training), list(held_out)
     model, _ = load_model(base, "dense")
@@ -55,6 +57,11 @@ def insert_subln_stage(
         "held_out_rows": _count_rows(held_out),
     }
     facts["loss_before"] = mean_next_token_loss(model, held_out, 0.0)
+    if not math.isfinite(facts["loss_before"]):
+        raise UserError(
+            f"{base}: its held-out loss is {facts['loss_before']}: the weights are finite, but too"
+            " large or not those of its config.json; use another base"
+        )
     insert_bitlinear(model)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)

@@ -104,7 +104,7 @@ def _read_history(folder: Path, step: int) -> list[dict[str, float]]:
     path = folder / HISTORY
     try:
         history = read_history(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not the history of a training ({error})") from error
     if len(history) != step:
         raise UserError(f"{path}: {len(history)} steps, expected {step} by the folder's name")
@@ -128,19 +128,20 @@ def _optimizer_problem(found: dict[str, Any], optimizer: Optimizer) -> str | Non
     if [_fixed(group) for group in theirs] != [_fixed(group) for group in ours]:
         return "its groups of parameters or their settings are others"
     for group, described in zip(optimizer.param_groups, ours, strict=True):
-        states = [state.get(number) for number in described["params"]]
-        if not all(isinstance(one, dict) and one for one in states):
-            return "it lacks the state of a parameter"
-        if len({frozenset(one) for one in states}) > 1:
-            return "parameters of one group have states of different kinds"
-        for parameter, one in zip(group["params"], states, strict=True):
+        kinds = set()
+        for parameter, number in zip(group["params"], described["params"], strict=True):
+            one = state.get(number)
+            if not isinstance(one, dict) or not one:
+                return "it lacks the state of a parameter"
+            kinds.add(frozenset(one))
             for name, value in one.items():
-                if (
-                    isinstance(value, Tensor)
-                    and value.ndim
-                    and (problem := _tensor_problem(value, parameter))
-                ):
+                if not isinstance(value, Tensor):
+                    return f"{name} of a parameter is {value!r}"
+                shaped = parameter if value.ndim else value  # without dimensions it counts steps
+                if problem := _tensor_problem(value, shaped):
                     return f"{name} of a parameter {problem}"
+        if len(kinds) > 1:
+            return "parameters of one group have states of different kinds"
     return None
 
 

@@ -314,10 +314,8 @@ def test_sdist_that_was_cut_is_an_error(make_sdist, tmp_path: Path, kept: float)
 
 
 def test_a_member_that_ends_too_early_is_named(make_sdist, make_wheel, tmp_path: Path) -> None:
-    members = {
-        "demo/a.txt": b"a" * 99,
-        "demo/b.txt": "".join(str(n**7) for n in range(500)).encode(),
-    }
+    digits = "".join(str(n**7) for n in range(500)).encode()
+    members = {"demo/a.txt": b"a" * 99, "demo/b.txt": digits}
     path, _ = make_sdist(members)
     cut = gzip.compress(gzip.decompress(path.read_bytes())[: 4 * 512])
     sha256 = _cached(path, cut, tmp_path)

@@ -10,7 +10,8 @@ from wrinklefree.config.sources import PackageSource
 from wrinklefree.data.document import Document
 from wrinklefree.data.download import download_archive
 from wrinklefree.data.globs import selects
-from wrinklefree.data.sources.archive import read_members, readable_archive
+from wrinklefree.data.readable import readable_archive
+from wrinklefree.data.sources.archive import read_members
 from wrinklefree.data.sources.bad_records import BadRecords
 from wrinklefree.data.sources.decompress import decompressed, read_bounded
 from wrinklefree.data.sources.json_text import BAD, json_value
