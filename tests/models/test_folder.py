@@ -163,12 +163,15 @@ def test_a_dense_file_is_no_ternary_model(
         load_model(tmp_path / "model")
 
 
+DENSE = {"subln": False, "bitlinear": False}
 DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({}, "subln is missing"),
+        ({"subln": False, "bitlinear": False}, "diffusion is missing"),
         ({"subln": "no"}, "subln is 'no'"),
         ({"bitlinear": 1}, "bitlinear is 1"),
         ({"sublnn": True}, "sublnn is True"),
@@ -178,7 +181,7 @@ DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
         ({"diffusion": {**DIFFUSION, "block_size": 0}}, "diffusion.block_size is 0"),
         ({"diffusion": {**DIFFUSION, "mask_token_id": -1}}, "diffusion.mask_token_id is -1"),
         (
-            {"diffusion": {**DIFFUSION, "mask_token_id": 97}},
+            {**DENSE, "diffusion": {**DIFFUSION, "mask_token_id": 97}},
             "diffusion.mask_token_id is 97, but",
         ),
         ({"diffusion": {**DIFFUSION, "token_shift": "left"}}, "diffusion.token_shift is 'left'"),

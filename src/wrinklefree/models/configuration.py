@@ -101,11 +101,12 @@ def require_memory(config: PreTrainedConfig, where: str) -> None:
         ) from error
     needed, present = _BYTES * sum(p.numel() for p in model.parameters()), machine_memory()
     if needed > present:
+        names = ("hidden_size", "num_hidden_layers", "vocab_size")
+        sizes = ", ".join(f"{name} {getattr(config, name, 'absent')}" for name in names)
         raise UserError(
             f"{where}: its sizes make a model of {needed / 1e9:,.0f} GB in float32, and this"
             f" machine has {present / 1e9:,.0f} GB of memory; correct the sizes"
-            f" (hidden_size {config.hidden_size}, num_hidden_layers {config.num_hidden_layers},"
-            f" vocab_size {config.vocab_size}, …) or take a larger machine"
+            f" ({sizes}, …) or take a larger machine"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -138,17 +138,18 @@ def read_format(folder: Path, *expected: Kind) -> ModelFormat:
     expected : kinds of models that will do, of which it must be one; any if there is none.
     """
     path = folder / FORMAT
-    _read_json(path)
+    content = _read_json(path)
     try:
         # As JSON, since in Python's own values a strict dataclass is no mapping.
         found = TypeAdapter(ModelFormat).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
+            f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r:.80}: {problem['msg']}"
             for problem in error.errors(include_url=False)
         )
         raise UserError(f"{path}: {problems}. Run the stage that makes the model again") from error
-
+    if absent := [field.name for field in fields(ModelFormat) if field.name not in content]:
+        raise UserError(f"{path}: {absent[0]} is missing. Run the stage that makes the model again")
     if expected and found.kind not in expected:
         raise UserError(
             f"{folder}: by its {FORMAT} {_described(found)}; expected"
@@ -261,7 +262,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing; {path.parent} is not a model folder of this project")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
