@@ -21,6 +21,7 @@ from wrinklefree.data.generators.mathematics import document
 from wrinklefree.data.tokenizer import (
     end_of_text_id,
     load_tokenizer,
+    read_tokenizer,
     token_bytes,
     train_tokenizer,
     vocabulary_size,
@@ -175,3 +176,19 @@ def test_folder_without_a_byte_level_tokenizer_is_refused(tmp_path: Path) -> Non
     words.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="not a byte-level tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not a readable tokenizer .*EOF.*put back the file"),
+        ("{}", "is not a readable tokenizer .*Model missing"),
+        ("no JSON", "is not a readable tokenizer"),
+        ('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "is a tokenizer without a token"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    for read in (read_tokenizer, load_tokenizer, vocabulary_size, end_of_text_id):
+        with pytest.raises(UserError, match=rf"tokenizer\.json {message}"):
+            read(tmp_path)

@@ -39,3 +39,9 @@ def test_tokens_must_have_the_same_ids(tmp_path):
         check_tokenizers(teacher, folder("swapped", ["?", "b", "a"]))
     with pytest.raises(UserError, match=r"token 'b' is number 2 .* absent for the student"):
         check_tokenizers(teacher, folder("lacking", ["?", "a"]))
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("")
+    with pytest.raises(UserError, match="tokenizer.json is not a readable tokenizer"):
+        check_tokenizers(tmp_path, tmp_path)

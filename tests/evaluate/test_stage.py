@@ -196,6 +196,23 @@ def test_a_trained_model_without_its_history_is_refused_before_anything_is_score
         evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("base", "stage2", "stage2: by its .* ternary layers .*; expected a dense model"),
+        ("stage2", "base", "base: by its .* a dense model .*; expected an autoregressive model"),
+        ("distill_ar", "dlm", "dlm: by its .* a block-diffusion .*; expected an autoregressive"),
+        ("dlm", "stage2", "stage2: by its .*; expected a block-diffusion model"),
+    ],
+)
+def test_a_model_under_the_name_of_another_is_refused_before_anything_is_scored(
+    models: dict[str, Path], mixture: Path, tmp_path: Path, name: str, given: str, message: str
+):
+    swapped = {**models, name: models[given]}
+    with pytest.raises(UserError, match=message):
+        evaluate_models(SETTINGS, swapped, mixture, tmp_path, seed=3, say=pytest.fail)
+
+
 def test_a_damaged_history_is_refused(
     run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path
 ):

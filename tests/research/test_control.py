@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wrinklefree.config.training import ModelSettings
+from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import HeldOutScores, ScoreSums, domain_score
 from wrinklefree.models.base import build_scratch
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
@@ -172,3 +173,16 @@ def test_a_constant_difference_is_found_exactly_and_without_doubt():
     assert found["losses"]["overall"] == pytest.approx({"dense": 2.5, "ternary": 2.75})
     for difference in found["differences"].values():
         assert list(difference.values()) == pytest.approx([0.25] * 3)
+
+
+@pytest.mark.parametrize(("name", "given"), [("model", "stage2"), ("distill_ar", "model")])
+def test_a_model_of_another_kind_is_refused_before_the_training(
+    make_stage: MakeStage,
+    inputs: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    given: str,
+):
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
+    with pytest.raises(UserError, match=rf"{given}: by its wrinklefree.json .*; expected a"):
+        control(make_stage, {**inputs, name: inputs[given]})

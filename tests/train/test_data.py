@@ -16,7 +16,7 @@ from wrinklefree.data.loader import TrainingData
 from wrinklefree.errors import UserError
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, save_model
-from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.terminal import Terminal
@@ -53,6 +53,7 @@ def small_model(vocabulary: int = 400, *, quantized: bool = True) -> PreTrainedM
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     if quantized:
+        insert_subln(model)
         insert_bitlinear(model)
         set_quantization_lambda(model, 1.0)
     return model.eval()
@@ -303,7 +304,8 @@ def test_every_training_stage_follows_its_order_and_records_it(
     tokenizer = stage.inputs["mixture"].parent / "tokenizer"
     teacher = small_model(quantized=False)
     save_model(tmp_path / "teacher", teacher, ModelFormat(), tokenizer)
-    save_model(tmp_path / "model", small_model(), ModelFormat(bitlinear=True), tokenizer)
+    ternary = ModelFormat(subln=True, bitlinear=True)
+    save_model(tmp_path / "model", small_model(), ternary, tokenizer)
     histories, facts = [], []
     for number, chosen in enumerate(("shuffled", order)):
         data = {"order": chosen, "phases": [{"from_step": 4, "weights": LATER}]}

@@ -149,8 +149,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         file.seek(-1, 2)
         file.write(b"\x7f")
     again = trainer(stage, mixture, make_settings())
-    complaint = again.state.restore(stage.work)
-    assert complaint and "content differs" in complaint
+    (complaint,) = again.state.restore(stage.work)
+    assert "content differs" in complaint
     assert again.state.step == 4
     again.run()
     assert equal(weights(again), weights(reference))
@@ -287,6 +287,55 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_keeps_the_check
         trained.run()
     assert equal(weights(trained), before)
     assert [path.name for path in stage.work.iterdir()] == ["step-00000002"]
+
+
+def break_weight(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, :3] = math.nan
+
+
+def break_positions(model: PreTrainedModel) -> None:
+    model.model.rotary_emb.inv_freq.fill_(math.inf)
+
+
+def break_scale(model: PreTrainedModel) -> None:
+    """Finite weights whose gradients are not."""
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(3e38)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_weight, r"3 values of model\.layers\.1\.mlp\.up_proj\.weight, before the step"),
+        (break_positions, r"8 values of model\.rotary_emb\.inv_freq, before the step"),
+        (break_scale, r"the gradient of .* is not finite"),
+    ],
+)
+def test_before_the_first_update_the_model_is_to_blame_and_not_the_learning_rate(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+    damage: Callable[[PreTrainedModel], None], message: str,
+):  # fmt: skip
+    trained = trainer(make_stage(), mixture, make_settings())
+    damage(trained.model)
+    with pytest.raises(UserError, match=rf"step 1: {message}.*model's weights") as raised:
+        trained.run()
+    assert "Lower the learning rate" not in str(raised.value)
+
+
+def test_weights_that_an_update_broke_are_named_and_the_learning_rate_is_to_blame(
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+):
+    trained = trainer(make_stage(), mixture, make_settings())
+
+    def diverge(*_: Any) -> None:
+        if trained.state.step == 2:
+            break_weight(trained.model)
+
+    trained.optimizer.register_step_post_hook(diverge)
+    message = r"step 4: 3 values of .*up_proj\.weight, before the step, .*Lower the learning rate"
+    with pytest.raises(UserError, match=message):
+        trained.run()
 
 
 def test_every_stage_step_reaches_tracking_with_its_speed(

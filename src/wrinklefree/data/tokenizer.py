@@ -92,14 +92,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises UserError if there is none or it is not byte-level.
     """
     path = folder / TOKENIZER_FILE
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        serialized = json.loads(path.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
-        raise UserError(
-            f"{path} is not a readable tokenizer ({error}); expected a folder that"
-            " transformers.AutoTokenizer can load, with a fast tokenizer"
-        ) from error
+    tokenizer = read_tokenizer(folder)
+    serialized = json.loads(path.read_text(encoding="utf-8"))
     if not any(_uses_byte_level(serialized.get(key)) for key in ("pre_tokenizer", "decoder")):
         raise UserError(
             f"{path} is not a byte-level tokenizer; bytes per token are defined for byte-level BPE"
@@ -108,6 +102,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder as it was saved, of any kind.
+
+    Raises UserError if there is none, it can't be read or it has no tokens.
+    """
+    path = folder / TOKENIZER_FILE
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception for every kind of bad file
+        raise UserError(
+            f"{path} is not a readable tokenizer ({error}); expected a folder that"
+            " transformers.AutoTokenizer can load, with a fast tokenizer: put back the file that"
+            " came with the model"
+        ) from error
+    if not tokenizer.get_vocab_size(with_added_tokens=True):
+        raise UserError(
+            f"{path} is a tokenizer without a token; put back the file that came with the model"
+        )
     return tokenizer
 
 
@@ -135,17 +150,23 @@ def end_of_text_of(tokenizer: Tokenizer, folder: Path) -> int:
             content = _read_config(path).get("eos_token")
     if isinstance(content, dict):
         content = content.get("content")
+    return require_end_of_text(tokenizer, content, str(folder / CONFIG_FILE))
+
+
+def require_end_of_text(tokenizer: Tokenizer, token: Any, where: str) -> int:
+    """Id of ``token``; UserError, that begins with ``where``, unless it is a special token."""
     special = {
-        token.content: id
-        for id, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special
+        added.content: id
+        for id, added in tokenizer.get_added_tokens_decoder().items()
+        if added.special
     }
-    if not isinstance(content, str) or content not in special:
+    if not isinstance(token, str) or token not in special:
         raise UserError(
-            f"{folder / CONFIG_FILE} has eos_token {content!r}, which is not a special token of"
-            f" {TOKENIZER_FILE}; its special tokens: {', '.join(sorted(special)) or 'none'}"
+            f"{where} has eos_token {token!r}, which is not a special token of {TOKENIZER_FILE};"
+            " name the one that ends a text. Its special tokens:"
+            f" {', '.join(sorted(special)) or 'none'}"
         )
-    return special[content]
+    return special[token]
 
 
 def _read_config(path: Path) -> dict[str, Any]:

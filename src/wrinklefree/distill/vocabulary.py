@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
+from wrinklefree.data.tokenizer import read_tokenizer
 from wrinklefree.errors import UserError
 
 
@@ -39,8 +39,7 @@ def check_tokenizers(teacher: Path, student: Path) -> None:
     token.
     """
     teacher_ids, student_ids = (
-        Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)
-        for folder in (teacher, student)
+        read_tokenizer(folder).get_vocab(with_added_tokens=True) for folder in (teacher, student)
     )
     for token, identity in sorted(teacher_ids.items(), key=lambda item: item[1]):
         if student_ids.get(token) != identity:

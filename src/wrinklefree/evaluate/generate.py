@@ -6,7 +6,7 @@ Shapes: B = 1 row, T tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from wrinklefree.config.outcome import EvaluateSettings
 from wrinklefree.diffusion.decode import decode
-from wrinklefree.diffusion.shift import TokenShift
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.models.folder import ModelFormat
@@ -62,7 +61,7 @@ def generate_samples(
                 model,
                 prompt_ids,
                 block_size=model_format.diffusion.block_size,
-                token_shift=cast(TokenShift, model_format.diffusion.token_shift),
+                token_shift=model_format.diffusion.token_shift,
                 mask_token_id=model_format.diffusion.mask_token_id,
                 end_of_text_id=end_of_text_id,
                 new_tokens=settings.new_tokens,

@@ -27,7 +27,7 @@ from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
 from wrinklefree.evaluate.table import markdown_table, plain_table
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
-from wrinklefree.models.folder import ModelFormat, load_model
+from wrinklefree.models.folder import Kind, ModelFormat, load_model, read_format
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.train.history import HISTORY
@@ -36,6 +36,15 @@ SCHEMA = 1
 BASE, NAIVE = "base", "naive"
 TRAINED = ("stage2", "distill_ar", "dlm", "distill_dlm")
 """Models that a training stage of ours wrote, so that a history must lie beside them."""
+KINDS: dict[str, Kind] = {
+    "base": "dense",
+    "subln": "ternary",
+    "stage2": "ternary",
+    "distill_ar": "ternary",
+    "dlm": "diffusion",
+    "distill_dlm": "diffusion",
+}
+"""What each model must be, or its row of the table would say it of another one."""
 SHOWN_TERNARY = ("distill_ar", "stage2", "distill_dlm", "dlm", NAIVE)
 """Whose codes are plotted: the first of these that there is."""
 
@@ -145,9 +154,12 @@ def evaluate_models(
 
     Raises
     ------
-    UserError : a model, its tokenizer or its history is missing or damaged, or not finite.
+    UserError : a model, its tokenizer or its history is missing or damaged, or not finite, or a
+        model is not of the kind that its name says.
     """
     assert BASE in models, "every comparison is with the dense base"
+    for name in [name for name in models if name in KINDS]:
+        read_format(models[name], KINDS[name])
     histories = _histories(models)
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     found = _Examination(settings, HeldOutData(mixture), weights, seed)

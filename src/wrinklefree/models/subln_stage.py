@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,11 @@ def insert_subln_stage(
 
     Raises
     ------
-    UserError : the base is not dense, or the rows have a token id that it has no embedding for or
-        more tokens than it has positions.
+    UserError : the base is not dense, its loss is not finite, or the rows have a token id that it
+        has no embedding for or more tokens than it has positions.
     """
     training, held_out = list(training), list(held_out)
-    model, model_format = load_model(base)
-    if model_format != ModelFormat():
-        raise UserError(f"{base}: expected a dense model, found {model_format}")
+    model, _ = load_model(base, "dense")
     largest = max(int(batch.tokens_BT.max()) for batch in (*training, *held_out))
     require_embeddings(model, largest + 1)
     require_positions(model, held_out[0].tokens_BT.shape[1])
@@ -58,6 +57,11 @@ def insert_subln_stage(
         "held_out_rows": _count_rows(held_out),
     }
     facts["loss_before"] = mean_next_token_loss(model, held_out, 0.0)
+    if not math.isfinite(facts["loss_before"]):
+        raise UserError(
+            f"{base}: its held-out loss is {facts['loss_before']}: the weights are finite, but too"
+            " large or not those of its config.json; use another base"
+        )
     insert_bitlinear(model)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)

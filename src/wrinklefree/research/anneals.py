@@ -10,9 +10,8 @@ from wrinklefree.config.research import ArmSettings, MeasureSettings
 from wrinklefree.config.training import TrainingSettings
 from wrinklefree.data.loader import HeldOutData
 from wrinklefree.data.rows import read_mixture
-from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import HeldOutScores, domain_score
-from wrinklefree.models.folder import ModelFormat, load_model, write_json
+from wrinklefree.models.folder import load_model, write_json
 from wrinklefree.research.measure import (
     cpu_threads,
     measure_held_out,
@@ -85,11 +84,7 @@ def _anneal(
     measure = stage.section("microanneal.measure", MeasureSettings)
     order = shared_seed(stage.settings["seed"], "microanneal", seed)
     data = open_data(stage, training, seed=order, weights=weights)
-    model, model_format = load_model(stage.inputs["model"])
-    if model_format != ModelFormat():
-        raise UserError(
-            f"{stage.inputs['model']} is not a dense model; microanneals start from the dense base"
-        )
+    model, _ = load_model(stage.inputs["model"], "dense")
     part = part_of(stage, f"seed-{seed}", f"seed {seed}")
     Trainer(part, model, CausalLanguageModel(), data, training).run()
     return measure_held_out(model, held_out, measure)

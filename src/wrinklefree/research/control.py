@@ -28,7 +28,7 @@ from wrinklefree.data.rows import read_mixture
 from wrinklefree.evaluate.columns import TERMINAL_WIDTH, header, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, HeldOutScores, domain_score, overall_score
-from wrinklefree.models.folder import load_model, write_json
+from wrinklefree.models.folder import load_model, read_format, write_json
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.intervals import SingleDifference, single_difference
 from wrinklefree.research.measure import (
@@ -71,7 +71,8 @@ def train_control(stage: Stage) -> dict[str, Any]:
 
     Raises
     ------
-    UserError : a loss is not finite, or a domain has too few held-out documents.
+    UserError : a loss is not finite, a domain has too few held-out documents, or a model is not
+        of the kind that it is compared as.
     """
     settings = stage.section("control", ControlSettings)
     mixture = stage.inputs["mixture"]
@@ -79,7 +80,9 @@ def train_control(stage: Stage) -> dict[str, Any]:
     require_documents(held_out, settings.measure)
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     shares = target_shares(None, weights)
-    model, _ = load_model(stage.inputs["model"])
+    for name in STUDENTS:  # not after the training that they are compared with
+        read_format(stage.inputs[name], "ternary")
+    model, _ = load_model(stage.inputs["model"], "dense")
     found, documents = {}, {}
     for name in STUDENTS:
         facts = _train_on(stage, name, model)

@@ -25,8 +25,9 @@ def distill_student(stage: Stage) -> dict[str, Any]:
     settings: DistillSettings = stage.section(f"distill.{stage.instance}", DistillSettings)
     check_tokenizers(stage.inputs["teacher"], stage.inputs["model"])
     data = open_data(stage, settings)
-    student, student_format = load_model(stage.inputs["model"])
-    teacher, _ = load_model(stage.inputs["teacher"])
+    kind = "ternary" if stage.instance == "ar" else "diffusion"
+    student, student_format = load_model(stage.inputs["model"], kind)
+    teacher, _ = load_model(stage.inputs["teacher"], "dense")
     if torch.cuda.is_available():
         nn.Module.to(teacher, "cuda")
     # The teacher judges how hard a row is: a block-diffusion student can't, token by token.

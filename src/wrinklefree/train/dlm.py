@@ -19,7 +19,7 @@ def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
     settings: DlmSettings = stage.section("dlm", DlmSettings)
     diffusion = settings.diffusion
     data = open_data(stage, settings)
-    model, model_format = load_model(stage.inputs["model"])
+    model, model_format = load_model(stage.inputs["model"], "ternary")
     data, data_facts = arrange(stage, settings, data, model)
     tokenizer = stage.work / "tokenizer"
     tokenizer.mkdir(parents=True, exist_ok=True)

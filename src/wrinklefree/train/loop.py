@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from wrinklefree.config.training import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.data.loader import Batch, TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.models.finite import first_not_finite
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim import build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
@@ -100,11 +101,11 @@ class Trainer:
         -------
         Facts: steps, tokens, first and last loss (nats per token).
         """
-        complaint = self.state.restore(self.stage.work)
         terminal = self.stage.terminal
-        if complaint:
+        passed_over = self.state.restore(self.stage.work)
+        for complaint in passed_over:
             terminal.say(f"warning: a checkpoint was passed over: {complaint}")
-        if self.state.step:
+        if self.state.step or passed_over:
             terminal.say(f"{terminal.label}: going on from step {self.state.step}")
         self.resumed_at = self.state.step
         progress = terminal.progress(total=self.settings.steps, done=self.state.step)
@@ -262,12 +263,23 @@ class Trainer:
         progress.advance(note=note, line=step % self.settings.log_interval == 0)
 
     def _divergence(self, step: int, totals: _StepTotals) -> str:
-        name = first_non_finite(self.model.named_parameters())
-        where = f"the gradient of {name}" if name else "the loss or the gradient norm"
+        """What is not finite and what to do. Before the first update no rate can be the cause."""
+        if broken := first_not_finite(self.model):
+            where = f"{broken[1]} values of {broken[0]}, before the step,"
+        else:
+            name = first_non_finite(self.model.named_parameters())
+            where = f"the gradient of {name}" if name else "the loss or the gradient norm"
+        advice = "Lower the learning rate or lengthen its warmup, and run again"
+        if step == 0:
+            advice = (
+                "No update was made yet, so the learning rate is not the cause: the model's weights"
+                " or numbers of its configuration are (rope_theta, rms_norm_eps,"
+                " initializer_range). Correct them, or start from another base"
+            )
         return (
-            f"step {step + 1}: {where} is not finite (loss {totals.objective:g});"
-            " the step was not applied and the last checkpoint is untouched."
-            " Lower the learning rate or lengthen its warmup, and run again"
+            f"step {step + 1}: {where} {'are' if broken else 'is'} not finite (loss"
+            f" {totals.objective:g}); the step was not applied and the last checkpoint is"
+            f" untouched. {advice}"
         )
 
     def _facts(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def continue_pretraining(stage: Stage) -> dict[str, Any]:
     """Train the SubLN model on the mixture under lambda warmup, into ``stage.folder``."""
     settings = stage.section("stage2", QuantizedTrainingSettings)
     data = open_data(stage, settings)
-    model, model_format = load_model(stage.inputs["model"])
+    model, model_format = load_model(stage.inputs["model"], "ternary")
     data, data_facts = arrange(stage, settings, data, model)
     facts = Trainer(stage, model, CausalLanguageModel(), data, settings).run()
     save_model(stage.folder, model, model_format, stage.inputs["model"])

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from wrinklefree.errors import UserError
-from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
-from wrinklefree.train.history import read_history, write_history
+from wrinklefree.tracking.artifact import Origin, writing_artifact
+from wrinklefree.train.checkpoint import PARTS, WEIGHTS, checkpoint_settings, read_checkpoint
+from wrinklefree.train.history import write_history
 
 _KEEP = 2
-_PREFIX = "step-"
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 class Stateful(Protocol):
@@ -44,52 +46,56 @@ class TrainingState:
     """Metrics of each step taken."""
 
     def save(self, work: Path) -> None:
-        """Write a checkpoint into ``work``, then drop all but the newest two."""
-        origin = Origin("checkpoint", {}, {"step": self.step}, "", {})
-        with writing_artifact(work / f"{_PREFIX}{self.step:08d}", origin) as (folder, _):
+        """Write a checkpoint into ``work``, then drop all before it but the newest."""
+        folder = work / f"step-{self.step:08d}"
+        # One that was passed over may still stand there.
+        shutil.rmtree(folder, ignore_errors=True)
+        origin = Origin("checkpoint", {}, checkpoint_settings(work, self.step), "", {})
+        with writing_artifact(folder, origin) as (partial, _):
             tensors = {name: p.detach().contiguous() for name, p in self._tensors().items()}
-            save_file(tensors, folder / "model.safetensors")
+            save_file(tensors, partial / WEIGHTS)
             # An open file, because with a path torch hides why a write failed.
-            with (folder / "parts.pt").open("wb") as file:
+            with (partial / PARTS).open("wb") as file:
                 torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
-            write_history(folder, self.history)
-        for old in _checkpoints(work)[:-_KEEP]:
+            write_history(partial, self.history)
+        written = [path for step, path in _checkpoints(work) if step <= self.step]
+        for old in written[:-_KEEP]:
             shutil.rmtree(old)
 
-    def restore(self, work: Path) -> str | None:
-        """Load the newest whole checkpoint in ``work``.
+    def restore(self, work: Path) -> list[str]:
+        """Go on from the newest checkpoint in ``work`` that is whole and of this training.
+
+        Others are passed over, and stay where they are until training has come to their step.
+        Nothing of them is used: each is read and checked as a whole first.
 
         Returns
         -------
-        What was wrong with checkpoints that were passed over, or None.
+        What was wrong with each checkpoint that was passed over.
         """
-        complaint = None
-        for checkpoint in reversed(_checkpoints(work)):
+        complaints = []
+        for step, folder in reversed(_checkpoints(work)):
             try:
-                open_artifact(checkpoint)
+                found = read_checkpoint(folder, step, self._tensors(), self.parts)
             except UserError as error:
-                complaint = str(error)
-                shutil.rmtree(checkpoint)  # or it would count as one of the newest to keep
+                complaints.append(str(error))
                 continue
-            self._load(checkpoint)
+            with torch.no_grad():
+                for name, tensor in self._tensors().items():
+                    tensor.copy_(found.tensors[name])
+            for name, part in self.parts.items():
+                part.load_state_dict(found.parts[name])
+            self.history, self.step = found.history, step
             break
-        return complaint
-
-    def _load(self, checkpoint: Path) -> None:
-        saved = load_file(checkpoint / "model.safetensors")
-        with torch.no_grad():
-            for name, tensor in self._tensors().items():
-                tensor.copy_(saved[name])
-        parts = torch.load(checkpoint / "parts.pt", map_location="cpu", weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(parts[name])
-        self.history = read_history(checkpoint)
-        self.step = len(self.history)
+        return complaints
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Parameters by name; a tied one appears once."""
         return dict(self.model.named_parameters())
 
 
-def _checkpoints(work: Path) -> list[Path]:
-    return sorted(work.glob(f"{_PREFIX}*")) if work.is_dir() else []
+def _checkpoints(work: Path) -> list[tuple[int, Path]]:
+    """(step, folder) in order of steps; what has another name is not ours."""
+    if not work.is_dir():
+        return []
+    named = [(_NAME.fullmatch(path.name), path) for path in work.iterdir() if path.is_dir()]
+    return sorted((int(match.group(1)), path) for match, path in named if match)

@@ -140,9 +140,12 @@ def test_broken_zip_is_a_clear_error(make_wheel, tmp_path: Path) -> None:
         start = archive.getinfo("demo/a.txt").header_offset
     data = bytearray(path.read_bytes())
     data[start + 50] ^= 0xFF  # inside the member: its checksum no longer fits
-    for broken in (bytes(data), path.read_bytes()[:200]):
+    for broken, message in (
+        (bytes(data), r"demo/a\.txt in .*\.whl can't be read \(Bad CRC-32.*Delete .*\.whl"),
+        (path.read_bytes()[:200], "not a readable archive"),
+    ):
         sha256 = _cached(path, broken, tmp_path)
-        with pytest.raises(UserError, match="not a readable archive"):
+        with pytest.raises(UserError, match=message):
             read(source(sha256), tmp_path)
 
 
@@ -162,7 +165,7 @@ def test_what_zipfile_cannot_decompress_is_a_clear_error(
     if compression == zipfile.ZIP_STORED:
         data[data.rindex(b"PK\1\2") + 10] ^= value
     sha256 = _cached(path, bytes(data), tmp_path)
-    with pytest.raises(UserError, match="not a readable archive"):
+    with pytest.raises(UserError, match="demo/a.txt in .* can't be read|not a readable archive"):
         read(source(sha256), tmp_path)
 
 
@@ -310,6 +313,24 @@ def test_sdist_that_was_cut_is_an_error(make_sdist, tmp_path: Path, kept: float)
         read(source(sha256, archive="sdist"), tmp_path, BadRecords("skip"))
 
 
+def test_a_member_that_ends_too_early_is_named(make_sdist, make_wheel, tmp_path: Path) -> None:
+    digits = "".join(str(n**7) for n in range(500)).encode()
+    members = {"demo/a.txt": b"a" * 99, "demo/b.txt": digits}
+    path, _ = make_sdist(members)
+    cut = gzip.compress(gzip.decompress(path.read_bytes())[: 4 * 512])
+    sha256 = _cached(path, cut, tmp_path)
+    with pytest.raises(UserError, match=r"demo/b\.txt in .*\.tar\.gz can't be read.*Delete /"):
+        read(source(sha256, archive="sdist"), tmp_path)
+    path, _ = make_wheel(members)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("demo/b.txt").header_offset
+    data = bytearray(path.read_bytes())
+    data[start + 80 : start + 100] = bytes(20)
+    sha256 = _cached(path, bytes(data), tmp_path)
+    with pytest.raises(UserError, match=r"demo/b\.txt in .*\.whl can't be read.*Delete /"):
+        read(source(sha256), tmp_path)
+
+
 def test_damaged_header_of_a_tar_is_not_its_end(make_sdist, tmp_path: Path) -> None:
     path, _ = make_sdist({"demo/a.txt": b"a", "demo/b.txt": b"b"})
     data = bytearray(gzip.decompress(path.read_bytes()))
@@ -323,7 +344,7 @@ def test_cut_gzip_inside_of_an_archive_is_an_error(make_wheel, tmp_path: Path) -
     data = gzip.compress(lines(*({"text": str(n**5)} for n in range(1000))))[:-20]
     _, sha256 = make_wheel({"demo/x.jsonl.gz": data})
     settings = source(sha256, format="json_lines", fields=["text"])
-    with pytest.raises(UserError, match=r"not a readable archive \(Truncated"):
+    with pytest.raises(UserError, match=r"demo/x\.jsonl\.gz in .* can't be read \(Truncated"):
         read(settings, tmp_path, BadRecords("skip"))
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import lzma
 import stat
 import tarfile
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self, cast
 
@@ -17,15 +14,6 @@ from wrinklefree.data.sources.decompress import decompressed
 from wrinklefree.errors import UserError
 
 _NAMED = 3
-_BROKEN = (
-    zipfile.BadZipFile,
-    NotImplementedError,  # zipfile's for a compression that it doesn't know
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-)
 _END_OF_TAR = (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -91,18 +79,6 @@ def read_members(path: Path, selects: Callable[[str], bool]) -> Iterator[Member]
             f"no file in {path.name} is selected by include without exclude; it has"
             f" {len(others)} others, such as {sorted(others)[:_NAMED]}"
         )
-
-
-@contextmanager
-def readable_archive(path: Path) -> Iterator[None]:
-    """Around the reading of an archive's files: what says that it is broken becomes a UserError."""
-    try:
-        yield
-    except _BROKEN as error:
-        raise UserError(
-            f"{path} is not a readable archive ({error}); its sha256 is the one in the settings, so"
-            " the published file itself is broken: use another version"
-        ) from error
 
 
 def _zip_members(

