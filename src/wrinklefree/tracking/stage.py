@@ -29,7 +29,7 @@ from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifac
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.files import is_disk_full, sha256_of_json
 from wrinklefree.tracking.locks import exclusive_lock
-from wrinklefree.tracking.runs import StageRun
+from wrinklefree.tracking.runs import Outcome, StageRun
 from wrinklefree.tracking.terminal import Terminal
 
 _RECORDED_LIBRARIES = (
@@ -185,22 +185,24 @@ def _run(
         versions=_versions(),
     )
     label = f"{name}.{instance}" if instance else name
-    run = StageRun(label)
-    run.log_parameters(settings)
-    run.log_inputs(artifacts)
-    succeeded = False
+    work = _WORK / label / sha256_of_json(asdict(origin))[:_KEY_LENGTH]
+    run = StageRun(label, work)
+    outcome: Outcome = "FAILED"
     try:
+        run.log_parameters(settings)
+        run.log_inputs(artifacts)
         with writing_artifact(output, origin) as (folder, facts):
-            key = sha256_of_json(asdict(origin))[:_KEY_LENGTH]
-            work = _WORK / label / key
             stage = Stage(name, instance, settings, paths, folder, work, run, terminal)
             facts.update(function(stage))
         # Superseded by the artifact, as are checkpoints under settings of before.
         shutil.rmtree(_WORK / label, ignore_errors=True)
         run.log_output(open_artifact(output))
-        succeeded = True
+        outcome = "FINISHED"
+    except (KeyboardInterrupt, _Terminated):
+        outcome = "KILLED"
+        raise
     finally:
-        run.finish(succeeded)
+        run.finish(outcome)
     terminal.say(f"{label}: {output} done in {time.monotonic() - started:.0f} s")
 
 
