@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -50,9 +51,20 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that has MLflow's tables, which take seconds to make, and no runs."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Path) -> Path:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(tables, tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv(VARIABLE, "test-pipeline")
     return tmp_path
@@ -99,6 +111,7 @@ def write(path: Path, stage: str, facts: dict[str, object]) -> Artifact:
 
 
 def test_four_stages_that_start_at_once_on_a_new_database_share_one_parent(project: Path):
+    (project / "mlflow.db").unlink()
     processes = [
         subprocess.Popen([sys.executable, "-c", STAGE, f"fetch.{name}"], cwd=project)
         for name in "abcd"
@@ -284,6 +297,7 @@ def test_a_database_that_cannot_be_opened_is_said_in_a_line_within_seconds(
     expected: str,
 ):
     monkeypatch.setattr(store, "_LOCK_SECONDS", 0.1)
+    (project / "mlflow.db").unlink()
     with broken_database(kind, project / "mlflow.db"):
         started = time.monotonic()
         run = StageRun("stage2", WORK)

@@ -147,15 +147,13 @@ class StageRun:
         self.flush()
         self._do(partial(self._close, outcome), at_once=True)
         if self._due:
-            self._say(
-                f"did not come back: {self._count} metrics and the end of the run are missing"
-            )
+            self._say("did not come back: what was logged since then is not there")
 
     def _start(self) -> None:
+        client_class, commit = store.load_mlflow(), present_commit()
         with exclusive_lock(store.lock_file()):
-            self._client, self._experiment_id = store.open_store()
+            self._client, self._experiment_id = store.open_store(client_class)
             parents.close_orphans(self._client, self._experiment_id)
-            commit = present_commit()
             self._parent_id = parents.find_parent(self._client, self._experiment_id, commit)
             tags = {parents.PARENT: self._parent_id, **parents.process_tags(), **commit.tags()}
             if self._go_on(tags):

@@ -45,26 +45,32 @@ def lock_file() -> Path:
     return project_folder() / "work" / "locks" / "mlflow.lock"
 
 
-def open_store() -> tuple[Any, str]:
-    """A client, and the id of the experiment, which is made where it is missing. Takes the lock
-    of :func:`lock_file` for granted.
-
-    Raises
-    ------
-    StoreError : the SQLite file can't be read and written.
-    """
+def load_mlflow() -> type[Any]:
+    """The class of clients. The import takes seconds, so it comes before others have to wait."""
     # A dead server must not hold up a stage: one retry, ten seconds.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient
+
+
+def open_store(client_class: type[Any]) -> tuple[Any, str]:
+    """A client, and the id of the experiment, which is made where it is missing.
+
+    Takes the lock of :func:`lock_file` for granted.
+
+    Raises
+    ------
+    StoreError : the SQLite file can't be read and written.
+    """
     uri = tracking_uri()
     if uri.startswith(_SQLITE) and uri != _SQLITE:
         _check_sqlite(Path(uri.removeprefix(_SQLITE).partition("?")[0]))
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
+    client = client_class(uri)
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return client, experiment.experiment_id
     if os.environ.get(_VARIABLE, "").strip():
