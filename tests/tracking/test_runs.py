@@ -22,6 +22,7 @@ from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.store import tracking_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # mlflow and sqlalchemy warn about themselves
+PROJECT = Path(__file__).parents[2]
 WORK = Path("work/stage2/0123456789abcdef")
 HALF, ALL = 60, 100
 
@@ -48,6 +49,26 @@ for step in range(1, {HALF} + 1):
     if step == int(sys.argv[2]):
         run.flush()
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+FRAME = f"""
+import os, sys, time
+from wrinklefree.tracking.stage import stage_main
+
+signal = int(sys.argv[1])
+settings = '{{"export": {{"linear_class": "bitlinear"}}}}'
+script = {str(PROJECT / "workflow" / "scripts" / "export.py")!r}
+sys.argv = [script, "--settings", settings, "--output", "out"]
+
+def export(stage):
+    for step in range(1, {HALF} + 1):
+        stage.run.log_metrics(step, {{"train/a": step / 8}})
+    if signal:
+        os.kill(os.getpid(), signal)
+        time.sleep(60)
+    return {{"steps": {HALF}}}
+
+stage_main("export", export)
 """
 
 
@@ -158,6 +179,29 @@ def test_a_killed_stage_goes_on_with_its_run_and_each_step_is_there_once(flushed
     for name in "abc":
         assert steps_of(after.info.run_id, f"train/{name}") == list(range(1, ALL + 1))
     assert parent.info.status == "FINISHED", "what was killed has ended well"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "sent"),
+    [
+        (signal.SIGKILL, "RUNNING", []),
+        (signal.SIGTERM, "KILLED", list(range(1, HALF + 1))),
+        (signal.SIGINT, "KILLED", list(range(1, HALF + 1))),
+    ],
+)
+def test_a_stage_that_a_signal_stops_is_closed_and_its_run_goes_on(
+    number: signal.Signals, status: str, sent: list[int]
+):
+    assert subprocess.run([sys.executable, "-c", FRAME, str(int(number))], check=False).returncode
+    _, (stopped,) = parents_and_stages()
+    assert stopped.info.status == status and steps_of(stopped.info.run_id) == sent
+    subprocess.run([sys.executable, "-c", FRAME, "0"], check=True)
+    (parent,), (finished,) = parents_and_stages()
+    assert finished.info.run_id == stopped.info.run_id
+    assert finished.info.status == parent.info.status == "FINISHED"
+    assert finished.data.metrics["facts/steps"] == HALF
+    assert steps_of(finished.info.run_id) == list(range(1, HALF + 1))
+    assert not Path("work/export").exists()
 
 
 def test_a_resumed_run_moves_to_the_pipeline_that_resumed_it(monkeypatch: pytest.MonkeyPatch):
