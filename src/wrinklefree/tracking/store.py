@@ -13,6 +13,13 @@ EXPERIMENT = "wrinklefree"
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
 _LOCK_SECONDS = 5.0
+_LOGGED = {
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    # What these report is raised as well, and said by us in a line.
+    "mlflow.store.db": logging.CRITICAL,
+    "urllib3.connectionpool": logging.ERROR,
+}
 _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 _SERVER_FAULT = 500
 
@@ -51,8 +58,8 @@ def load_mlflow() -> type[Any]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name, level in _LOGGED.items():
+        logging.getLogger(name).setLevel(level)
     from mlflow import MlflowClient
 
     return MlflowClient
@@ -88,13 +95,13 @@ def is_outage(error: Exception) -> bool:
 
 
 def _check_sqlite(file: Path) -> None:
-    """Take the lock for writing and read the schema. MLflow would try for two minutes to do so."""
+    """Write and take it back. MLflow would try for two minutes to read what can't be read."""
     if file.is_dir():
         raise StoreError(f"{file} is a folder; move it away or set {_VARIABLE}")
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=_LOCK_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("SELECT * FROM sqlite_master").fetchall()
+            connection.execute("CREATE TABLE wrinklefree_writes (x)")
             connection.rollback()
     except sqlite3.Error as error:
         if is_outage(error):
