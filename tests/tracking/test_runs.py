@@ -423,6 +423,26 @@ def test_a_store_that_comes_back_gets_all_that_was_logged_in_between(
     assert "does not answer" in first and "answers again and has all" in last
 
 
+def test_a_store_that_is_away_at_the_end_is_asked_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    run = StageRun("stage2", WORK)
+    attempts: list[str] = []
+    for name in ("_send", "_close"):
+
+        def counted(*arguments: object, name: str = name, action: object = getattr(run, name)):
+            attempts.append(name)
+            return action(*arguments)  # pyright: ignore[reportCallIssue]
+
+        monkeypatch.setattr(run, name, counted)
+    with away(project):
+        log_steps(run, 1, 10)
+        run.finish("FINISHED")
+    assert attempts == ["_send"]
+    first, last = capfd.readouterr().err.splitlines()
+    assert "does not answer" in first and "did not come back" in last
+
+
 def test_what_the_store_took_without_confirming_is_not_sent_twice(monkeypatch: pytest.MonkeyPatch):
     from mlflow.exceptions import MlflowException
 

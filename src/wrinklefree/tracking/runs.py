@@ -1,8 +1,8 @@
 """MLflow: a parent run per pipeline run, a nested run per stage.
 
 Tracking never costs a training run. While the store does not answer, what is logged is kept and
-sent later; a store that refuses ends tracking of the stage. Either is said on stderr, and the stage
-goes on. mlflow is imported when a run starts, not before.
+sent later; a store that can't be used ends the tracking of the stage. Either is said on stderr, and
+the stage goes on. mlflow is imported when a run starts, not before.
 
 A stage that was killed and resumed goes on with its run: the run's id lies in the work folder.
 """
@@ -59,9 +59,7 @@ class StageRun:
         self._count = 0
         """Metrics that are not sent yet."""
         self._last_steps: dict[str, int] = {}
-        """By name, the last step that the store had when it was last asked."""
-        self._unsure = False
-        """Whether the store may have metrics that it did not confirm."""
+        """By name, the last step that the store has from an earlier process."""
         self._off = False
         self._flushed = time.monotonic()
         self._wait = 0.0
@@ -144,8 +142,9 @@ class StageRun:
 
     def finish(self, outcome: Outcome) -> None:
         """Close the run, and mark the pipeline's run with the worst that its stages have."""
+        self._next = 0.0  # one more attempt
         self.flush()
-        self._do(partial(self._close, outcome), at_once=True)
+        self._do(partial(self._close, outcome))
         if self._due:
             self._say("did not come back: what was logged since then is not there")
 
@@ -179,7 +178,7 @@ class StageRun:
         self._client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()])
         self._client.update_run(run.info.run_id, status="RUNNING")
         self._run_id = run.info.run_id
-        self._last_steps = _last_steps(run)
+        self._last_steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         return True
 
     def _find(self, run_id: str) -> Any:
@@ -198,14 +197,12 @@ class StageRun:
     def _send(self, pending: list[_Metric]) -> None:
         from mlflow.entities import Metric
 
-        if self._unsure:
-            self._last_steps = _last_steps(self._client.get_run(self._run_id))
-        self._unsure = True
         new = [metric for metric in pending if metric[3] > self._last_steps.get(metric[0], -1)]
+        # After an answer that got lost they are sent anew, of which the store keeps one: the times
+        # are the same.
         for start in range(0, len(new), _BATCH):
             batch = [Metric(*metric) for metric in new[start : start + _BATCH]]
             self._client.log_batch(self._run_id, metrics=batch)
-        self._unsure = False
         self._count -= len(pending)
 
     def _log_files(self, artifact: Artifact) -> None:
@@ -236,12 +233,12 @@ class StageRun:
         with exclusive_lock(store.lock_file()):
             parents.settle_parent(self._client, self._experiment_id, self._parent_id, ended)
 
-    def _do(self, action: Callable[[], None], *, at_once: bool = False) -> None:
+    def _do(self, action: Callable[[], None]) -> None:
         """Do ``action`` after all that is due. While the store is away they stay due, in order."""
         if self._off:
             return
         self._due.append(action)
-        if at_once or time.monotonic() >= self._next:
+        if time.monotonic() >= self._next:
             self._deliver()
 
     def _deliver(self) -> None:
@@ -285,10 +282,6 @@ class StageRun:
         if text not in self._said:
             self._said.add(text)
             say(f"{kind}{self._label}: tracking at {store.tracking_uri()} {text}")
-
-
-def _last_steps(run: Any) -> dict[str, int]:
-    return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
