@@ -254,14 +254,6 @@ def test_runs_whose_process_is_gone_are_closed_by_the_next_stage_and_others_are_
     assert alive.active
 
 
-def test_more_settings_than_mlflow_takes_at_once_are_all_logged():
-    run = StageRun("stage2", WORK)
-    run.log_parameters({"sources": {f"a{index}": index for index in range(250)}})
-    run.finish("FINISHED")
-    _, (stage,) = parents_and_stages()
-    assert len(stage.data.params) == 250
-
-
 def test_the_comparison_of_models_is_metrics_of_the_pipelines_run():
     facts = {"loss": {"base": 2.5, "stage2": 3.0}, "recovered": {"stage2": 0.75, "dlm": None}}
     run = StageRun("evaluate", Path("work/evaluate"))
@@ -276,7 +268,7 @@ def test_the_pipelines_run_has_a_name_and_a_description_that_grows():
     StageRun("stage2", WORK).finish("FAILED")
     StageRun("subln", Path("work/subln")).finish("FINISHED")
     (parent,), _ = parents_and_stages()
-    assert parent.info.run_name.startswith("params.yaml · ")
+    assert str(parent.info.run_name).startswith("params.yaml · ")
     note = parent.data.tags["mlflow.note.content"]
     assert "Settings: params.yaml; no git repository." in note
     assert note.endswith("Ended: stage2 (failed), subln")
@@ -448,17 +440,16 @@ def test_what_the_store_took_without_confirming_is_not_sent_twice(monkeypatch: p
 
     run = StageRun("stage2", WORK)
     log_batch = run._client.log_batch
-    monkeypatch.setattr(tracked, "_BATCH", 7)
     calls = 0
 
-    def loses_answers(*arguments: object, **options: object) -> None:
+    def loses_an_answer(run_id: str, metrics: list[object]) -> None:
         nonlocal calls
-        log_batch(*arguments, **options)
         calls += 1
-        if calls == 2:
+        log_batch(run_id, metrics=metrics[:7] if calls == 1 else metrics)
+        if calls == 1:
             raise MlflowException("the answer got lost")
 
-    monkeypatch.setattr(run._client, "log_batch", loses_answers)
+    monkeypatch.setattr(run._client, "log_batch", loses_an_answer)
     log_steps(run, 1, 10)
     run.flush()
     assert not run.active

@@ -30,8 +30,6 @@ RUN_FILE = "mlflow_run"
 Outcome = Literal["FINISHED", "FAILED", "KILLED"]
 _FLUSH_SECONDS = 10.0
 _LONGEST_WAIT = 600.0
-_BATCH, _PARAMETER_BATCH = 1000, 100
-"""The most that MLflow takes in a request."""
 _KEPT = 200_000
 """Metrics that are kept at most while the store does not answer."""
 _DATASET_DIGEST_LENGTH = 36
@@ -81,9 +79,7 @@ class StageRun:
             from mlflow.entities import Param
 
             params = [Param(name, str(value)) for name, value in _flatten(settings).items()]
-            for start in range(0, len(params), _PARAMETER_BATCH):
-                batch = params[start : start + _PARAMETER_BATCH]
-                self._client.log_batch(self._run_id, params=batch)
+            self._client.log_batch(self._run_id, params=params)
 
         self._do(log)
 
@@ -199,10 +195,8 @@ class StageRun:
 
         new = [metric for metric in pending if metric[3] > self._last_steps.get(metric[0], -1)]
         # After an answer that got lost they are sent anew, of which the store keeps one: the times
-        # are the same.
-        for start in range(0, len(new), _BATCH):
-            batch = [Metric(*metric) for metric in new[start : start + _BATCH]]
-            self._client.log_batch(self._run_id, metrics=batch)
+        # are the same. The client splits what is too much for a request.
+        self._client.log_batch(self._run_id, metrics=[Metric(*metric) for metric in new])
         self._count -= len(pending)
 
     def _log_files(self, artifact: Artifact) -> None:
