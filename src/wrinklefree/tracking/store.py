@@ -91,7 +91,8 @@ def is_outage(error: Exception) -> bool:
     status = getattr(error, "get_http_status_code", None)  # of MLflow's exceptions
     if status:
         return status() >= _SERVER_FAULT
-    return getattr(error, "sqlite_errorname", None) in _BUSY
+    cause = getattr(error, "orig", error)  # SQLAlchemy's exceptions wrap SQLite's
+    return getattr(cause, "sqlite_errorname", None) in _BUSY
 
 
 def _check_sqlite(file: Path) -> None:
