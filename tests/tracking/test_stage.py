@@ -30,7 +30,7 @@ RunStage = Callable[..., int]
 class Untracked:
     """Stands in for the MLflow run."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, work: Path) -> None:
         self.label = label
 
     def __getattr__(self, name: str) -> Callable[..., None]:

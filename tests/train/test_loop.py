@@ -132,11 +132,15 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
     first._step = killed  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(KeyboardInterrupt):
         first.run()
+    logged: list[tuple[int, dict[str, float]]] = stage.run.metrics  # pyright: ignore[reportAttributeAccessIssue]
+    logged.clear()
     second = trainer(stage, mixture, make_settings())
     facts = second.run()
     assert equal(weights(second), weights(reference))
     assert read_history(stage.folder) == reference.state.history
     assert facts["steps"] == 5
+    steps = {step: metrics["train/loss"] for step, metrics in logged if "train/loss" in metrics}
+    assert steps == {entry["step"]: entry["train/loss"] for entry in reference.state.history}
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(

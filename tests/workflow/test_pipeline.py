@@ -282,6 +282,9 @@ def test_mlflow_has_the_lineage_from_tokens_to_export(completed: Path):
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1, "one pipeline run, one parent"
+    assert str(parents[0].info.run_name).startswith("tiny · ")
+    assert parents[0].info.status == "FINISHED"
+    assert {"loss/base", "loss/stage2", "recovered/stage2"} <= set(parents[0].data.metrics)
     stages = {run.info.run_name: run for run in runs if run not in parents}
     assert len(stages) == len(dvc_outputs(completed))
     made = {run.data.tags["wrinklefree.output.digest"][:36] for run in stages.values()}

@@ -1,55 +1,76 @@
 """MLflow: a parent run per pipeline run, a nested run per stage.
 
-Tracking never costs a training run: the first failure is said on stderr, and the stage goes on
-without it. mlflow is imported when a run starts, not before.
+Tracking never costs a training run. While the store does not answer, what is logged is kept and
+sent later; a store that can't be used ends the tracking of the stage. Either is said on stderr, and
+the stage goes on. mlflow is imported when a run starts, not before.
+
+A stage that was killed and resumed goes on with its run: the run's id lies in the work folder.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from wrinklefree.tracking import parents, store
 from wrinklefree.tracking.artifact import MANIFEST, Artifact
+from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.locks import exclusive_lock
-from wrinklefree.tracking.pipeline import pipeline_identity
+from wrinklefree.tracking.pipeline import present_commit
 from wrinklefree.tracking.terminal import say
 
-EXPERIMENT = "wrinklefree"
 MAX_FILE_BYTES = 32 << 20
 """Larger files are not copied to the tracking server; the manifest has their path and hash."""
+RUN_FILE = "mlflow_run"
+"""In the work folder: the id of the run that a resumed stage goes on with."""
+Outcome = Literal["FINISHED", "FAILED", "KILLED"]
 _FLUSH_SECONDS = 10.0
-_BATCH = 1000
+_LONGEST_WAIT = 600.0
+_KEPT = 200_000
+"""Metrics that are kept at most while the store does not answer."""
 _DATASET_DIGEST_LENGTH = 36
-_LOCK = Path("work/locks/mlflow.lock")
-
-
-def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or a SQLite file in the project folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+_COMPARISON = "evaluate"
+"""The stage whose losses are metrics of the pipeline's run too."""
+_Metric = tuple[str, float, int, int]
 
 
 class StageRun:
-    """The MLflow run of one stage. Its methods never raise."""
+    """The MLflow run of one stage. Its methods never raise.
 
-    def __init__(self, label: str) -> None:
+    Parameters
+    ----------
+    work : a folder that outlives the process and changes with settings, inputs and code. The stage
+        goes on with the run that an earlier process noted there.
+    """
+
+    def __init__(self, label: str, work: Path) -> None:
         self._label = label
+        self._work = work
         self._client: Any = None
-        self._run_id = ""
-        self._parent_id = ""
-        self._metrics: list[tuple[str, float, int, int]] = []
+        self._experiment_id = self._run_id = self._parent_id = ""
+        self._due: list[Callable[[], None]] = []
+        self._metrics: list[_Metric] = []
+        self._count = 0
+        """Metrics that are not sent yet."""
+        self._last_steps: dict[str, int] = {}
+        """By name, the last step that the store has from an earlier process."""
+        self._off = False
         self._flushed = time.monotonic()
-        self._guard(self._start)
+        self._wait = 0.0
+        """Seconds until the next attempt; above 0 while the store does not answer."""
+        self._next = 0.0
+        """When the store is asked again, on the monotonic clock."""
+        self._said: set[str] = set()
+        self._do(self._start)
 
     @property
     def active(self) -> bool:
-        """Whether tracking works so far."""
-        return self._client is not None
+        """Whether all that was logged so far has reached the store."""
+        return not (self._off or self._due)
 
     def log_parameters(self, settings: dict[str, Any]) -> None:
         """Log nested settings under their dotted names."""
@@ -60,7 +81,7 @@ class StageRun:
             params = [Param(name, str(value)) for name, value in _flatten(settings).items()]
             self._client.log_batch(self._run_id, params=params)
 
-        self._guard(log)
+        self._do(log)
 
     def log_inputs(self, inputs: dict[str, Artifact]) -> None:
         """Log input artifacts as data sets, by the digest of their manifests."""
@@ -83,130 +104,178 @@ class StageRun:
             ]
             self._client.log_inputs(self._run_id, datasets)
 
-        self._guard(log)
+        self._do(log)
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Log numbers of one training step. They reach the server in batches."""
+        """Log numbers of one training step. They reach the store in batches.
+
+        A resumed stage may log steps again that it logged before: the store gets what it lacks.
+        """
+        if self._off:
+            return
         now = int(time.time() * 1000)
         self._metrics += [(name, value, now, step) for name, value in metrics.items()]
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+        self._count += len(metrics)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS or self._count > _KEPT:
             self.flush()
 
     def flush(self) -> None:
         """Send the metrics gathered so far."""
         pending, self._metrics = self._metrics, []
         self._flushed = time.monotonic()
-
-        def send() -> None:
-            from mlflow.entities import Metric
-
-            for start in range(0, len(pending), _BATCH):
-                batch = [Metric(*metric) for metric in pending[start : start + _BATCH]]
-                self._client.log_batch(self._run_id, metrics=batch)
-
-        self._guard(send)
+        self._do(partial(self._send, pending))
 
     def log_output(self, artifact: Artifact) -> None:
         """Log the manifest of what the stage made, its files and its facts."""
-
-        def log() -> None:
-            manifest = artifact.manifest
-            self._client.set_tag(self._run_id, "wrinklefree.output", str(artifact.path))
-            self._client.set_tag(self._run_id, "wrinklefree.output.digest", manifest.digest)
-            where = artifact.path.name if artifact.path.is_absolute() else str(artifact.path)
-            self._client.log_artifact(self._run_id, str(artifact.path / MANIFEST), where)
-            for name, record in manifest.files.items():
-                if record.size <= MAX_FILE_BYTES:
-                    folder = (Path(where) / name).parent.as_posix()
-                    self._client.log_artifact(self._run_id, str(artifact.path / name), folder)
-
-        self._guard(log)
         facts = _flatten(artifact.manifest.facts)
-        numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
-        self.log_metrics(0, {f"facts/{name}": float(value) for name, value in numbers.items()})
+        numbers = {
+            name: float(value) for name, value in facts.items() if isinstance(value, int | float)
+        }
+        self.log_metrics(0, {f"facts/{name}": value for name, value in numbers.items()})
+        self._do(partial(self._log_files, artifact))
+        if artifact.manifest.stage == _COMPARISON:
+            self._do(partial(self._log_comparison, numbers))
 
-    def finish(self, succeeded: bool) -> None:
-        """Close the run, and mark the pipeline's run with how its latest stage ended."""
+    def finish(self, outcome: Outcome) -> None:
+        """Close the run, and mark the pipeline's run with the worst that its stages have."""
+        self._next = 0.0  # one more attempt
         self.flush()
-        status = "FINISHED" if succeeded else "FAILED"
-
-        def close() -> None:
-            self._client.set_terminated(self._run_id, status)
-            with exclusive_lock(_LOCK):
-                # A stage that ends well does not undo another's failure.
-                parent = self._client.get_run(self._parent_id)
-                if parent.info.status != "FAILED":
-                    self._client.set_terminated(self._parent_id, status)
-
-        self._guard(close)
+        self._do(partial(self._close, outcome))
+        if self._due:
+            self._say("did not come back: what was logged since then is not there")
 
     def _start(self) -> None:
-        # A dead server must not hold up a stage: one retry, ten seconds.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for noisy in ("mlflow", "alembic"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        from mlflow import MlflowClient
+        client_class, commit = store.load_mlflow(), present_commit()
+        with exclusive_lock(store.lock_file()):
+            self._client, self._experiment_id = store.open_store(client_class)
+            parents.close_orphans(self._client, self._experiment_id)
+            self._parent_id = parents.find_parent(self._client, self._experiment_id, commit)
+            tags = {parents.PARENT: self._parent_id, **parents.process_tags(), **commit.tags()}
+            if self._go_on(tags):
+                return
+            run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._label)
+            self._run_id = run.info.run_id
+            write_atomically(self._work / RUN_FILE, self._run_id)
 
-        identity = pipeline_identity()
-        with exclusive_lock(_LOCK):
-            client = MlflowClient(tracking_uri())
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = experiment.experiment_id if experiment else _create_experiment(client)
-            found = client.search_runs(
-                [experiment_id], f"tags.`wrinklefree.pipeline` = '{identity}'", max_results=1
-            )
-            parent = found[0] if found else _create_parent(client, experiment_id, identity)
-        tags = {"mlflow.parentRunId": parent.info.run_id, **_source_tags()}
-        run = client.create_run(experiment_id, tags=tags, run_name=self._label)
-        self._parent_id, self._run_id = parent.info.run_id, run.info.run_id
-        self._client = client
+    def _go_on(self, tags: dict[str, str]) -> bool:
+        """Take up the run of an earlier process, if the work folder names one that is here."""
+        from mlflow.entities import RunTag
 
-    def _guard(self, action: Callable[[], None]) -> None:
-        if self._client is None and action != self._start:
-            return
+        file = self._work / RUN_FILE
+        run = self._find(file.read_text(errors="replace").strip()) if file.is_file() else None
+        if run is None:
+            return False
+        if run.info.status == "RUNNING":
+            parents.close_orphan(self._client, run)
+        times = int(run.data.tags.get("wrinklefree.resumed", "0")) + 1
+        tags = tags | {"wrinklefree.resumed": str(times)}
+        if (before := run.data.tags.get(parents.PARENT)) != tags[parents.PARENT]:
+            tags["wrinklefree.parent.before"] = str(before)
+        self._client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()])
+        self._client.update_run(run.info.run_id, status="RUNNING")
+        self._run_id = run.info.run_id
+        self._last_steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        return True
+
+    def _find(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
         try:
-            action()
-        except Exception as error:  # noqa: BLE001 - whatever a tracking server does, training goes on
-            self._client = None
-            reason = " ".join(str(error).split())[:300]
-            say(
-                f"warning: {self._label}: tracking at {tracking_uri()} failed and is off for the"
-                f" rest of this stage ({type(error).__name__}: {reason});"
-                " the stage goes on and loses nothing else"
-            )
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if store.is_outage(error):
+                raise
+            return None  # another store than before
+        ours = run.info.experiment_id == self._experiment_id
+        open_ = run.info.lifecycle_stage == "active" and run.info.status != "FINISHED"
+        return run if ours and open_ else None
 
+    def _send(self, pending: list[_Metric]) -> None:
+        from mlflow.entities import Metric
 
-def _create_experiment(client: Any) -> str:
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return client.create_experiment(EXPERIMENT)
-    return client.create_experiment(EXPERIMENT, Path("mlartifacts").resolve().as_uri())
+        new = [metric for metric in pending if metric[3] > self._last_steps.get(metric[0], -1)]
+        # After an answer that got lost they are sent anew, of which the store keeps one: the times
+        # are the same. The client splits what is too much for a request.
+        self._client.log_batch(self._run_id, metrics=[Metric(*metric) for metric in new])
+        self._count -= len(pending)
 
+    def _log_files(self, artifact: Artifact) -> None:
+        manifest = artifact.manifest
+        self._client.set_tag(self._run_id, "wrinklefree.output", str(artifact.path))
+        self._client.set_tag(self._run_id, "wrinklefree.output.digest", manifest.digest)
+        where = artifact.path.name if artifact.path.is_absolute() else str(artifact.path)
+        self._client.log_artifact(self._run_id, str(artifact.path / MANIFEST), where)
+        for name, record in manifest.files.items():
+            if record.size <= MAX_FILE_BYTES:
+                folder = (Path(where) / name).parent.as_posix()
+                self._client.log_artifact(self._run_id, str(artifact.path / name), folder)
 
-def _create_parent(client: Any, experiment_id: str, identity: str) -> Any:
-    return client.create_run(
-        experiment_id,
-        run_name=identity,
-        tags={"wrinklefree.pipeline": identity, **_source_tags()},
-    )
+    def _log_comparison(self, numbers: dict[str, float]) -> None:
+        from mlflow.entities import Metric
 
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name.replace(".", "/", 1), value, now, 0)
+            for name, value in numbers.items()
+            if name.startswith(("loss.", "recovered."))
+        ]
+        self._client.log_batch(self._parent_id, metrics=metrics)
 
-def _source_tags() -> dict[str, str]:
-    commit = _git("rev-parse", "HEAD")
-    if not commit:
-        return {}
-    dirty = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
-    return {"mlflow.source.git.commit": commit, "wrinklefree.git.dirty": dirty}
+    def _close(self, outcome: Outcome) -> None:
+        ended = self._label if outcome == "FINISHED" else f"{self._label} ({outcome.lower()})"
+        self._client.set_terminated(self._run_id, outcome)
+        with exclusive_lock(store.lock_file()):
+            parents.settle_parent(self._client, self._experiment_id, self._parent_id, ended)
 
+    def _do(self, action: Callable[[], None]) -> None:
+        """Do ``action`` after all that is due. While the store is away they stay due, in order."""
+        if self._off:
+            return
+        self._due.append(action)
+        if time.monotonic() >= self._next:
+            self._deliver()
 
-def _git(*arguments: str) -> str:
-    """Output of git, empty where there is no git or no repository."""
-    try:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
+    def _deliver(self) -> None:
+        while self._due:
+            try:
+                self._due[0]()
+            except Exception as error:  # noqa: BLE001 - whatever a store does, training goes on
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                away = store.is_outage(error)
+                if away and self._count <= _KEPT:
+                    self._postpone(reason)
+                    return
+                if away or not self._run_id:
+                    self._give_up(reason)
+                    return
+                self._say(f"refused what was logged ({reason}); the rest is tracked")
+            self._due.pop(0)
+        self._count = len(self._metrics)
+        if self._wait:
+            self._wait = self._next = 0.0
+            self._say("answers again and has all that was logged in between", "")
+
+    def _postpone(self, reason: str) -> None:
+        self._wait = min(max(2 * self._wait, _FLUSH_SECONDS), _LONGEST_WAIT)
+        self._next = time.monotonic() + self._wait
+        self._say(
+            f"does not answer ({reason}); the stage goes on, and what it logs is sent when the"
+            " store answers again"
+        )
+
+    def _give_up(self, reason: str) -> None:
+        self._off = True
+        self._due, self._metrics = [], []
+        self._say(
+            f"failed and is off for the rest of this stage ({reason});"
+            " the stage goes on and loses nothing else"
+        )
+
+    def _say(self, text: str, kind: str = "warning: ") -> None:
+        """Say a line on tracking, once."""
+        if text not in self._said:
+            self._said.add(text)
+            say(f"{kind}{self._label}: tracking at {store.tracking_uri()} {text}")
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -37,7 +37,7 @@ from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.files import explain_system_error, sha256_of_json
 from wrinklefree.tracking.kept import has_copy, keep
 from wrinklefree.tracking.locks import exclusive_lock
-from wrinklefree.tracking.runs import StageRun
+from wrinklefree.tracking.runs import Outcome, StageRun
 from wrinklefree.tracking.terminal import Terminal
 
 _RECORDED_LIBRARIES = (
@@ -201,14 +201,13 @@ def _run(
     )
     check_replaceable(output)  # now rather than after days of work
     label = f"{name}.{instance}" if instance else name
-    run = StageRun(label)
-    run.log_parameters(settings)
-    run.log_inputs(artifacts)
-    succeeded = False
+    work = _WORK / label / sha256_of_json(asdict(origin))[:_KEY_LENGTH]
+    run = StageRun(label, work)
+    outcome: Outcome = "FAILED"
     try:
+        run.log_parameters(settings)
+        run.log_inputs(artifacts)
         with writing_artifact(output, origin) as (folder, facts):
-            key = sha256_of_json(asdict(origin))[:_KEY_LENGTH]
-            work = _WORK / label / key
             stage = Stage(name, instance, settings, paths, folder, work, run, terminal)
             facts.update(function(stage))
         # Superseded by the artifact, as are checkpoints under settings of before.
@@ -216,9 +215,12 @@ def _run(
         if reason := keep(output):
             terminal.say(f"{label}: no second copy is kept: {reason}")
         run.log_output(open_artifact(output))
-        succeeded = True
+        outcome = "FINISHED"
+    except (KeyboardInterrupt, _Terminated):
+        outcome = "KILLED"
+        raise
     finally:
-        run.finish(succeeded)
+        run.finish(outcome)
     terminal.say(f"{label}: {output} done in {time.monotonic() - started:.0f} s")
 
 

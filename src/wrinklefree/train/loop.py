@@ -107,6 +107,8 @@ class Trainer:
             terminal.say(f"warning: a checkpoint was passed over: {complaint}")
         if self.state.step or passed_over:
             terminal.say(f"{terminal.label}: going on from step {self.state.step}")
+        for entry in self.state.history:  # of which a killed process may not have sent the last
+            self.stage.run.log_metrics(int(entry["step"]), _tracked(entry))
         self.resumed_at = self.state.step
         progress = terminal.progress(total=self.settings.steps, done=self.state.step)
         # Made after the checkpoint is loaded: it compares with the parameters of this moment.
@@ -255,10 +257,7 @@ class Trainer:
         step = self.state.step
         before = self.state.history[-2]["tokens"] if step > 1 else 0
         speed = (entry["tokens"] - before) / seconds
-        metrics = {name: value for name, value in entry.items() if "/" in name}
-        self.stage.run.log_metrics(
-            step, {**metrics, "train/tokens": entry["tokens"], "train/tokens_per_second": speed}
-        )
+        self.stage.run.log_metrics(step, _tracked(entry) | {"train/tokens_per_second": speed})
         note = f"loss {entry['train/loss']:.3f} {speed:,.0f} tokens/s"
         progress.advance(note=note, line=step % self.settings.log_interval == 0)
 
@@ -294,6 +293,12 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "device": self.device.type,
         }
+
+
+def _tracked(entry: dict[str, float]) -> dict[str, float]:
+    """The metrics of an entry of the history, by the names that the tracking has."""
+    metrics = {name: value for name, value in entry.items() if "/" in name}
+    return metrics | {"train/tokens": entry["tokens"]}
 
 
 def domain_metrics(
