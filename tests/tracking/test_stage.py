@@ -311,7 +311,7 @@ AS_NOBODY = """
 import os, sys
 from wrinklefree.tracking import stage
 class Untracked:
-    def __init__(self, label): pass
+    def __init__(self, *_): pass
     def __getattr__(self, name): return lambda *_, **__: None
 stage.StageRun = Untracked
 os.setgid(65534)
