@@ -14,20 +14,22 @@ _ENGINES = ("snakemake", "dvc")
 def pipeline_identity() -> str:
     """A name that all stages of one invocation of an engine share.
 
-    It is the engine's own process, the outermost above this one; ``WRINKLEFREE_PIPELINE`` sets it
-    where stages run on other machines than the engine. A stage run by hand is its own pipeline.
+    It is the engine's own process, the outermost of this one and those above it. Snakemake hands
+    it to its jobs in ``WRINKLEFREE_PIPELINE``, as they may run on other machines. A stage run by
+    hand is its own pipeline.
     """
     if given := os.environ.get(VARIABLE):
         return given
-    identity = _name("script", psutil.Process())
-    for parent in psutil.Process().parents():
+    this = psutil.Process()
+    identity = _name("script", this)
+    for process in (this, *this.parents()):
         try:
-            words = [Path(word).name for word in parent.cmdline()[:3]]
+            words = [Path(word).name for word in process.cmdline()[:3]]
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         for engine in _ENGINES:
             if engine in words:
-                identity = _name(engine, parent)
+                identity = _name(engine, process)
     return identity
 
 

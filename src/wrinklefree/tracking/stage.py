@@ -27,6 +27,7 @@ from wrinklefree.config.stages import narrow
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
 from wrinklefree.tracking.code import code_digest
+from wrinklefree.tracking.cpus import use_available_cpus
 from wrinklefree.tracking.files import is_disk_full, sha256_of_json
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.runs import StageRun
@@ -134,6 +135,7 @@ def stage_main(
     chosen = getattr(arguments, instance) if instance else None
     label = f"{name}.{chosen}" if chosen else name
     signal.signal(signal.SIGTERM, _terminated)
+    use_available_cpus()
     with Terminal(label) as terminal:
         warnings.showwarning = terminal.show_warning
         try:
