@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 import yaml
@@ -28,9 +29,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 
-STAGE2, FORCED = re.findall(
-    r"`(snakemake --workflow-profile [^`]+)`", (PROJECT / "README.md").read_text()
-)
+README = (PROJECT / "README.md").read_text()
+STAGE2, FORCED = re.findall(r"`(snakemake --workflow-profile [^`]+)`", README)
 STEPS = 48
 
 
@@ -40,18 +40,16 @@ class Cluster:
     def __init__(self, project: Path, environment: dict[str, str]) -> None:
         self.project, self.environment = project, environment
 
-    def start(self, command: str, log: IO[str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            shlex.split(command), cwd=self.project, env=self.environment, stdout=log, stderr=log
-        )
-
     def run(
         self, command: str, meanwhile: Callable[[subprocess.Popen[str]], None] | None = None
     ) -> str:
-        """Output of a command that must succeed."""
+        """Output of a command that must succeed; ``meanwhile`` is called while it runs."""
         output = self.project / "output.log"
         with output.open("w") as log:
-            process = self.start(command, log)
+            words = shlex.split(command)
+            process = subprocess.Popen(
+                words, cwd=self.project, env=self.environment, stdout=log, stderr=log, text=True
+            )
             try:
                 if meanwhile:
                     meanwhile(process)
@@ -63,9 +61,7 @@ class Cluster:
 
     def parents(self) -> int:
         """Runs of the pipeline that MLflow knows."""
-        import sqlite3
-
-        with sqlite3.connect(self.project / "mlflow.db") as database:
+        with contextlib.closing(sqlite3.connect(self.project / "mlflow.db")) as database:
             query = (
                 "select count(*) from runs where run_uuid not in"
                 " (select run_uuid from tags where key = 'mlflow.parentRunId')"
@@ -73,9 +69,8 @@ class Cluster:
             return database.execute(query).fetchone()[0]
 
     def digest(self, folder: str) -> str:
-        return hashlib.sha256(
-            (self.project / folder / "model.safetensors").read_bytes()
-        ).hexdigest()
+        weights = self.project / folder / "model.safetensors"
+        return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +121,8 @@ def test_a_stage_that_asks_for_a_gpu_and_a_cpu_runs_where_they_are_and_uses_them
     preset = cluster.project / "gpu.yaml"
     preset.write_text("resources: {gpus: 1}")
     output = cluster.run(
-        f"{STAGE2} --forcerun stage2 --set-threads stage2=1 --configfile {preset.name}"
+        f"{STAGE2} --forcerun stage2 --set-resources stage2:cpus_per_task=1"
+        f" --configfile {preset.name}"
     )
     assert "Auto-selected partition 'gpu' for job stage2" in output
     assert read_manifest(cluster.project / "models" / "stage2").facts["threads"] == 1
