@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stage2 all report test test-unit test-end-to-end check format bench \
+.PHONY: help setup stage2 all report test test-unit test-end-to-end test-slurm check format bench \
 	dvc-accept snakemake-accept clean
 
 help:
@@ -41,10 +41,14 @@ report: setup
 test: test-unit test-end-to-end
 
 test-unit: setup
-	pytest -m "not end_to_end"
+	pytest -m "not end_to_end and not slurm"
 
 test-end-to-end: setup
 	pytest -m end_to_end
+
+# Where Debian's slurmctld, slurmd and slurm-client are; else it says what is missing.
+test-slurm: setup
+	pytest -m slurm -rs
 
 check: setup
 	ruff check .

@@ -30,9 +30,9 @@ from wrinklefree.data.documents import (
     DocumentWriter,
     read_documents,
 )
-from wrinklefree.data.encode_pool import available_cores
 from wrinklefree.data.shards import read_tokens
 from wrinklefree.data.tokenizer import END_OF_TEXT, TOKENIZER_FILE, end_of_text_id
+from wrinklefree.tracking.cpus import available_cpus
 
 TOKENIZER = ROOT / "data" / "tokenizer"
 SHARD_MEGABYTES = 8
@@ -46,6 +46,7 @@ import json, resource, sys
 from pathlib import Path
 from wrinklefree.config.tokens import TokenizeSettings
 from wrinklefree.data.tokenize import tokenize_source
+from wrinklefree.tracking.cpus import available_cpus
 *folders, megabytes, processes = sys.argv[1:]
 source, tokenizer, output, work = map(Path, folders)
 settings = TokenizeSettings(shard_megabytes=int(megabytes), processes=int(processes))
@@ -223,7 +224,7 @@ def main() -> None:
     # Both others want this of whoever starts processes of theirs.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as name:
-        cores = available_cores()
+        cores = available_cpus()
         compare_speed(Path(name), cores)
         compare_memory(Path(name), cores)
 

@@ -169,7 +169,7 @@ def test_processes_is_how_many_are_started(
         raise Started(processes)
 
     monkeypatch.setattr(tokenize_module, "encode_in_processes", start)
-    monkeypatch.setattr(tokenize_module, "available_cores", lambda: cores)
+    monkeypatch.setattr(tokenize_module, "available_cpus", lambda: cores)
     settings = TokenizeSettings(shard_megabytes=5, processes=processes)
     arguments = settings, source, tokenizer_folder, tmp_path
     if started is None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -25,6 +27,7 @@ def holder(tmp_path: Path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "a.lock")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"SLURM_JOB_ID": "77"},
     )  # fmt: skip
     assert process.stdout and process.stdout.readline() == "held\n"
     yield process
@@ -35,7 +38,7 @@ def holder(tmp_path: Path):
 def test_a_held_lock_is_an_error_that_names_the_holder(
     tmp_path: Path, holder: subprocess.Popen[str]
 ):
-    expected = rf"stage2 is running in another process \(pid {holder.pid}\)"
+    expected = rf"stage2 is running in another process \(pid {holder.pid} on \S+, Slurm job 77\)"
     with (
         pytest.raises(UserError, match=expected),
         exclusive_lock(tmp_path / "a.lock", busy="stage2 is running"),
@@ -47,4 +50,18 @@ def test_a_killed_holder_frees_the_lock(tmp_path: Path, holder: subprocess.Popen
     holder.kill()
     holder.wait()
     with exclusive_lock(tmp_path / "a.lock", busy="stage2 is running"):
-        assert (tmp_path / "a.lock").read_text() == str(os.getpid())
+        assert (tmp_path / "a.lock").read_text().startswith(f"pid {os.getpid()} on ")
+
+
+def test_a_file_system_without_locks_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match=r"a\.lock: this file system has no locks"),
+        exclusive_lock(tmp_path / "a.lock"),
+    ):
+        pass

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workspace import PROJECT, TARGETS, copy_project, run
+from workspace import TARGETS, copy_downloads, copy_project, run
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +17,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which everything has run on the tiny preset, from real packages."""
     folder = tmp_path_factory.mktemp("completed")
     copy_project(folder)
-    downloads = PROJECT / "work" / "downloads"
-    if downloads.is_dir():  # of an earlier run here; checked by hash when used
-        shutil.copytree(downloads, folder / "work" / "downloads")
+    copy_downloads(folder)
     run(folder, "wrinklefree", "preset", "tiny")
     run(folder, "snakemake", *TARGETS, "--cores", "all")
     return folder

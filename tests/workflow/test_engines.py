@@ -108,6 +108,25 @@ def test_both_engines_have_the_same_edges(finished: Path):
         assert set(reruns) == dvc_reruns_after(finished, {stage}), stage
 
 
+@pytest.mark.parametrize(
+    ("name", "instances"),
+    [
+        ("fetch", "data/raw/"),
+        ("clean", "data/clean/"),
+        ("tokenize", "data/tokens/"),
+        ("distill", "models/distill/"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--forcerun", "-R"])
+def test_to_force_a_name_that_stands_for_several_jobs_is_to_force_each(
+    finished: Path, name: str, instances: str, option: str
+):
+    outputs = dvc_outputs(finished)
+    forced = {stage for stage, output in outputs.items() if output.startswith(instances)}
+    assert len(forced) > 1
+    assert set(snakemake_reruns(finished, option, name)) == dvc_reruns_after(finished, forced)
+
+
 def test_dvc_reads_the_settings_that_the_stages_are_given():
     stages = {
         name: stage

@@ -59,6 +59,13 @@ def copy_project(folder: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 
 
+def copy_downloads(folder: Path) -> None:
+    """Copy the packages that an earlier run here has downloaded; they are checked when used."""
+    downloads = PROJECT / "work" / "downloads"
+    if downloads.is_dir():
+        shutil.copytree(downloads, folder / "work" / "downloads")
+
+
 def run(folder: Path, *command: str, check: bool = True) -> str:
     """Output of a command, both streams."""
     result = subprocess.run(

@@ -1,20 +1,26 @@
 # What the rules share: settings, the sections that a stage reads, digests of its code.
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
+from snakemake_interface_executor_plugins.settings import ExecMode
+
 from wrinklefree.config.load import validate, without_nulls
+from wrinklefree.config.resources import data_memory_mb, model_memory_mb
 from wrinklefree.config.stages import write_sections
 from wrinklefree.errors import UserError
+from wrinklefree.tracking import pipeline
 from wrinklefree.tracking.code import code_digest
+from wrinklefree.tracking.cpus import available_cpus
 
 PROJECT = Path(str(workflow.current_basedir)).parents[1]
 
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine = validate(config, "params.yaml with --config").cleaning.engine
+        checked = validate(config, "params.yaml with --config")
 except UserError as error:
     # The files were valid by themselves (settings.smk).
     sys.exit(f"error: {error}")
@@ -22,7 +28,12 @@ except UserError as error:
 PARAMETERS = without_nulls(config)
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
+# GPUs of the stages that compute with the model; without any they train on CPUs.
+GPUS = checked.resources.gpus
+# CPUs of such a stage in a job of a cluster, unless --set-threads says otherwise.
+REMOTE_THREADS = 8 if GPUS else 2
 # Tasks of datatrove that run beside each other on this machine; those of Slurm run elsewhere.
+engine = checked.cleaning.engine
 CLEANING_TASKS = engine.workers if engine.kind == "datatrove" and engine.executor == "local" else 1
 
 
@@ -47,3 +58,42 @@ def settings(stage):
 def code(stage):
     """Digest of a stage's script and all that it imports: an edit of it reruns the stage."""
     return code_digest(PROJECT / "workflow" / "scripts" / f"{stage}.py", PROJECT / "src")
+
+
+def all_cores(wildcards):
+    """Threads of a stage that uses all it can get: ``--cores`` here, a share in a cluster's job."""
+    if workflow.exec_mode != ExecMode.DEFAULT:
+        return available_cpus()  # inside of the job, which was given them
+    return workflow.cores if workflow.local_exec else REMOTE_THREADS
+
+
+def model_memory(wildcards, attempt):
+    """Memory of a stage that computes with the model; more for a job that ran out of it."""
+    return attempt * model_memory_mb(checked)
+
+
+def data_memory(fixed_mb):
+    """Memory of a stage of one source, or of all, as a function of the job; more when retried."""
+
+    def of_job(wildcards, attempt):
+        return attempt * (fixed_mb + data_memory_mb(checked, wildcards.get("source")))
+
+    return of_job
+
+
+def instances(name, pattern, **values):
+    """Input of the target ``name``, which stands for several jobs: to force it forces each."""
+    files = expand(pattern, **values)
+
+    def of_target(wildcards):
+        # Options of the command line are known when the graph is built, not yet above.
+        if name in workflow.dag_settings.forcerun:
+            workflow.dag.forcefiles.update(files)
+        return files
+
+    return of_target
+
+
+if workflow.exec_mode == ExecMode.DEFAULT:
+    # Jobs on other machines don't see this process, by which stages know whose they are.
+    os.environ.setdefault(pipeline.VARIABLE, pipeline.pipeline_identity())

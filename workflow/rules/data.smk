@@ -1,6 +1,6 @@
 rule fetch:
     input:
-        expand("data/raw/{source}/manifest.json", source=SOURCES),
+        instances("fetch", "data/raw/{source}/manifest.json", source=SOURCES),
     message:
         "Documents of all sources are there"
 
@@ -13,7 +13,7 @@ rule fetch_source:
     benchmark:
         "logs/benchmarks/fetch.{source}.jsonl"
     resources:
-        mem_mb=1000,
+        mem_mb=data_memory(1000),
     params:
         settings=settings("fetch"),
         code=code("fetch"),
@@ -26,7 +26,7 @@ rule fetch_source:
 
 rule clean:
     input:
-        expand("data/clean/{source}/manifest.json", source=SOURCES),
+        instances("clean", "data/clean/{source}/manifest.json", source=SOURCES),
     message:
         "Cleaned documents of all sources are there"
 
@@ -43,7 +43,7 @@ rule clean_source:
         "logs/benchmarks/clean.{source}.jsonl"
     threads: CLEANING_TASKS
     resources:
-        mem_mb=1000 * CLEANING_TASKS,
+        mem_mb=data_memory(1000 * CLEANING_TASKS),
     params:
         settings=settings("clean"),
         code=code("clean"),
@@ -63,9 +63,9 @@ rule tokenizer:
         "logs/tokenizer.log",
     benchmark:
         "logs/benchmarks/tokenizer.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=2000,
+        mem_mb=data_memory(2000),
     params:
         settings=settings("tokenizer"),
         code=code("tokenizer"),
@@ -78,7 +78,7 @@ rule tokenizer:
 
 rule tokenize:
     input:
-        expand("data/tokens/{source}/manifest.json", source=SOURCES),
+        instances("tokenize", "data/tokens/{source}/manifest.json", source=SOURCES),
     message:
         "Tokens of all sources are there"
 
@@ -93,9 +93,9 @@ rule tokenize_source:
         "logs/tokenize.{source}.log",
     benchmark:
         "logs/benchmarks/tokenize.{source}.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=lambda wildcards, threads: 1000 + 300 * threads,
+        mem_mb=lambda wildcards, threads, attempt: attempt * (1000 + 300 * threads),
     params:
         settings=settings("tokenize"),
         code=code("tokenize"),
@@ -118,7 +118,7 @@ rule mixture:
     benchmark:
         "logs/benchmarks/mixture.jsonl"
     resources:
-        mem_mb=2000,
+        mem_mb=data_memory(2000),
     params:
         settings=settings("mixture"),
         code=code("mixture"),
@@ -152,7 +152,7 @@ rule data_report:
     benchmark:
         "logs/benchmarks/data_report.jsonl"
     resources:
-        mem_mb=2000,
+        mem_mb=data_memory(2000),
     params:
         settings=settings("data_report"),
         code=code("data_report"),

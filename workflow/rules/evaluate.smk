@@ -31,9 +31,10 @@ rule evaluate:
         "logs/evaluate.log",
     benchmark:
         "logs/benchmarks/evaluate.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
+        gpu=GPUS,
     params:
         settings=settings("evaluate"),
         code=code("evaluate"),
@@ -56,9 +57,9 @@ rule export:
         "logs/export.log",
     benchmark:
         "logs/benchmarks/export.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
     params:
         settings=settings("export"),
         code=code("export"),

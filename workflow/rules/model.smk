@@ -8,9 +8,10 @@ rule base:
         "logs/base.log",
     benchmark:
         "logs/benchmarks/base.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
+        gpu=GPUS if "scratch" in PARAMETERS["base"] else 0,
     params:
         settings=settings("base"),
         code=code("base"),
@@ -31,9 +32,9 @@ rule subln:
         "logs/subln.log",
     benchmark:
         "logs/benchmarks/subln.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
     params:
         settings=settings("subln"),
         code=code("subln"),

@@ -25,9 +25,10 @@ rule control:
         "logs/control.log",
     benchmark:
         "logs/benchmarks/control.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
+        gpu=GPUS,
     params:
         settings=settings("control"),
         code=code("control"),
@@ -109,7 +110,8 @@ rule microanneal_run:
         "logs/benchmarks/microanneal_run.{arm}.jsonl"
     threads: PARAMETERS["microanneal"]["threads"]
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
+        gpu=GPUS,
     params:
         settings=settings("microanneal_run"),
         code=code("microanneal_run"),

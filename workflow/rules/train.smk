@@ -8,9 +8,10 @@ rule stage2:
         "logs/stage2.log",
     benchmark:
         "logs/benchmarks/stage2.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
+        gpu=GPUS,
     params:
         settings=settings("stage2"),
         code=code("stage2"),
@@ -31,9 +32,10 @@ rule dlm:
         "logs/dlm.log",
     benchmark:
         "logs/benchmarks/dlm.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
+        gpu=GPUS,
     params:
         settings=settings("dlm"),
         code=code("dlm"),
@@ -46,7 +48,7 @@ rule dlm:
 
 rule distill:
     input:
-        expand("models/distill/{student}/manifest.json", student=STUDENTS),
+        instances("distill", "models/distill/{student}/manifest.json", student=STUDENTS),
     message:
         "Both students are there"
 
@@ -62,9 +64,10 @@ rule distill_student:
         "logs/distill.{student}.log",
     benchmark:
         "logs/benchmarks/distill.{student}.jsonl"
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=4000,
+        mem_mb=model_memory,
+        gpu=GPUS,
     params:
         settings=settings("distill"),
         code=code("distill"),

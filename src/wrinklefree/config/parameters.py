@@ -14,6 +14,7 @@ from wrinklefree.config.research import (
     MicroannealSettings,
     RegmixSettings,
 )
+from wrinklefree.config.resources import ResourcesSettings
 from wrinklefree.config.section import Name, Section, Seed
 from wrinklefree.config.sources import HeldOutSettings, Source
 from wrinklefree.config.tokens import MixtureSettings, TokenizerSettings, TokenizeSettings
@@ -48,6 +49,7 @@ class Parameters(Section):
     control: ControlSettings
     regmix: RegmixSettings
     microanneal: MicroannealSettings
+    resources: ResourcesSettings = ResourcesSettings()
 
     @model_validator(mode="after")
     def _weights_match_domains(self) -> Parameters:

@@ -20,18 +20,12 @@ from pathlib import Path
 
 from wrinklefree.data.encode import Encoder, ShardPlan, ShardRecord, encode_shard
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.cpus import available_cpus
 
 Submit = Callable[[ShardPlan, bool], Callable[[], ShardRecord]]
 """Takes a shard and whether to encode its training documents; what it returns waits for it."""
 
 _encoder: Encoder | None = None
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -45,7 +39,7 @@ def encode_in_processes(
     """
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
-    threads = max(1, available_cores() // processes)
+    threads = max(1, available_cpus() // processes)
     pool = ProcessPoolExecutor(
         processes,
         mp_context=context,

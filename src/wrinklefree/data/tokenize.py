@@ -30,7 +30,7 @@ from wrinklefree.data.encode import (
     read_rows,
     shard_folder,
 )
-from wrinklefree.data.encode_pool import Submit, available_cores, encode_in_processes
+from wrinklefree.data.encode_pool import Submit, encode_in_processes
 from wrinklefree.data.progress import progress
 from wrinklefree.data.shards import (
     ENDS_DTYPE,
@@ -42,6 +42,7 @@ from wrinklefree.data.shards import (
     write_records,
     write_token_index,
 )
+from wrinklefree.tracking.cpus import available_cpus
 
 
 def tokenize_source(
@@ -64,10 +65,10 @@ def tokenize_source(
     token, for which ends of text don't count; ``shards``; with ``max_tokens`` the training
     documents left out and the tokens lacking. Raises UserError for unreadable documents.
     """
-    encoder = Encoder(tokenizer, threads=available_cores())
+    encoder = Encoder(tokenizer, threads=available_cpus())
     source = _Source(cleaned, folder, work, encoder, max_tokens)
     plans = plan_shards(cleaned, settings.shard_megabytes)
-    cores = available_cores() if settings.processes == "all" else settings.processes
+    cores = available_cpus() if settings.processes == "all" else settings.processes
     processes = min(cores, len(plans))
     for left in work.glob(".*.partial-*"):
         shutil.rmtree(left)

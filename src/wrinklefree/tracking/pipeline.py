@@ -41,9 +41,10 @@ class Commit:
 def pipeline_identity() -> str:
     """A name that all stages of one invocation of an engine share.
 
-    It is the engine's own process, the outermost above this one; ``WRINKLEFREE_PIPELINE`` sets it
-    where stages run on other machines than the engine. A queued experiment of DVC has its
-    temporary copy of the project: one worker runs many. A stage run by hand is its own pipeline.
+    It is the engine's own process, the outermost of this one and those above it. Snakemake hands
+    it to its jobs in ``WRINKLEFREE_PIPELINE``, as they may run on other machines. A queued
+    experiment of DVC has its temporary copy of the project: one worker runs many. A stage run by
+    hand is its own pipeline.
     """
     if given := os.environ.get(VARIABLE):
         return given
@@ -129,16 +130,17 @@ def _command() -> list[str]:
 
 
 def _engine() -> tuple[str, psutil.Process]:
-    """The outermost process of an engine above this one, and which; else this one, a script."""
-    found = ("script", psutil.Process())
-    for parent in psutil.Process().parents():
+    """The outermost process of an engine, and which; this one, a script, where there is none."""
+    this = psutil.Process()
+    found = ("script", this)
+    for process in (this, *this.parents()):
         try:
-            words = [Path(word).name for word in parent.cmdline()[:3]]
+            words = [Path(word).name for word in process.cmdline()[:3]]
         except psutil.Error:
             continue
         for engine in _ENGINES:
             if engine in words:
-                found = (engine, parent)
+                found = (engine, process)
     return found
 
 

@@ -34,6 +34,7 @@ from wrinklefree.tracking.artifact import (
     writing_artifact,
 )
 from wrinklefree.tracking.code import code_digest
+from wrinklefree.tracking.cpus import use_available_cpus
 from wrinklefree.tracking.files import explain_system_error, sha256_of_json
 from wrinklefree.tracking.kept import has_copy, keep
 from wrinklefree.tracking.locks import exclusive_lock
@@ -146,6 +147,7 @@ def stage_main(
     label = f"{name}.{chosen}" if chosen else name
     output = Path(arguments.output)
     signal.signal(signal.SIGTERM, _terminated)
+    use_available_cpus()
     with Terminal(label) as terminal:
         warnings.showwarning = terminal.show_warning
         try:

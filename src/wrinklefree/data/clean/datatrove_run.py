@@ -20,6 +20,7 @@ from wrinklefree.data.clean import datatrove_minhash as minhash
 from wrinklefree.data.clean.datatrove_steps import Pipeline
 from wrinklefree.data.progress import progress
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.cpus import available_cpus
 
 POLL_SECONDS = 15.0
 _FORGOTTEN = "Invalid job id"
@@ -51,7 +52,7 @@ def run_pipelines(
         executor = QuietExecutor(
             pipeline.steps,
             tasks=pipeline.tasks,
-            workers=min(engine.workers, pipeline.tasks),
+            workers=min(engine.workers, pipeline.tasks, available_cpus()),
             logging_dir=str(log_folder(work, number, pipeline)),
         )
         with quiet(work):
