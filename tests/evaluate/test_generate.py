@@ -135,3 +135,9 @@ def test_markdown_shows_any_text_as_it_is_and_all_models_under_each_prompt():
     assert not any(line.startswith(("# no", "```")) for line in lines)
     assert sum("forward passes" in line for line in lines) == 2
     assert lines.index("    two") == lines.index("    one") + 1
+
+
+def test_samples_show_codes_that_a_terminal_would_obey_spelled_out():
+    sample = Sample("a\x1b[2Jb", "c\x9b\x07d\te", 2, 2, False)
+    text = samples_markdown({"base": [sample]}, 2)
+    assert "    a\\x1b[2Jb\n" in text and "    c\\x9b\\x07d\te\n" in text
