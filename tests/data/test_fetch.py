@@ -20,7 +20,7 @@ from wrinklefree.data.local_files import digest_of_files, find_files
 from wrinklefree.data.sources import SOURCES
 from wrinklefree.data.sources.bad_records import BadRecordWarning
 from wrinklefree.errors import UserError
-from wrinklefree.tracking.artifact import Origin, writing_artifact
+from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
 
 NOTHING = HeldOutSettings(fraction=0.0)
 TENTH = HeldOutSettings(fraction=0.1)
@@ -224,8 +224,9 @@ def test_full_disk_and_interruption_leave_the_former_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     target = tmp_path / "raw" / "maths"
-    target.mkdir(parents=True)
-    (target / "former").write_text("stands")
+    origin = Origin("fetch", {}, {}, "code", {})
+    with writing_artifact(target, origin) as (folder, _):
+        (folder / "former").write_text("stands")
     write_table = pq.ParquetWriter.write_table
 
     def fail_at_second(writer: pq.ParquetWriter, table: Any) -> None:
@@ -236,8 +237,7 @@ def test_full_disk_and_interruption_leave_the_former_artifact(
 
     monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 1000)
     monkeypatch.setattr(pq.ParquetWriter, "write_table", fail_at_second)
-    origin = Origin("fetch", {}, {}, "code", {})
     with pytest.raises(type(error)), writing_artifact(target, origin) as (folder, facts):
         facts |= fetch_source("maths", generated(), TENTH, folder, cache=tmp_path)
     assert [path.name for path in target.parent.iterdir()] == ["maths"]
-    assert [path.name for path in target.iterdir()] == ["former"]
+    assert sorted(open_artifact(target).manifest.files) == [".wrinklefree", "former"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from wrinklefree.config.section import Section
+from wrinklefree.config.section import PositiveInt, Section
 
 if TYPE_CHECKING:
     from wrinklefree.config.parameters import Parameters
@@ -25,7 +23,7 @@ _BYTES_PER_TOKEN = 2
 class ResourcesSettings(Section):
     """What a cluster is asked for. No stage reads it, no result depends on it."""
 
-    model_parameters: Annotated[int, Field(gt=0, le=10**13)] | None = None
+    model_parameters: PositiveInt | None = None
     """Of the model of ``base.source``, for memory; null: counted if from scratch, else 10⁹."""
     gpus: Literal[0, 1] = 0
     """GPUs of each stage that trains or runs the model."""
