@@ -94,4 +94,4 @@ snakemake-accept: setup
 	@snakemake $(SNAKEMAKE_ACCEPTED) --cores 1 --dry-run --quiet
 
 clean:
-	rm -rf data models results research/*/ work logs report.html .snakemake mlflow.db mlartifacts
+	rm -rf data models results provenance research/*/ work logs report.html .snakemake mlflow.db mlartifacts

@@ -132,7 +132,7 @@ def test_hash_of_a_folder_is_what_a_base_model_asks_for(tmp_path: Path):
 
 
 def test_verify_finds_an_edit(tmp_path: Path):
-    with writing_artifact(tmp_path / "one", Origin("fetch", {}, {}, "", {})) as (folder, _):
+    with writing_artifact(tmp_path / "one", Origin("fetch", {}, {})) as (folder, _):
         (folder / "a.txt").write_text("text")
     assert wrinklefree("verify", str(tmp_path / "one")).returncode == 0
     (tmp_path / "one" / "a.txt").write_text("tixt")
@@ -141,7 +141,7 @@ def test_verify_finds_an_edit(tmp_path: Path):
 
 def test_verify_looks_into_folders_of_artifacts_and_at_all_of_them(tmp_path: Path):
     for name in ("base", "distill/ar", "distill/dlm"):
-        with writing_artifact(tmp_path / name, Origin("fetch", {}, {}, "", {})) as (folder, _):
+        with writing_artifact(tmp_path / name, Origin("fetch", {}, {})) as (folder, _):
             (folder / "a.txt").write_text("text")
     folders = [str(tmp_path / name) for name in ("distill", "base")]
     whole = wrinklefree("verify", *folders)

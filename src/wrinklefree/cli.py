@@ -28,6 +28,8 @@ def main() -> None:
         action="store_true",
         help="and that they were made with the present settings and code",
     )
+    lineage = commands.add_parser("lineage", help="show from what an artifact was made, and how")
+    lineage.add_argument("folder", type=Path)
     restore = commands.add_parser("restore", help="put back the last finished artifacts")
     restore.add_argument("folders", nargs="*", type=Path, help="none: list what can be put back")
     code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
@@ -46,6 +48,7 @@ def main() -> None:
             "check": _check,
             "preset": _preset,
             "verify": _verify,
+            "lineage": _lineage,
             "restore": _restore,
             "code": _code,
             "hash": _hash,
@@ -150,6 +153,13 @@ def _verify(arguments: argparse.Namespace) -> None:
             print(f"{folder}: whole, stage {manifest.stage}, files: {len(manifest.files)}")
     if damaged:
         sys.exit(2)
+
+
+def _lineage(arguments: argparse.Namespace) -> None:
+    from wrinklefree.tracking.provenance import lineage
+    from wrinklefree.tracking.terminal import printable
+
+    print(printable(lineage(arguments.folder)), end="")
 
 
 def _restore(arguments: argparse.Namespace) -> None:

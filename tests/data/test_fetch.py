@@ -224,7 +224,7 @@ def test_full_disk_and_interruption_leave_the_former_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     target = tmp_path / "raw" / "maths"
-    origin = Origin("fetch", {}, {}, "code", {})
+    origin = Origin("fetch", {}, {})
     with writing_artifact(target, origin) as (folder, _):
         (folder / "former").write_text("stands")
     write_table = pq.ParquetWriter.write_table

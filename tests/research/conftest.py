@@ -188,8 +188,7 @@ def as_artifact(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / "artifacts" / stage.name / (stage.instance or "all")
         inputs = origin.get("inputs", {"mixture": "digest"})
         settings = origin.get("settings", stage.settings)
-        code = origin.get("code", "code")
-        made = Origin(stage.name, inputs, settings, code, {})
+        made = Origin(stage.name, inputs, settings)
         with writing_artifact(path, made) as (folder, written):
             for file in stage.folder.rglob("*"):
                 if file.is_file():

@@ -28,8 +28,6 @@ def origin(**changes: Any) -> Origin:
         "stage": "tokenize",
         "inputs": {"raw": "0" * 64},
         "settings": {"steps": 3},
-        "code": "1" * 64,
-        "versions": {"torch": "2"},
     }
     return Origin(**values | changes)
 
@@ -56,8 +54,6 @@ def test_what_was_written_opens_and_repeats_to_the_byte(tmp_path: Path):
     [
         {"settings": {"steps": 4}},
         {"inputs": {"raw": "2" * 64}},
-        {"code": "3" * 64},
-        {"versions": {"torch": "3"}},
         {"content": "other"},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -109,7 +105,7 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"schema": 2, "files": 3}', "\x00", "[" * 100_000, '{"a": ' * 100_000],
+    ["", "[]", "{}", '{"schema": 3, "files": 3}', "\x00", "[" * 100_000, '{"a": ' * 100_000],
     ids=lambda content: content[:20],
 )
 def test_a_broken_manifest_is_a_users_error(tmp_path: Path, content: str):
@@ -137,7 +133,6 @@ def test_a_manifest_of_another_version_says_so(tmp_path: Path):
         ("facts", {"documents": 8}),
         ("settings", {"steps": 300}),
         ("inputs", {}),
-        ("code", "2" * 64),
         ("stage", "fetch"),
         ("digest", None),
     ],
@@ -187,7 +182,7 @@ def user_link_to_nothing(path: Path) -> None:
 
 def foreign_manifest(path: Path) -> None:
     path.mkdir()
-    (path / MANIFEST).write_text('{"files": {"thesis.txt": {}}, "schema": 2}')
+    (path / MANIFEST).write_text('{"files": {"thesis.txt": {}}, "schema": 3}')
     (path / "thesis.txt").write_text("years")
 
 
@@ -250,7 +245,7 @@ def test_a_failed_writer_leaves_the_old_artifact_and_nothing_else(tmp_path: Path
     before = read_manifest(tmp_path / "one")
     with (
         pytest.raises(RuntimeError, match="broken"),
-        writing_artifact(tmp_path / "one", origin(code="9" * 64)) as (folder, _),
+        writing_artifact(tmp_path / "one", origin(stage="other")) as (folder, _),
     ):
         (folder / "half.txt").write_text("half")
         raise RuntimeError("broken")
@@ -271,7 +266,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from wrinklefree.tracking.artifact import Origin, writing_artifact
-with writing_artifact(Path(sys.argv[1]), Origin("fetch", {}, {}, "", {})) as (folder, _):
+with writing_artifact(Path(sys.argv[1]), Origin("fetch", {}, {})) as (folder, _):
     (folder / "new.txt").write_text("new")
     print("ready", flush=True)
     time.sleep(60)
@@ -301,7 +296,7 @@ def test_the_manifest_is_readable_json_with_every_part_of_the_contract(tmp_path:
     write(tmp_path / "one")
     content = json.loads((tmp_path / "one" / MANIFEST).read_text())
     assert set(content) == {
-        "schema", "digest", "stage", "files", "inputs", "settings", "code", "versions", "facts",
+        "schema", "digest", "stage", "files", "inputs", "settings", "facts",
     }  # fmt: skip
     assert content["files"]["b.bin"]["size"] == 1000
     assert str(time.localtime().tm_year) not in json.dumps(content["facts"])

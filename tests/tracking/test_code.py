@@ -43,9 +43,46 @@ def test_the_digest_changes_with_an_edit_of_an_imported_file_and_of_no_other(
     project: Path, name: str
 ):
     before = code_digest(project / "script.py", project / "src")
-    (project / name).write_text(FILES[name] + "# edited\n")
+    (project / name).write_text(FILES[name] + "edited = 1\n")
     after = code_digest(project / "script.py", project / "src")
     assert (before != after) == (name in IMPORTED)
+
+
+CODE = """
+import os
+
+def f(a: int) -> str:
+    return f"{a}" "text"
+
+class C:
+    x: int = 1
+"""
+SAME_CODE = '''
+"""What the module does."""
+import os  # a comment
+
+# Another.
+def f(a: int,) -> str:
+    """What it does."""
+    return (f'{a}'
+            "te" "xt")
+
+
+class C:
+    """What it is."""
+
+    x: int = 1
+    """What x is."""
+'''
+
+
+def test_comments_docstrings_and_layout_are_no_code_and_names_are(project: Path):
+    file = project / "src/wrinklefree/c.py"
+    digests = []
+    for text in (CODE, SAME_CODE, CODE.replace("(a:", "(b:").replace("{a}", "{b}")):
+        file.write_text(text)
+        digests.append(code_digest(project / "script.py", project / "src"))
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("place", ["aaa", "zzz"])

@@ -13,7 +13,7 @@ STAGE2 = Path("models/stage2")
 
 
 def write(content: str, path: Path = STAGE2) -> None:
-    with writing_artifact(path, Origin("stage2", {}, {}, "", {})) as (folder, _):
+    with writing_artifact(path, Origin("stage2", {}, {})) as (folder, _):
         (folder / "deep").mkdir()
         (folder / "deep" / "a.txt").write_text(content)
 

@@ -125,7 +125,7 @@ def steps_of(run_id: str, name: str = "train/a") -> list[int]:
 
 
 def write(path: Path, stage: str, facts: dict[str, object]) -> Artifact:
-    with writing_artifact(path, Origin(stage, {}, {}, "", {})) as (folder, made):
+    with writing_artifact(path, Origin(stage, {}, {})) as (folder, made):
         (folder / "a.txt").write_text("text")
         made.update(facts)
     return open_artifact(path)

@@ -30,6 +30,8 @@ RunStage = Callable[..., int]
 class Untracked:
     """Stands in for the MLflow run."""
 
+    id = ""
+
     def __init__(self, label: str, work: Path) -> None:
         self.label = label
 
@@ -311,9 +313,11 @@ AS_NOBODY = """
 import os, sys
 from wrinklefree.tracking import stage
 class Untracked:
+    id = ""
     def __init__(self, *_): pass
     def __getattr__(self, name): return lambda *_, **__: None
 stage.StageRun = Untracked
+"".encode("unicode_escape")  # what another user could not load from this one's folders
 os.setgid(65534)
 os.setuid(65534)
 inputs = ["model"] if len(sys.argv) > 1 else []

@@ -72,7 +72,7 @@ def equal(one: Any, other: Any) -> bool:
 def seal_again(folder: Path, change: Callable[[Path], Any]) -> None:
     """Change a checkpoint and give it a manifest that fits, as whoever copies one would."""
     manifest = read_manifest(folder)
-    fields = ("stage", "inputs", "settings", "code", "versions")
+    fields = ("stage", "inputs", "settings")
     origin = Origin(**{name: getattr(manifest, name) for name in fields})
     with writing_artifact(folder, origin) as (partial, _):
         for name in manifest.files:

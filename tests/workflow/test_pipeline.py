@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -225,6 +226,65 @@ def test_an_edited_setting_reruns_its_stage_only_and_the_result_differs(project:
     assert set(snakemake_reruns(project)) == {"models/export"}
     run(project, "snakemake", "all", "--cores", "all")
     assert read_manifest(project / "models" / "export").digest != before
+
+
+def rename_a_local_variable(project: Path) -> None:
+    file = project / "src/wrinklefree/models/subln_stage.py"
+    text = file.read_text()
+    assert text.count("largest") == 2
+    file.write_text(text.replace("largest", "greatest"))
+
+
+RERUN = {
+    "snakemake": ["snakemake", "--cores", "1", "all", *TARGETS[1:]],
+    "dvc": ["dvc", "repro", "--all-pipelines"],
+}
+
+
+@pytest.mark.parametrize("engine", sorted(RERUN))
+def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path, engine: str):
+    outputs = dvc_outputs(project).values()
+    if engine == "dvc":
+        dvc_accept(project)
+    before = {name: (project / name / "manifest.json").read_bytes() for name in outputs}
+    rename_a_local_variable(project)
+    said = run(project, *RERUN[engine])
+    ran = set(re.findall(r"^(\S+): \S+ no change in \d+ s$", said, re.MULTILINE))
+    assert ran == {"subln"}
+    assert not re.search(r"^\S+: \S+ done in", said, re.MULTILINE)
+    if engine == "snakemake":
+        back = set(re.findall(r"^(\S+): \S+ is put back: made of the same", said, re.MULTILINE))
+        assert {"stage2", "dlm", "distill.ar", "distill.dlm", "evaluate", "export"} <= back
+    for name, content in before.items():
+        assert (project / name / "manifest.json").read_bytes() == content, name
+    assert snakemake_reruns(project) == {} if engine == "snakemake" else not dvc_reruns(project)
+    record = json.loads((project / "provenance/models/subln.json").read_text())
+    assert record["code"] != json.loads((project / "provenance/models/stage2.json").read_text())
+    run(project, "wrinklefree", "verify", "--current", "models/subln", "models/stage2")
+
+
+def test_better_words_rerun_nothing_under_snakemake(project: Path):
+    file = project / "src/wrinklefree/quant/bitlinear.py"
+    file.write_text(file.read_text().replace('"""', '"""Well: ', 1) + "\n# The end.\n")
+    assert snakemake_reruns(project) == {}
+
+
+def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(project: Path):
+    said = run(project, "snakemake", "--cores", "1", "--forcerun", "dlm", "all")
+    assert set(re.findall(r"^(\S+): \S+ no change in", said, re.MULTILINE)) == {"dlm"}
+    assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {
+        "distill.dlm",
+        "evaluate",
+    }
+
+
+def test_the_lineage_goes_from_the_downloads_to_the_export(project: Path):
+    said = run(project, "wrinklefree", "lineage", "models/export")
+    assert said.startswith("models/export ")
+    for name in ("models/distill/ar", "models/stage2", "models/base", "data/mixture", "data/raw"):
+        assert name in said
+    assert "from package sympy 1.14.0 sha256 e092cc3e99d2"[:30] in said
+    assert "no record" not in said and "no longer" not in said
 
 
 def test_both_round_trips_between_the_engines_are_no_ops(project: Path):

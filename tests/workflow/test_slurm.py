@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import shlex
 import sqlite3
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -86,10 +88,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(project, environment)
 
 
+def record_of_stage2(cluster: Cluster) -> dict[str, Any]:
+    return json.loads((cluster.project / "provenance" / "models" / "stage2.json").read_text())
+
+
 def test_the_pipeline_runs_with_the_cpus_of_its_jobs_and_one_parent_in_mlflow(cluster: Cluster):
     output = cluster.run(STAGE2)
     assert "Job stats" in output
-    assert read_manifest(cluster.project / "models" / "stage2").facts["threads"] == CPUS
+    assert record_of_stage2(cluster)["threads"] == CPUS
     assert cluster.parents() == 1
     for stage in ("fetch_source", "base", "stage2"):
         assert list((cluster.project / "logs" / "slurm" / f"rule_{stage}").rglob("*.log")), stage
@@ -125,7 +131,7 @@ def test_a_stage_that_asks_for_a_gpu_and_a_cpu_runs_where_they_are_and_uses_them
         f" --configfile {preset.name}"
     )
     assert "Auto-selected partition 'gpu' for job stage2" in output
-    assert read_manifest(cluster.project / "models" / "stage2").facts["threads"] == 1
+    assert record_of_stage2(cluster)["threads"] == 1
 
 
 def test_forcing_a_name_that_stands_for_several_jobs_runs_each_of_them(cluster: Cluster):

@@ -14,6 +14,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.tracking import pipeline
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.cpus import available_cpus
+from wrinklefree.tracking.kept import FORCED
 
 PROJECT = Path(str(workflow.current_basedir)).parents[1]
 
@@ -47,12 +48,20 @@ def settings(stage):
     def of_instance(wildcards):
         # The one wildcard, if there is any, is the source, student, run or arm.
         instance = next(iter(wildcards), None)
+        tell_what_is_forced()
         try:
             return write_sections(PARAMETERS, stage, instance, Path("work/settings")).as_posix()
         except OSError as error:
             sys.exit(f"error: {error}")
 
     return of_instance
+
+
+def tell_what_is_forced():
+    """Stages that run only because one above them did put back what they made; these don't."""
+    if workflow.exec_mode == ExecMode.DEFAULT and workflow.dag:
+        rules = {rule.name for rule in workflow.dag.forcerules}
+        os.environ[FORCED] = " ".join(sorted(rules | set(map(str, workflow.dag.forcefiles))))
 
 
 def code(stage):

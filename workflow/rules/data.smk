@@ -8,6 +8,7 @@ rule fetch:
 rule fetch_source:
     output:
         "data/raw/{source}/manifest.json",
+        "provenance/data/raw/{source}.json",
     log:
         "logs/fetch.{source}.log",
     benchmark:
@@ -37,6 +38,7 @@ rule clean_source:
         expand("data/raw/{source}/manifest.json", source=SOURCES),
     output:
         "data/clean/{source}/manifest.json",
+        "provenance/data/clean/{source}.json",
     log:
         "logs/clean.{source}.log",
     benchmark:
@@ -59,6 +61,7 @@ rule tokenizer:
         expand("data/clean/{source}/manifest.json", source=SOURCES),
     output:
         "data/tokenizer/manifest.json",
+        "provenance/data/tokenizer.json",
     log:
         "logs/tokenizer.log",
     benchmark:
@@ -89,6 +92,7 @@ rule tokenize_source:
         tokenizer="data/tokenizer/manifest.json",
     output:
         "data/tokens/{source}/manifest.json",
+        "provenance/data/tokens/{source}.json",
     log:
         "logs/tokenize.{source}.log",
     benchmark:
@@ -113,6 +117,7 @@ rule mixture:
         tokenizer="data/tokenizer/manifest.json",
     output:
         "data/mixture/manifest.json",
+        "provenance/data/mixture.json",
     log:
         "logs/mixture.log",
     benchmark:
@@ -137,6 +142,7 @@ rule data_report:
         mixture="data/mixture/manifest.json",
     output:
         manifest="data/report/manifest.json",
+        provenance="provenance/data/report.json",
         table=report("data/report/table.html", caption="../report/data_table.rst", category="Data"),
         samples=report(
             "data/report/samples.html", caption="../report/data_samples.rst", category="Data"

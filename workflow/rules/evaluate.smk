@@ -19,6 +19,7 @@ rule evaluate:
         mixture="data/mixture/manifest.json",
     output:
         manifest="results/manifest.json",
+        provenance="provenance/results.json",
         table=report("results/table.html", caption="../report/table.rst", category="Comparison"),
         samples=report(
             "results/samples.html", caption="../report/samples.rst", category="Comparison"
@@ -53,6 +54,7 @@ rule export:
         mixture="data/mixture/manifest.json",
     output:
         "models/export/manifest.json",
+        "provenance/models/export.json",
     log:
         "logs/export.log",
     benchmark:

@@ -4,6 +4,7 @@ rule base:
         tokenizer="data/tokenizer/manifest.json",
     output:
         "models/base/manifest.json",
+        "provenance/models/base.json",
     log:
         "logs/base.log",
     benchmark:
@@ -28,6 +29,7 @@ rule subln:
         mixture="data/mixture/manifest.json",
     output:
         "models/subln/manifest.json",
+        "provenance/models/subln.json",
     log:
         "logs/subln.log",
     benchmark:

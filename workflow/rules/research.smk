@@ -16,6 +16,7 @@ rule control:
         mixture="data/mixture/manifest.json",
     output:
         manifest="research/control/manifest.json",
+        provenance="provenance/research/control.json",
         table=report(
             "research/control/table.html",
             caption="../report/control_table.rst",
@@ -45,6 +46,7 @@ rule regmix_run:
         mixture="data/mixture/manifest.json",
     output:
         "research/regmix_run/{run}/manifest.json",
+        "provenance/research/regmix_run/{run}.json",
     log:
         "logs/regmix_run.{run}.log",
     benchmark:
@@ -68,6 +70,7 @@ rule regmix:
         expand("research/regmix_run/{run}/manifest.json", run=REGMIX_RUNS),
     output:
         manifest="research/regmix/manifest.json",
+        provenance="provenance/research/regmix.json",
         recipe="research/regmix/recipe.yaml",
         table=report(
             "research/regmix/table.html",
@@ -104,6 +107,7 @@ rule microanneal_run:
         mixture="data/mixture/manifest.json",
     output:
         "research/microanneal_run/{arm}/manifest.json",
+        "provenance/research/microanneal_run/{arm}.json",
     log:
         "logs/microanneal_run.{arm}.log",
     benchmark:
@@ -128,6 +132,7 @@ rule microanneal:
         expand("research/microanneal_run/{arm}/manifest.json", arm=ARMS),
     output:
         manifest="research/microanneal/manifest.json",
+        provenance="provenance/research/microanneal.json",
         table=report(
             "research/microanneal/table.html",
             caption="../report/microanneal_table.rst",

@@ -4,6 +4,7 @@ rule stage2:
         mixture="data/mixture/manifest.json",
     output:
         "models/stage2/manifest.json",
+        "provenance/models/stage2.json",
     log:
         "logs/stage2.log",
     benchmark:
@@ -28,6 +29,7 @@ rule dlm:
         mixture="data/mixture/manifest.json",
     output:
         "models/dlm/manifest.json",
+        "provenance/models/dlm.json",
     log:
         "logs/dlm.log",
     benchmark:
@@ -60,6 +62,7 @@ rule distill_student:
         mixture="data/mixture/manifest.json",
     output:
         "models/distill/{student}/manifest.json",
+        "provenance/models/distill/{student}.json",
     log:
         "logs/distill.{student}.log",
     benchmark:

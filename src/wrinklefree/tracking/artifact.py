@@ -1,9 +1,9 @@
 """Artifacts: folders with a manifest, whole or absent.
 
 An artifact is written beside its place and renamed into it when complete; ``manifest.json`` is
-written last. It is a function of (settings, inputs, code, library versions) alone: no time, host or
-run id is in it, so that repeating a stage repeats the bytes and both engines see that nothing
-changed. The MLflow run that made it carries the manifest's digest as a tag.
+written last. It says what the artifact is: files, inputs, settings, facts. How it came to be (code,
+versions, time, host) is another record, see :mod:`wrinklefree.tracking.provenance`; so an edit of
+the code that changes no byte changes no manifest, and both engines stop there.
 
 Writing replaces the folder that stands in the artifact's place, so only a folder that a stage wrote
 is replaced. ``.wrinklefree`` in it lists its files: an engine deletes manifests before a rerun.
@@ -26,7 +26,7 @@ from wrinklefree.tracking.files import sha256_of_file, sha256_of_json, write_ato
 
 MANIFEST = "manifest.json"
 MARKER = ".wrinklefree"
-SCHEMA = 2
+SCHEMA = 3
 _MARKER_TITLE = "A stage of WrinkleFree wrote these files, and may replace them:"
 _MAX_MANIFEST_BYTES = 64 << 20
 
@@ -42,15 +42,12 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Origin:
-    """All that determines an artifact before its stage runs."""
+    """What of an artifact is known before its stage runs."""
 
     stage: str
     inputs: dict[str, str]
     """Digest of the manifest of each input, by its name."""
     settings: dict[str, Any]
-    code: str
-    """Digest of the stage's script and every module of this project that it imports."""
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)

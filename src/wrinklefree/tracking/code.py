@@ -2,10 +2,12 @@
 
 An engine that knows these files reruns a stage when one of them is edited, and no other stage.
 Imports inside functions count, and so do the ``__init__.py`` of the packages above a module.
+Comments, docstrings and layout are no code: the digest is over what Python compiles.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from functools import cache
@@ -47,17 +49,36 @@ def code_files(script: Path, source: Path) -> list[Path]:
 
 
 def code_digest(script: Path, source: Path) -> str:
-    """SHA-256 over names and bytes of :func:`code_files`, wherever the two folders lie."""
+    """SHA-256 over names and code of :func:`code_files`, wherever the two folders lie."""
     named = {
         (file.relative_to(source).as_posix() if file.is_relative_to(source) else file.name): file
         for file in code_files(script, source)
     }
     digest = hashlib.sha256()
     for name, file in sorted(named.items()):
-        content = file.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
+        content = compiled_text(file.read_bytes())
+        digest.update(f"{name}\0{len(content)}\0{content}".encode())
     return digest.hexdigest()
+
+
+@cache
+def compiled_text(content: bytes) -> str:
+    """What Python compiles of a module, in one spelling: without comments, docstrings, layout."""
+    tree = ast.parse(content)
+    for node in ast.walk(tree):
+        for field, value in ast.iter_fields(node):
+            if isinstance(value, list) and any(map(_is_text, value)):
+                setattr(node, field, [part for part in value if not _is_text(part)])
+    return ast.unparse(tree)
+
+
+def _is_text(node: object) -> bool:
+    """Whether a statement is a string and nothing else: a docstring, of whatever."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 @cache

@@ -9,6 +9,7 @@ from wrinklefree.config.stages import READS, narrow
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import Artifact
 from wrinklefree.tracking.code import code_digest
+from wrinklefree.tracking.provenance import read_provenance, record_of
 
 SCRIPTS = Path("workflow/scripts")
 SOURCE = Path("src")
@@ -22,12 +23,18 @@ def check_current(artifact: Artifact, parameters: dict[str, Any]) -> None:
     parameters : the whole of ``params.yaml``. The current folder is the project's.
     """
     manifest, path = artifact.manifest, artifact.path
+    record = read_provenance(record_of(path), manifest.digest)
+    if record is None:
+        raise UserError(
+            f"{path}: {record_of(path)} does not say which code made it; run stage"
+            f" {manifest.stage} again"
+        )
     several = any("{instance}" in reads for reads in READS.get(manifest.stage, ()))
     settings = narrow(parameters, manifest.stage, path.name if several else None)
     script = (SCRIPTS / f"{manifest.stage}.py").resolve()
     for what, made, present in (
         ("settings", manifest.settings, settings),
-        ("code", manifest.code, code_digest(script, SOURCE.resolve())),
+        ("code", record.code, code_digest(script, SOURCE.resolve())),
     ):
         if made != present:
             raise UserError(

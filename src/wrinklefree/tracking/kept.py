@@ -1,24 +1,34 @@
-"""A second copy of every finished artifact, for when a rerun fails or is cancelled.
+"""A second copy of every finished artifact, for when a rerun fails, is cancelled or not needed.
 
 Both engines delete the outputs of a stage before they start it. The copy in ``work/kept`` is made
 of hard links: it takes no space as long as the artifact stands. Only the newest is kept.
+
+Snakemake decides what to run before it runs anything: after a stage it starts all below it, even if
+the stage changed no byte. These find the copy made of the same inputs, settings and code, and put
+it back. DVC stops there by itself, and a stage that was asked for by name runs in any case.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import (
     MANIFEST,
+    Origin,
     check_replaceable,
     discard_partial,
     open_artifact,
     read_manifest,
     replace_folder,
 )
+from wrinklefree.tracking.files import write_atomically
+from wrinklefree.tracking.provenance import read_provenance, record_of
 
 KEPT = Path("work/kept")
+FORCED = "WRINKLEFREE_FORCED"
 
 
 def keep(path: Path) -> str | None:
@@ -35,6 +45,7 @@ def keep(path: Path) -> str | None:
         _link(path, place)
     except OSError as error:  # another file system, or one without hard links
         return f"{path} cannot be linked into {place}: {error.strerror}"
+    _copy(record_of(path), _record(path))
     return None
 
 
@@ -59,7 +70,46 @@ def restore(path: Path) -> str:
         raise UserError(f"{path}: nothing to restore; it stands there, whole")
     check_replaceable(path)
     _link(place, path)
+    _copy(_record(path), record_of(path))
     return kept.manifest.stage
+
+
+def made_already(output: Path, origin: Origin, code: str, versions: dict[str, str]) -> bool:
+    """Whether the kept copy of ``output`` is what a stage would make."""
+    if not has_copy(output):
+        return False
+    place = _place(output)
+    assert place is not None
+    try:
+        manifest = read_manifest(place)
+        record = read_provenance(_record(output), manifest.digest)
+    except UserError:  # the stage will make another
+        return False
+    same = (manifest.stage, manifest.inputs, manifest.settings) == (
+        origin.stage,
+        origin.inputs,
+        json.loads(json.dumps(origin.settings)),
+    )
+    return same and record is not None and (record.code, record.versions) == (code, versions)
+
+
+def is_forced(stage: str, output: Path) -> bool:
+    """Whether the stage must run though the kept copy is what it would make.
+
+    So it is unless Snakemake says in ``WRINKLEFREE_FORCED`` that others are meant: it names the
+    rules and files that were forced, ``*`` for all.
+    """
+    forced = os.environ.get(FORCED)
+    names = {stage, f"{stage}_source", f"{stage}_student", f"{output.as_posix()}/{MANIFEST}", "*"}
+    return forced is None or not names.isdisjoint(forced.split())
+
+
+def is_kept(path: Path) -> bool:
+    """Whether the kept copy has the content of the artifact at ``path``."""
+    place = _place(path)
+    if place is None or not (place / MANIFEST).is_file():
+        return False
+    return (place / MANIFEST).read_bytes() == (path / MANIFEST).read_bytes()
 
 
 def has_copy(path: Path) -> bool:
@@ -78,6 +128,17 @@ def _place(path: Path) -> Path | None:
     """Where the copy of ``path`` lies; None if ``path`` is not below the current folder."""
     place, here = path.resolve(), Path.cwd().resolve()
     return KEPT / place.relative_to(here) if place.is_relative_to(here) else None
+
+
+def _record(path: Path) -> Path | None:
+    """Where the kept copy's record of provenance lies."""
+    record = record_of(path)
+    return KEPT / record if record else None
+
+
+def _copy(source: Path | None, target: Path | None) -> None:
+    if source and target and source.is_file():
+        write_atomically(target, source.read_bytes())
 
 
 def _link(source: Path, target: Path) -> None:

@@ -68,6 +68,11 @@ class StageRun:
         self._do(self._start)
 
     @property
+    def id(self) -> str:
+        """Of the run in MLflow; empty where the store was never reached."""
+        return self._run_id
+
+    @property
     def active(self) -> bool:
         """Whether all that was logged so far has reached the store."""
         return not (self._off or self._due)

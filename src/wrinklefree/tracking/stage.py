@@ -7,8 +7,6 @@ happens here, and nothing else does.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.metadata
 import json
 import os
 import re
@@ -36,28 +34,12 @@ from wrinklefree.tracking.artifact import (
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.cpus import use_available_cpus
 from wrinklefree.tracking.files import explain_system_error, sha256_of_json
-from wrinklefree.tracking.kept import has_copy, keep
+from wrinklefree.tracking.kept import has_copy, is_forced, is_kept, keep, made_already, restore
 from wrinklefree.tracking.locks import exclusive_lock
+from wrinklefree.tracking.provenance import library_versions, write_provenance
 from wrinklefree.tracking.runs import Outcome, StageRun
 from wrinklefree.tracking.terminal import Terminal
 
-_RECORDED_LIBRARIES = (
-    "datasets",
-    "datatrove",
-    "gguf",
-    "matplotlib",
-    "numpy",
-    "py3langid",
-    "pyarrow",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "triton",
-)
-"""What shapes the bytes of an artifact."""
 _NAME_OF_THE_STAGE_IN_DVC = "DVC_STAGE"
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 """A source, student, run or arm: it becomes a part of paths."""
@@ -194,16 +176,18 @@ def _run(
     started = time.monotonic()
     artifacts = {key: open_artifact(path) for key, path in paths.items()}
     script = Path(sys.argv[0]).resolve()
-    origin = Origin(
-        stage=name,
-        inputs={key: artifact.manifest.digest for key, artifact in artifacts.items()},
-        settings=settings,
-        code=code_digest(script, Path(__file__).resolve().parents[2]),
-        versions=_versions(),
-    )
+    digests = {key: artifact.manifest.digest for key, artifact in artifacts.items()}
+    origin = Origin(stage=name, inputs=digests, settings=settings)
+    code = code_digest(script, Path(__file__).resolve().parents[2])
+    versions = library_versions()
     check_replaceable(output)  # now rather than after days of work
     label = f"{name}.{instance}" if instance else name
-    work = _WORK / label / sha256_of_json(asdict(origin))[:_KEY_LENGTH]
+    if not is_forced(name, output) and made_already(output, origin, code, versions):
+        restore(output)
+        terminal.say(f"{label}: {output} is put back: made of the same inputs, settings and code")
+        return
+    key = sha256_of_json([asdict(origin), code, versions])[:_KEY_LENGTH]
+    work = _WORK / label / key
     run = StageRun(label, work)
     outcome: Outcome = "FAILED"
     try:
@@ -214,6 +198,11 @@ def _run(
             facts.update(function(stage))
         # Superseded by the artifact, as are checkpoints under settings of before.
         shutil.rmtree(_WORK / label, ignore_errors=True)
+        seconds = time.monotonic() - started
+        write_provenance(
+            output, artifacts, code=code, versions=versions, mlflow_run=run.id, seconds=seconds
+        )
+        change = "no change" if is_kept(output) else "done"
         if reason := keep(output):
             terminal.say(f"{label}: no second copy is kept: {reason}")
         run.log_output(open_artifact(output))
@@ -223,7 +212,7 @@ def _run(
         raise
     finally:
         run.finish(outcome)
-    terminal.say(f"{label}: {output} done in {time.monotonic() - started:.0f} s")
+    terminal.say(f"{label}: {output} {change} in {seconds:.0f} s")
 
 
 def _parse(
@@ -298,15 +287,6 @@ def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
     parameters = without_nulls(read_yaml(Path(given)))
     validate(parameters, origin=given)
     return narrow(parameters, name, instance)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": ".".join(map(str, sys.version_info[:2]))}
-    for library in _RECORDED_LIBRARIES:
-        # Some are optional.
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[library] = importlib.metadata.version(library)
-    return versions
 
 
 class _Terminated(SystemExit):

@@ -289,9 +289,6 @@ class Trainer:
             "loss_first": history[0]["train/loss"],
             "loss_last": history[-1]["train/loss"],
             "steps_clipped": int(sum(entry["train/grad_clipped"] for entry in history)),
-            # The last digits of a sum depend on both: other values give other bytes.
-            "threads": torch.get_num_threads(),
-            "device": self.device.type,
         }
 
 

@@ -50,7 +50,7 @@ class TrainingState:
         folder = work / f"step-{self.step:08d}"
         # One that was passed over may still stand there.
         shutil.rmtree(folder, ignore_errors=True)
-        origin = Origin("checkpoint", {}, checkpoint_settings(work, self.step), "", {})
+        origin = Origin("checkpoint", {}, checkpoint_settings(work, self.step))
         with writing_artifact(folder, origin) as (partial, _):
             tensors = {name: p.detach().contiguous() for name, p in self._tensors().items()}
             save_file(tensors, partial / WEIGHTS)

@@ -48,7 +48,7 @@ CLEANED = {
 
 
 def _artifact(path: Path, facts: dict[str, Any], name: str = "") -> Path:
-    with writing_artifact(path, Origin("made", {}, {}, "", {})) as (folder, written):
+    with writing_artifact(path, Origin("made", {}, {})) as (folder, written):
         written.update(facts)
         if name:
             with DocumentWriter(folder, DOMAINS[name]) as writer:

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wrinklefree.errors import UserError
+from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
+from wrinklefree.tracking.kept import is_forced, keep, made_already
+from wrinklefree.tracking.provenance import (
+    library_versions,
+    lineage,
+    read_provenance,
+    record_of,
+    write_provenance,
+)
+
+RAW, MIXTURE, BASE, STAGE2 = map(
+    Path, ("data/raw/code", "data/mixture", "models/base", "models/stage2")
+)
+SOURCE = {"kind": "package", "package": "sympy", "version": "1.14.0", "sha256": "e" * 64}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def origin(stage: str, *inputs: Path, **settings: Any) -> Origin:
+    digests = {path.name: open_artifact(path).manifest.digest for path in inputs}
+    return Origin(stage, digests, settings)
+
+
+def make(path: Path, stage: str, *inputs: Path, code: str = "c" * 64, **settings: Any) -> None:
+    with writing_artifact(path, origin(stage, *inputs, **settings)) as (folder, _):
+        (folder / "a.txt").write_text(stage)
+    artifacts = {given.name: open_artifact(given) for given in inputs}
+    versions = library_versions()
+    write_provenance(path, artifacts, code=code, versions=versions, mlflow_run="run", seconds=1.25)
+
+
+def make_all() -> None:
+    make(RAW, "fetch", sources={"code": SOURCE})
+    make(MIXTURE, "mixture", RAW)
+    make(BASE, "base", MIXTURE, base={"source": {"kind": "scratch"}})
+    make(STAGE2, "stage2", BASE, MIXTURE)
+
+
+def test_the_record_tells_how_and_changes_no_manifest():
+    make(RAW, "fetch", sources={})
+    before = open_artifact(RAW).manifest.digest
+    make(RAW, "fetch", sources={}, code="d" * 64)
+    assert open_artifact(RAW).manifest.digest == before
+    record = read_provenance(record_of(RAW), before)
+    assert record and (record.code, record.mlflow_run, record.seconds) == ("d" * 64, "run", 1.2)
+    assert record.versions["python"] and re.match(r"\d{4}-\d\d-\d\dT", record.finished)
+    assert read_provenance(record_of(RAW), "another") is None
+
+
+def test_the_lineage_is_the_whole_chain_with_digests():
+    make_all()
+    digest = {path: open_artifact(path).manifest.digest[:12] for path in (RAW, MIXTURE, BASE)}
+    lines = lineage(STAGE2).splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"models/stage2 {open_artifact(STAGE2).manifest.digest[:12]}",
+        f"├─ base: models/base {digest[BASE]}",
+        "│    from scratch",
+        f"│  └─ mixture: data/mixture {digest[MIXTURE]}",
+        f"│     └─ code: data/raw/code {digest[RAW]}",
+        f"│          from package sympy 1.14.0 sha256 {'e' * 12}",
+        f"└─ mixture: data/mixture {digest[MIXTURE]}",
+    ]
+    assert "(above)" in lines[-1] and "code cccccccccccc" in lines[0]
+
+
+def test_the_lineage_says_what_is_no_longer_what_was_read():
+    make_all()
+    read = open_artifact(MIXTURE).manifest.digest[:12]
+    make(MIXTURE, "mixture", RAW, weights=1)
+    shutil.rmtree(RAW)
+    now = open_artifact(MIXTURE).manifest.digest[:12]
+    text = lineage(STAGE2)
+    assert f"data/mixture {read}, another one now: {now}" in text
+    assert "data/raw/code" in text and "no longer there" in text
+
+
+def test_without_a_record_the_lineage_ends_and_says_so():
+    make(RAW, "fetch", sources={"code": SOURCE})
+    shutil.rmtree("provenance")
+    assert "no record of provenance" in lineage(RAW)
+    with pytest.raises(UserError, match="not a finished artifact"):
+        lineage(Path("models"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000])
+def test_a_record_that_is_none_is_a_users_error(content: str):
+    make(RAW, "fetch", sources={})
+    Path("provenance/data/raw/code.json").write_text(content)
+    with pytest.raises(UserError, match="no record of provenance"):
+        lineage(RAW)
+
+
+CODE, VERSIONS = "c" * 64, library_versions()
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "versions", "expected"),
+    [
+        ({"steps": 3}, CODE, VERSIONS, True),
+        ({"steps": 4}, CODE, VERSIONS, False),
+        ({"steps": 3}, "d" * 64, VERSIONS, False),
+        ({"steps": 3}, CODE, VERSIONS | {"torch": "1"}, False),
+    ],
+)
+def test_the_kept_copy_is_what_a_stage_would_make_if_all_is_the_same(
+    settings: dict[str, Any], code: str, versions: dict[str, str], expected: bool
+):
+    make(MIXTURE, "mixture")
+    make(STAGE2, "stage2", MIXTURE, steps=3)
+    keep(STAGE2)
+    wanted = origin("stage2", MIXTURE, **settings)
+    assert not made_already(STAGE2, wanted, code, versions), "it stands"
+    shutil.rmtree(STAGE2)
+    Path("provenance/models/stage2.json").unlink()
+    assert made_already(STAGE2, wanted, code, versions) == expected
+    make(MIXTURE, "mixture", seed=2)
+    assert not made_already(STAGE2, origin("stage2", MIXTURE, steps=3), CODE, VERSIONS)
+
+
+def test_what_was_asked_for_by_name_is_forced(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WRINKLEFREE_FORCED", raising=False)
+    assert is_forced("stage2", STAGE2), "by hand, or by DVC"
+    for forced, expected in {
+        "": False,
+        "base mixture": False,
+        "stage2 base": True,
+        "models/stage2/manifest.json": True,
+    }.items():
+        monkeypatch.setenv("WRINKLEFREE_FORCED", forced)
+        assert is_forced("stage2", STAGE2) == expected, forced
+    monkeypatch.setenv("WRINKLEFREE_FORCED", "fetch_source")
+    assert is_forced("fetch", RAW) and not is_forced("clean", Path("data/clean/code"))
+
+
+def test_a_record_is_json_that_other_tools_read():
+    make(RAW, "fetch", sources={})
+    content = json.loads(Path("provenance/data/raw/code.json").read_text())
+    assert content["digest"] == open_artifact(RAW).manifest.digest
