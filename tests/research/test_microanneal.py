@@ -171,7 +171,6 @@ def test_arms_that_were_made_differently_are_not_compared(make_stage: MakeStage,
     present = anneal("present")
     for changes, origin, what in (
         ({"microanneal.training.steps": 5}, {}, "settings"),
-        ({}, {"code": "other"}, "code"),
         ({}, {"inputs": {"model": "other"}}, "inputs"),
     ):
         candidate = anneal("candidate", changes, **origin)

@@ -148,7 +148,7 @@ def _check_made_alike(present: Path, candidate: Path) -> None:
     manifests = [read_manifest(folder) for folder in (present, candidate)]
     for manifest in manifests:
         manifest.settings["microanneal"].pop("arms")
-    for what in ("inputs", "settings", "code"):
+    for what in ("inputs", "settings"):
         if getattr(manifests[0], what) != getattr(manifests[1], what):
             raise UserError(
                 f"{present} and {candidate} were made with other {what}, so their losses can't be"

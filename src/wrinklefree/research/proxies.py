@@ -126,12 +126,12 @@ def read_proxies(folders: dict[int, Path]) -> Proxies:
 
     Raises
     ------
-    UserError : a run was made from another mixture, settings or code than the first one.
+    UserError : a run was made from another mixture or settings than the first one.
     """
     manifests = {run: read_manifest(folder) for run, folder in folders.items()}
     first = next(iter(manifests))
     for run, manifest in manifests.items():
-        for what in ("inputs", "settings", "code"):
+        for what in ("inputs", "settings"):
             if getattr(manifest, what) != getattr(manifests[first], what):
                 raise UserError(
                     f"{folders[run]} was made with other {what} than {folders[first]}, so their"
