@@ -12,14 +12,13 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +39,7 @@ from wrinklefree.tracking.kept import has_copy, keep
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.runs import Outcome, StageRun
 from wrinklefree.tracking.terminal import Terminal
+from wrinklefree.tracking.trainings import WORK, Continuation, begin, continued_from, finish
 
 _RECORDED_LIBRARIES = (
     "datasets",
@@ -61,9 +61,7 @@ _RECORDED_LIBRARIES = (
 _NAME_OF_THE_STAGE_IN_DVC = "DVC_STAGE"
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 """A source, student, run or arm: it becomes a part of paths."""
-_KEY_LENGTH = 16
 _SEED_DIGITS = 12
-_WORK = Path("work")
 _T = TypeVar("_T")
 
 
@@ -84,6 +82,8 @@ class Stage:
     """A folder that outlives a killed stage; its name changes when settings or inputs do."""
     run: StageRun
     terminal: Terminal
+    continuation: Continuation | None = None
+    """What ``wrinklefree continue`` asked to go on from, until it is taken up."""
 
     def section(self, path: str, kind: type[_T] | Any) -> Any:
         """The settings at a dotted path, as the pydantic type ``kind``."""
@@ -108,7 +108,7 @@ class Stage:
     @property
     def downloads(self) -> Path:
         """Where downloaded packages are kept between stages, by hash."""
-        return _WORK / "downloads"
+        return WORK / "downloads"
 
 
 def setting(settings: dict[str, Any], path: str) -> Any:
@@ -152,7 +152,7 @@ def stage_main(
         warnings.showwarning = terminal.show_warning
         try:
             busy = f"{label} is already running here,"
-            with exclusive_lock(_WORK / "locks" / f"{label}.lock", busy=busy):
+            with exclusive_lock(WORK / "locks" / f"{label}.lock", busy=busy):
                 # Before anything fails or warns, but not into the log of whoever holds the lock.
                 terminal.open_log()
                 settings = _settings(arguments.settings, name, chosen)
@@ -203,17 +203,22 @@ def _run(
     )
     check_replaceable(output)  # now rather than after days of work
     label = f"{name}.{instance}" if instance else name
-    work = _WORK / label / sha256_of_json(asdict(origin))[:_KEY_LENGTH]
+    work, continuation, passed_by = begin(WORK / label, origin)
+    if passed_by:
+        terminal.say(passed_by)
     run = StageRun(label, work)
     outcome: Outcome = "FAILED"
     try:
         run.log_parameters(settings)
         run.log_inputs(artifacts)
         with writing_artifact(output, origin) as (folder, facts):
-            stage = Stage(name, instance, settings, paths, folder, work, run, terminal)
+            stage = Stage(
+                name, instance, settings, paths, folder, work, run, terminal, continuation
+            )
             facts.update(function(stage))
-        # Superseded by the artifact, as are checkpoints under settings of before.
-        shutil.rmtree(_WORK / label, ignore_errors=True)
+            if event := continued_from(work):
+                facts["continued_from"] = event
+        finish(work)
         if reason := keep(output):
             terminal.say(f"{label}: no second copy is kept: {reason}")
         run.log_output(open_artifact(output))
