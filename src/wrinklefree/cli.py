@@ -32,6 +32,11 @@ def main() -> None:
     lineage.add_argument("folder", type=Path)
     restore = commands.add_parser("restore", help="put back the last finished artifacts")
     restore.add_argument("folders", nargs="*", type=Path, help="none: list what can be put back")
+    continue_ = commands.add_parser(
+        "continue", help="have the next run of a stage go on from its last checkpoint"
+    )
+    continue_.add_argument("stage", help="stage2, or distill.ar of a stage that has several")
+    continue_.add_argument("--from", dest="key", metavar="KEY", help="not the newest training")
     code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
     code.add_argument("--write", action="store_true", help="bring dvc.yaml up to date")
     _add_catalog(commands)
@@ -50,6 +55,7 @@ def main() -> None:
             "verify": _verify,
             "lineage": _lineage,
             "restore": _restore,
+            "continue": _continue,
             "code": _code,
             "hash": _hash,
             "catalog": _catalog,
@@ -173,6 +179,17 @@ def _restore(arguments: argparse.Namespace) -> None:
         return
     for folder in kept_artifacts():
         print(f"{folder}: {'gone, can be put back' if has_copy(folder) else 'stands'}")
+
+
+def _continue(arguments: argparse.Namespace) -> None:
+    from wrinklefree.tracking.trainings import ask_to_continue
+
+    training = ask_to_continue(arguments.stage, arguments.key)
+    print(
+        f"the next run of {arguments.stage} goes on from step {training.step} in {training.folder},"
+        " under the settings, code and inputs of then; an engine runs the stage when one of them"
+        " is edited, or when it is forced"
+    )
 
 
 def _artifacts_in(folder: Path) -> list[Path]:

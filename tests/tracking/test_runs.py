@@ -254,6 +254,14 @@ def test_runs_whose_process_is_gone_are_closed_by_the_next_stage_and_others_are_
     assert alive.active
 
 
+def test_words_about_a_run_are_tags():
+    run = StageRun("stage2", WORK)
+    run.log_tags({"wrinklefree.continued_from": "step 80"})
+    run.finish("FINISHED")
+    _, (stage,) = parents_and_stages()
+    assert stage.data.tags["wrinklefree.continued_from"] == "step 80"
+
+
 def test_the_comparison_of_models_is_metrics_of_the_pipelines_run():
     facts = {"loss": {"base": 2.5, "stage2": 3.0}, "recovered": {"stage2": 0.75, "dlm": None}}
     run = StageRun("evaluate", Path("work/evaluate"))

@@ -19,7 +19,7 @@ from wrinklefree.data.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.train.history import read_history
+from wrinklefree.train.history import HistoryFile, read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 
@@ -74,10 +74,12 @@ def seal_again(folder: Path, change: Callable[[Path], Any]) -> None:
     manifest = read_manifest(folder)
     fields = ("stage", "inputs", "settings")
     origin = Origin(**{name: getattr(manifest, name) for name in fields})
-    with writing_artifact(folder, origin) as (partial, _):
+    with writing_artifact(folder, origin) as (partial, facts):
         for name in manifest.files:
             shutil.copy(folder / name, partial / name)
-        change(partial)
+        facts.update(manifest.facts)
+        if isinstance(changed := change(partial), dict):
+            facts.update(changed)
 
 
 def tensors(change: Change) -> Callable[[Path], Any]:
@@ -104,9 +106,12 @@ def optimizer_state(change: Change) -> Callable[[Path], Any]:
 
 
 def history(change: Callable[[list[str]], list[str]]) -> Callable[[Path], Any]:
-    def edit(folder: Path) -> None:
-        path = folder / "history.jsonl"
+    """That of the training, and what the checkpoint records of it."""
+
+    def edit(folder: Path) -> dict[str, Any]:
+        path = folder.parent / "history.jsonl"
         path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+        return {"history": HistoryFile(path.read_bytes()).record}
 
     return edit
 
@@ -177,8 +182,8 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a history that is none": (
         history(lambda lines: [*lines[:-1], "{"]), "not the history of a training"),
     "a step less": (history(lambda lines: lines[:-1]), "4 steps, expected 5 by the folder's name"),
-    "steps in another order": (
-        history(lambda lines: lines[::-1]), "line 1 is not the metrics of step 1"),
+    "a step twice": (
+        history(lambda lines: [*lines[:-1], lines[-2]]), "line 5 is not the metrics of step 5"),
     "a step of no mapping": (history(lambda lines: [*lines[:-1], "3"]), "line 5 is not the metr"),
     "a step without loss": (entry(**{"train/loss": None}), "line 5 is not the metrics of step 5"),
     "a loss in words": (entry(**{"train/loss": "low"}), "line 5 is not the metrics of step 5"),
@@ -288,7 +293,7 @@ def test_what_is_no_checkpoint_is_left_alone(make_trainer: Callable[..., Trainer
     (work / "step-00000099").write_text("ours")
     trainer.run()
     assert {path.name for path in work.iterdir()} == {
-        *strays, "step-notes", "step-00000099", "step-00000004", "step-00000005",
+        *strays, "step-notes", "step-00000099", "step-00000004", "step-00000005", "history.jsonl",
     }  # fmt: skip
     assert all((work / name / "precious").read_text() == "ours" for name in strays)
     again = make_trainer()
@@ -301,7 +306,7 @@ def test_without_one_good_checkpoint_training_starts_anew_and_ends_the_same(
 ) -> None:
     first = make_trainer()
     first.run()
-    for folder in sorted(first.stage.work.iterdir()):
+    for folder in sorted(first.stage.work.glob("step-*")):
         seal_again(folder, tensors(lambda found: found.pop(NORM)))
     again = make_trainer()
     capsys.readouterr()

@@ -13,6 +13,7 @@ from wrinklefree.config.section import (
     Fraction,
     NonNegativeFloat,
     PackageWord,
+    Rows,
     RowsAtOnce,
     Section,
     Sha256,
@@ -22,6 +23,8 @@ from wrinklefree.config.section import (
 )
 from wrinklefree.config.tokens import LONGEST_ROW, Weights
 
+WITHOUT_EFFECT = ("checkpoint_interval", "log_interval")
+"""Settings of a training that leave its result as it is: a resumed run may have others."""
 LEAST_FINAL_LR_FRACTION = 0.3
 """What a curriculum's last rows need of the peak learning rate."""
 
@@ -91,6 +94,21 @@ class TrainingSettings(Section):
     """Steps between resumable checkpoints. Has no effect on the result."""
     log_interval: Steps
     """Steps between lines of output. Has no effect on the result."""
+    evaluate_interval: StepsOrZero = 0
+    """Steps between measurements of the held-out loss, in the history; 0: none."""
+    evaluate_rows_per_domain: Rows = 8
+    """Held-out rows of each domain that it is measured on, the same ones each time."""
+    max_skipped_steps: StepsOrZero = 0
+    """Steps of a run that may be left out because loss or gradient is not finite."""
+
+    @model_validator(mode="after")
+    def _some_step_trains(self) -> Self:
+        if self.max_skipped_steps >= self.steps:
+            raise ValueError(
+                f"max_skipped_steps is {self.max_skipped_steps} and steps {self.steps}: all could"
+                " be skipped and nothing trained; lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rate_reaches_its_peak_and_decays(self) -> Self:

@@ -111,6 +111,16 @@ class StageRun:
 
         self._do(log)
 
+    def log_tags(self, tags: dict[str, str]) -> None:
+        """Log words about the run."""
+
+        def log() -> None:
+            from mlflow.entities import RunTag
+
+            self._client.log_batch(self._run_id, tags=[RunTag(*tag) for tag in tags.items()])
+
+        self._do(log)
+
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Log numbers of one training step. They reach the store in batches.
 

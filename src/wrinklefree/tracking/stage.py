@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -39,13 +38,19 @@ from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.provenance import library_versions, write_provenance
 from wrinklefree.tracking.runs import Outcome, StageRun
 from wrinklefree.tracking.terminal import Terminal
+from wrinklefree.tracking.trainings import (
+    WORK,
+    Continuation,
+    begin,
+    continued_from,
+    finish,
+    is_asked_to_continue,
+)
 
 _NAME_OF_THE_STAGE_IN_DVC = "DVC_STAGE"
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 """A source, student, run or arm: it becomes a part of paths."""
-_KEY_LENGTH = 16
 _SEED_DIGITS = 12
-_WORK = Path("work")
 _T = TypeVar("_T")
 
 
@@ -66,6 +71,8 @@ class Stage:
     """A folder that outlives a killed stage; its name changes when settings or inputs do."""
     run: StageRun
     terminal: Terminal
+    continuation: Continuation | None = None
+    """What ``wrinklefree continue`` asked to go on from, until it is taken up."""
 
     def section(self, path: str, kind: type[_T] | Any) -> Any:
         """The settings at a dotted path, as the pydantic type ``kind``."""
@@ -90,7 +97,7 @@ class Stage:
     @property
     def downloads(self) -> Path:
         """Where downloaded packages are kept between stages, by hash."""
-        return _WORK / "downloads"
+        return WORK / "downloads"
 
 
 def setting(settings: dict[str, Any], path: str) -> Any:
@@ -134,7 +141,7 @@ def stage_main(
         warnings.showwarning = terminal.show_warning
         try:
             busy = f"{label} is already running here,"
-            with exclusive_lock(_WORK / "locks" / f"{label}.lock", busy=busy):
+            with exclusive_lock(WORK / "locks" / f"{label}.lock", busy=busy):
                 # Before anything fails or warns, but not into the log of whoever holds the lock.
                 terminal.open_log()
                 settings = _settings(arguments.settings, name, chosen)
@@ -182,22 +189,28 @@ def _run(
     versions = library_versions()
     check_replaceable(output)  # now rather than after days of work
     label = f"{name}.{instance}" if instance else name
-    if not is_forced(name, output) and made_already(output, origin, code, versions):
+    made_from = {**asdict(origin), "code": code, "versions": versions}
+    wanted = is_forced(name, output) or is_asked_to_continue(WORK / label)
+    if not wanted and made_already(output, origin, code, versions):
         restore(output)
         terminal.say(f"{label}: {output} is put back: made of the same inputs, settings and code")
         return
-    key = sha256_of_json([asdict(origin), code, versions])[:_KEY_LENGTH]
-    work = _WORK / label / key
+    work, continuation, passed_by = begin(WORK / label, made_from)
+    if passed_by:
+        terminal.say(passed_by)
     run = StageRun(label, work)
     outcome: Outcome = "FAILED"
     try:
         run.log_parameters(settings)
         run.log_inputs(artifacts)
         with writing_artifact(output, origin) as (folder, facts):
-            stage = Stage(name, instance, settings, paths, folder, work, run, terminal)
+            stage = Stage(
+                name, instance, settings, paths, folder, work, run, terminal, continuation
+            )
             facts.update(function(stage))
-        # Superseded by the artifact, as are checkpoints under settings of before.
-        shutil.rmtree(_WORK / label, ignore_errors=True)
+            if event := continued_from(work):
+                facts["continued_from"] = event
+        finish(work)
         seconds = time.monotonic() - started
         write_provenance(
             output, artifacts, code=code, versions=versions, mlflow_run=run.id, seconds=seconds

@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import open_artifact
-from wrinklefree.train.history import HISTORY, read_history
+from wrinklefree.tracking.trainings import key_of
+from wrinklefree.train.history import HISTORY, HistoryFile, read_history_up_to
 
 WEIGHTS, PARTS = "model.safetensors", "parts.pt"
 
@@ -31,15 +32,22 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     parts: dict[str, dict[str, Any]]
     history: list[dict[str, float]]
+    file: HistoryFile
+    """Which holds ``history``."""
 
 
 def checkpoint_settings(work: Path, step: int) -> dict[str, Any]:
     """What the manifest of a checkpoint says: the training, by the name of its folder, and step."""
-    return {"training": work.name, "step": step}
+    return {"training": key_of(work), "step": step}
 
 
 def read_checkpoint(
-    folder: Path, step: int, tensors: dict[str, Tensor], parts: dict[str, Any]
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    parts: dict[str, Any],
+    *,
+    other_settings: bool = False,
 ) -> Checkpoint:
     """The checkpoint of ``step`` in ``folder``, found to fit the training that asks for it.
 
@@ -47,27 +55,32 @@ def read_checkpoint(
     ----------
     tensors : of the training, by name; they are left as they are.
     parts : optimizer and others of the training, by name; they are left as they are.
+    other_settings : the optimizer's settings may be others than those of the training. It is the
+        training's own that the state comes with, and is to go on under.
 
     Raises
     ------
     UserError : a file is damaged, or is not of this training; it says which and why.
     """
-    settings = open_artifact(folder).manifest.settings
+    manifest = open_artifact(folder).manifest
+    settings = manifest.settings
     if settings != checkpoint_settings(folder.parent, step):
         raise UserError(f"{folder}: written by another training or for another step ({settings})")
     found = Checkpoint(
         _read_tensors(folder / WEIGHTS, tensors),
         _read_parts(folder / PARTS, parts),
-        _read_history(folder, step),
+        *_read_history(folder, manifest.facts.get("history"), step),
     )
     for name, part in parts.items():
         problem = (
-            _optimizer_problem(found.parts[name], part)
+            _optimizer_problem(found.parts[name], part, other_settings=other_settings)
             if isinstance(part, Optimizer)
             else _values_problem(found.parts[name], part.state_dict())
         )
         if problem:
             raise UserError(f"{folder / PARTS}: {name} is not of this training: {problem}")
+        if other_settings and isinstance(part, Optimizer):
+            found.parts[name]["param_groups"] = part.state_dict()["param_groups"]
     return found
 
 
@@ -100,32 +113,38 @@ def _read_parts(path: Path, expected: dict[str, Any]) -> dict[str, dict[str, Any
     return found
 
 
-def _read_history(folder: Path, step: int) -> list[dict[str, float]]:
-    path = folder / HISTORY
+def _read_history(
+    folder: Path, record: Any, step: int
+) -> tuple[list[dict[str, float]], HistoryFile]:
+    where = f"{folder}: {folder.parent / HISTORY}"
     try:
-        history = read_history(folder)
+        history, file = read_history_up_to(folder.parent, record)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not the history of a training ({error})") from error
+        raise UserError(f"{where}: not the history of a training ({error})") from error
     if len(history) != step:
-        raise UserError(f"{path}: {len(history)} steps, expected {step} by the folder's name")
+        raise UserError(f"{where}: {len(history)} steps, expected {step} by the folder's name")
     for number, entry in enumerate(history, start=1):
-        whole = isinstance(entry, dict) and {"tokens", "train/loss"} <= entry.keys()
+        whole = isinstance(entry, dict) and "tokens" in entry
+        whole = whole and ("train/loss" in entry or "train/skipped" in entry)
         if not (whole and entry.get("step") == number and all(map(_is_number, entry.values()))):
-            raise UserError(f"{path}: line {number} is not the metrics of step {number}")
-    return history
+            raise UserError(f"{where}: line {number} is not the metrics of step {number}")
+    return history, file
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _optimizer_problem(found: dict[str, Any], optimizer: Optimizer) -> str | None:
+def _optimizer_problem(
+    found: dict[str, Any], optimizer: Optimizer, *, other_settings: bool
+) -> str | None:
     """Why ``found`` is no state of ``optimizer``; None if it is one."""
     ours = optimizer.state_dict()["param_groups"]
     theirs, state = found.get("param_groups"), found.get("state")
     if not isinstance(theirs, list) or not isinstance(state, dict):
         return "it is no state of an optimizer"
-    if [_fixed(group) for group in theirs] != [_fixed(group) for group in ours]:
+    fixed = _kind_of if other_settings else _fixed
+    if [fixed(group) for group in theirs] != [fixed(group) for group in ours]:
         return "its groups of parameters or their settings are others"
     for group, described in zip(optimizer.param_groups, ours, strict=True):
         kinds = set()
@@ -151,6 +170,11 @@ def _fixed(group: Any) -> Any:
         return None
     settings = {key: value for key, value in group.items() if key != "lr"}
     return settings if isinstance(group.get("lr"), float) else None
+
+
+def _kind_of(group: Any) -> Any:
+    """What must be equal of a group under other settings: which there are, and its parameters."""
+    return (sorted(group), group.get("params")) if isinstance(group, dict) else None
 
 
 def _tensor_problem(found: Tensor, expected: Tensor) -> str | None:

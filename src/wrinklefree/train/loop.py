@@ -10,6 +10,7 @@ bfloat16 is used inside autocast only.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections import Counter
@@ -35,13 +36,20 @@ from wrinklefree.stability.gradients import GradientWarning, first_non_finite, g
 from wrinklefree.stability.loss_variance import split_variance
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.stability.zclip import ZClip
+from wrinklefree.tracking.signals import HeldSignals, held_signals
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.tracking.trainings import continued_from
 from wrinklefree.train.data import samples_per_step
+from wrinklefree.train.held_out import HELD_OUT, HeldOutLoss
 from wrinklefree.train.history import write_history
 from wrinklefree.train.objectives.base import LossOutput, Objective
 from wrinklefree.train.state import TrainingState
 
 MOVEMENT_STEPS = 100
+
+
+class _StepAbandonedError(Exception):
+    """A step that a signal cut off before anything was changed by it."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,10 @@ class Trainer:
         self.state = TrainingState(
             self.model, {"optimizer": self.optimizer, "clipper": self.clipper}
         )
+        self.signals = HeldSignals()
+        self.held_out = (
+            HeldOutLoss(stage, objective, settings) if settings.evaluate_interval else None
+        )
 
     def run(self) -> dict[str, Any]:
         """Train to the last step and write ``history.jsonl`` into the stage's folder.
@@ -101,51 +113,92 @@ class Trainer:
         -------
         Facts: steps, tokens, first and last loss (nats per token).
         """
-        terminal = self.stage.terminal
-        passed_over = self.state.restore(self.stage.work)
-        for complaint in passed_over:
-            terminal.say(f"warning: a checkpoint was passed over: {complaint}")
-        if self.state.step or passed_over:
-            terminal.say(f"{terminal.label}: going on from step {self.state.step}")
+        self._restore()
         for entry in self.state.history:  # of which a killed process may not have sent the last
             self.stage.run.log_metrics(int(entry["step"]), _tracked(entry))
         self.resumed_at = self.state.step
-        progress = terminal.progress(total=self.settings.steps, done=self.state.step)
+        progress = self.stage.terminal.progress(total=self.settings.steps, done=self.state.step)
         # Made after the checkpoint is loaded: it compares with the parameters of this moment.
         self.movement = MovementCheck(self.model, self.optimizer, steps=MOVEMENT_STEPS)
-        with contextlib.closing(progress):
-            while self.state.step < self.settings.steps:
-                started = time.monotonic()
-                entry = self._step(self.state.step)
-                self.state.history.append(entry)
-                self.state.step += 1
-                if self.state.step == 1 and self.check_first_loss:
-                    self.check_first_loss(entry["train/loss"])
-                self._check_movement()
-                self._report(progress, entry, time.monotonic() - started)
-                if self._checkpoint_is_due():
-                    self.state.save(self.stage.work)
+        with contextlib.closing(progress), held_signals() as self.signals:
+            with contextlib.suppress(_StepAbandonedError):
+                while self.state.step < self.settings.steps:
+                    self._advance(progress)
+            if self.signals.received:
+                self._save_before_leaving(self.signals.received.name)
         self._set_lambda(self.settings.steps)
         write_history(self.stage.folder, self.state.history)
         return self._facts()
+
+    def _restore(self) -> None:
+        """Go on from where a killed process was, or from what the user asked for."""
+        terminal, state, work = self.stage.terminal, self.state, self.stage.work
+        passed_over = state.restore(work)
+        for complaint in passed_over:
+            terminal.say(f"warning: a checkpoint was passed over: {complaint}")
+        if source := self.stage.continuation:
+            left = self.settings.steps - source.training.step
+            if left <= 0:
+                raise UserError(
+                    f"steps is {self.settings.steps}, and the training to go on from has taken"
+                    f" {source.training.step}: raise steps. {source.advice}"
+                )
+            try:
+                state.adopt(source.training.checkpoint, source.training.step)
+            except UserError as error:
+                raise UserError(f"it can't be gone on from: {error}. {source.advice}") from error
+            state.save(work)
+            source.taken_up(work)
+            self.stage.run.log_tags({"wrinklefree.continued_from": json.dumps(source.event)})
+            terminal.say(f"{terminal.label}: continues {source.training.folder}")
+        elif not state.step and continued_from(work):
+            raise UserError(
+                f"{work}: no checkpoint can be read of this training, which had gone on from"
+                " another one; delete the folder to start from the beginning"
+            )
+        if state.step or passed_over:
+            terminal.say(f"{terminal.label}: going on from step {state.step}")
+
+    def _advance(self, progress: Any) -> None:
+        """Take a step, and all that follows from it."""
+        started = time.monotonic()
+        entry = self._step(self.state.step)
+        seconds = time.monotonic() - started
+        step = self.state.step + 1
+        if self.held_out and self._is_due(self.settings.evaluate_interval, step):
+            entry |= self.held_out.measure(self.model, self._autocast)
+        self.state.history.append(entry)
+        self.state.step = step
+        if step == 1 and self.check_first_loss and "train/loss" in entry:
+            self.check_first_loss(entry["train/loss"])
+        self._check_movement()
+        self._report(progress, entry, seconds)
+        if self._is_due(self.settings.checkpoint_interval, step):
+            self.state.save(self.stage.work)
+
+    def _save_before_leaving(self, signal: str) -> None:
+        if self.state.saved != self.state.step:
+            terminal, step = self.stage.terminal, self.state.step
+            terminal.say(f"{terminal.label}: {signal} came; step {step} is saved before leaving")
+            self.state.save(self.stage.work)
 
     def _step(self, step: int) -> dict[str, float]:
         rate = self._set_learning_rate(step)
         strength = self._set_lambda(step)
         self.optimizer.zero_grad(set_to_none=True)
         totals = self._backward(step)
-        clip = self.clipper.clip(list(self.model.parameters()))
-        if not (clip.finite and math.isfinite(totals.objective)):
-            raise UserError(self._divergence(step, totals))
+        finite = math.isfinite(totals.objective)
+        clip = self.clipper.clip(list(self.model.parameters())) if finite else None
+        if clip is None or not clip.finite:
+            return self._skip(step, totals)
         health = gradient_health(self.model.parameters(), clip)
         if health.warning:
             self._warn(step, health.warning)
         self.optimizer.step()
         self.movement.observe()
-        tokens = self.state.history[-1]["tokens"] if self.state.history else 0
         entry: dict[str, float] = {
             "step": step + 1,
-            "tokens": tokens + totals.tokens,
+            "tokens": self._tokens_so_far() + totals.tokens,
             "train/loss": totals.row_loss / totals.row_tokens,
             "train/objective": totals.objective,
             "train/learning_rate": rate,
@@ -164,6 +217,28 @@ class Trainer:
             entry |= self.optimizer.metrics()
         return entry | self._weights(step) | totals.domains | totals.terms
 
+    def _skip(self, step: int, totals: _StepTotals) -> dict[str, float]:
+        """The entry of a step that is not applied, or the error where it is one too many."""
+        taken, most = self._skipped(), self.settings.max_skipped_steps
+        if taken >= most or first_not_finite(self.model):
+            raise UserError(self._divergence(step, totals))
+        self.stage.terminal.say(
+            f"warning: step {step + 1} is skipped: {self._culprit()} is not finite (loss"
+            f" {totals.objective:g}); {taken + 1} of {most} steps that may be"
+        )
+        entry: dict[str, float] = {
+            "step": step + 1,
+            "tokens": self._tokens_so_far(),
+            "train/skipped": 1.0,
+        }
+        return entry | self._weights(step)
+
+    def _skipped(self) -> int:
+        return sum("train/skipped" in entry for entry in self.state.history)
+
+    def _tokens_so_far(self) -> float:
+        return self.state.history[-1]["tokens"] if self.state.history else 0
+
     def _backward(self, step: int) -> _StepTotals:
         """Gradients of the whole step, micro-batch by micro-batch, under one denominator."""
         count = self.settings.gradient_accumulation_steps
@@ -174,6 +249,8 @@ class Trainer:
         assert denominator > 0, "a step without a supervised token"
         outputs = []
         for micro in prepared:
+            if self.signals.received:
+                raise _StepAbandonedError
             with self._autocast():
                 output = self.objective.loss(self.model, micro, denominator)
             output.loss.backward()
@@ -249,27 +326,28 @@ class Trainer:
             raise UserError(str(error)) from error
         self.stage.run.log_metrics(self.state.step, report.metrics())
 
-    def _checkpoint_is_due(self) -> bool:
-        step = self.state.step
-        return step % self.settings.checkpoint_interval == 0 or step == self.settings.steps
+    def _is_due(self, interval: int, step: int) -> bool:
+        return step % interval == 0 or step == self.settings.steps
 
     def _report(self, progress: Any, entry: dict[str, float], seconds: float) -> None:
         step = self.state.step
         before = self.state.history[-2]["tokens"] if step > 1 else 0
         speed = (entry["tokens"] - before) / seconds
         self.stage.run.log_metrics(step, _tracked(entry) | {"train/tokens_per_second": speed})
-        note = f"loss {entry['train/loss']:.3f} {speed:,.0f} tokens/s"
-        progress.advance(note=note, line=step % self.settings.log_interval == 0)
+        words = [f"loss {entry['train/loss']:.3f}" if "train/loss" in entry else "skipped"]
+        if (held_out := entry.get(HELD_OUT)) is not None:
+            words.append(f"held out {held_out:.3f}")
+        line = step % self.settings.log_interval == 0 or held_out is not None
+        progress.advance(note=" ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
 
     def _divergence(self, step: int, totals: _StepTotals) -> str:
         """What is not finite and what to do. Before the first update no rate can be the cause."""
         if broken := first_not_finite(self.model):
             where = f"{broken[1]} values of {broken[0]}, before the step,"
         else:
-            name = first_non_finite(self.model.named_parameters())
-            where = f"the gradient of {name}" if name else "the loss or the gradient norm"
+            where = self._culprit()
         advice = "Lower the learning rate or lengthen its warmup, and run again"
-        if step == 0:
+        if step == self._skipped():
             advice = (
                 "No update was made yet, so the learning rate is not the cause: the model's weights"
                 " or numbers of its configuration are (rope_theta, rms_norm_eps,"
@@ -278,17 +356,28 @@ class Trainer:
         return (
             f"step {step + 1}: {where} {'are' if broken else 'is'} not finite (loss"
             f" {totals.objective:g}); the step was not applied and the last checkpoint is"
-            f" untouched. {advice}"
+            f" untouched. {advice}{self._skipped_before()}"
         )
+
+    def _skipped_before(self) -> str:
+        count = self._skipped()
+        return f". Steps skipped before it, as max_skipped_steps allows: {count}" if count else ""
+
+    def _culprit(self) -> str:
+        """Where the gradients of the present step are not finite."""
+        name = first_non_finite(self.model.named_parameters())
+        return f"the gradient of {name}" if name else "the loss or the gradient norm"
 
     def _facts(self) -> dict[str, Any]:
         history = self.state.history
+        taken = [entry for entry in history if "train/skipped" not in entry]
         return {
             "steps": len(history),
+            "steps_skipped": len(history) - len(taken),
             "tokens": int(history[-1]["tokens"]),
-            "loss_first": history[0]["train/loss"],
-            "loss_last": history[-1]["train/loss"],
-            "steps_clipped": int(sum(entry["train/grad_clipped"] for entry in history)),
+            "loss_first": taken[0]["train/loss"],
+            "loss_last": taken[-1]["train/loss"],
+            "steps_clipped": int(sum(entry["train/grad_clipped"] for entry in taken)),
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,17 @@ from torch import nn
 
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import Origin, writing_artifact
-from wrinklefree.train.checkpoint import PARTS, WEIGHTS, checkpoint_settings, read_checkpoint
-from wrinklefree.train.history import write_history
+from wrinklefree.tracking.trainings import checkpoints_in
+from wrinklefree.train.checkpoint import (
+    PARTS,
+    WEIGHTS,
+    Checkpoint,
+    checkpoint_settings,
+    read_checkpoint,
+)
+from wrinklefree.train.history import HistoryFile
 
 _KEEP = 2
-_NAME = re.compile(r"step-(\d{8,})")
 
 
 class Stateful(Protocol):
@@ -44,21 +49,32 @@ class TrainingState:
     """Steps taken."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of each step taken."""
+    saved: int = 0
+    """Steps of the newest checkpoint; 0: there is none."""
+    file: HistoryFile = field(default_factory=HistoryFile)
+    """Of ``history`` up to the newest checkpoint."""
 
     def save(self, work: Path) -> None:
-        """Write a checkpoint into ``work``, then drop all before it but the newest."""
+        """Write a checkpoint into ``work``, then drop all before it but the newest.
+
+        Nothing is done where the newest is of this step already.
+        """
+        if self.saved == self.step:
+            return
+        self.file.extend(work, self.history)  # before the checkpoint that counts on it
         folder = work / f"step-{self.step:08d}"
         # One that was passed over may still stand there.
         shutil.rmtree(folder, ignore_errors=True)
         origin = Origin("checkpoint", {}, checkpoint_settings(work, self.step))
-        with writing_artifact(folder, origin) as (partial, _):
+        with writing_artifact(folder, origin) as (partial, facts):
+            facts["history"] = self.file.record
             tensors = {name: p.detach().contiguous() for name, p in self._tensors().items()}
             save_file(tensors, partial / WEIGHTS)
             # An open file, because with a path torch hides why a write failed.
             with (partial / PARTS).open("wb") as file:
                 torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
-            write_history(partial, self.history)
-        written = [path for step, path in _checkpoints(work) if step <= self.step]
+        self.saved = self.step
+        written = [path for step, path in checkpoints_in(work) if step <= self.step]
         for old in written[:-_KEEP]:
             shutil.rmtree(old)
 
@@ -73,29 +89,36 @@ class TrainingState:
         What was wrong with each checkpoint that was passed over.
         """
         complaints = []
-        for step, folder in reversed(_checkpoints(work)):
+        for step, folder in reversed(checkpoints_in(work)):
             try:
                 found = read_checkpoint(folder, step, self._tensors(), self.parts)
             except UserError as error:
                 complaints.append(str(error))
                 continue
-            with torch.no_grad():
-                for name, tensor in self._tensors().items():
-                    tensor.copy_(found.tensors[name])
-            for name, part in self.parts.items():
-                part.load_state_dict(found.parts[name])
-            self.history, self.step = found.history, step
+            self._load(found)
+            self.saved, self.file = step, found.file
             break
         return complaints
+
+    def adopt(self, folder: Path, step: int) -> None:
+        """Go on from the checkpoint of a training under other settings, code or inputs.
+
+        The optimizer keeps its present settings and takes over the state that its parameters have.
+
+        Raises
+        ------
+        UserError : the checkpoint is damaged, or of another model or optimizer.
+        """
+        self._load(read_checkpoint(folder, step, self._tensors(), self.parts, other_settings=True))
+
+    def _load(self, found: Checkpoint) -> None:
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(found.tensors[name])
+        for name, part in self.parts.items():
+            part.load_state_dict(found.parts[name])
+        self.history, self.step = found.history, len(found.history)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Parameters by name; a tied one appears once."""
         return dict(self.model.named_parameters())
-
-
-def _checkpoints(work: Path) -> list[tuple[int, Path]]:
-    """(step, folder) in order of steps; what has another name is not ours."""
-    if not work.is_dir():
-        return []
-    named = [(_NAME.fullmatch(path.name), path) for path in work.iterdir() if path.is_dir()]
-    return sorted((int(match.group(1)), path) for match, path in named if match)

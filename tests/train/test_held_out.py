@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from wrinklefree.config.training import DiffusionSettings, QuantizedTrainingSettings
+from wrinklefree.data.loader import HeldOutData, TrainingData
+from wrinklefree.models.damage import mean_next_token_loss
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.tracking.terminal import Terminal
+from wrinklefree.train.held_out import HeldOutLoss
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.objectives.diffusion import BlockDiffusion
+
+MakeTrainer = Callable[..., Trainer]
+MUONCLIP = {
+    "name": "muonclip", "lr": 0.0009, "adamw_lr": 0.0009, "scale": "match_rms",
+    "weight_decay": 0.1, "qk_clip_threshold": 0.01,
+}  # fmt: skip
+OBJECTIVES: dict[str, Callable[[], Any]] = {
+    "causal": CausalLanguageModel,
+    "diffusion": lambda: BlockDiffusion(
+        DiffusionSettings(
+            block_size=4, mask_init="mean", token_shift="none", loss_weighting="elbo",
+            complementary_masks=False,
+        ),
+        mask_token_id=399, seed=5,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_trainer(
+    make_stage: Callable[..., Stage],
+    make_settings: Callable[..., QuantizedTrainingSettings],
+    mixture: Path,
+) -> MakeTrainer:
+    def make(
+        name: str = "one", objective: str = "causal", dropout: float = 0.1, **changes: Any
+    ) -> Trainer:
+        torch.manual_seed(3)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                num_attention_heads=2, num_key_value_heads=1, attention_dropout=dropout,
+            )
+        )  # fmt: skip
+        insert_bitlinear(model)
+        stage = replace(make_stage(name), inputs={"mixture": mixture})
+        data = TrainingData(mixture, seed=7)
+        return Trainer(stage, model, OBJECTIVES[objective](), data, make_settings(changes))
+
+    return make
+
+
+def held_out(trainer: Trainer) -> dict[float, dict[str, float]]:
+    """By step, what was measured."""
+    return {
+        entry["step"]: {k: v for k, v in entry.items() if k.startswith("held_out/")}
+        for entry in trainer.state.history
+        if "held_out/loss" in entry
+    }
+
+
+@pytest.mark.parametrize(
+    ("objective", "optimizer"), [("causal", None), ("diffusion", None), ("causal", MUONCLIP)]
+)
+def test_measuring_changes_nothing_of_the_training(
+    make_trainer: MakeTrainer, objective: str, optimizer: dict[str, Any] | None
+):
+    changes = {"optimizer": optimizer} if optimizer else {}
+    without = make_trainer("without", objective, **changes)
+    without.run()
+    random_state = torch.get_rng_state()
+    measured = make_trainer("with", objective, **changes, evaluate_interval=2)
+    measured.run()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for (name, one), other in zip(
+        without.model.named_parameters(), measured.model.parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    stripped = [
+        {name: value for name, value in entry.items() if not name.startswith("held_out/")}
+        for entry in measured.state.history
+    ]
+    assert stripped == without.state.history
+    assert list(held_out(measured)) == [2, 4, 5], "every two steps, and the last one"
+    for metrics in held_out(measured).values():
+        names = {"held_out/loss", "held_out/loss/first", "held_out/loss/second"}
+        assert metrics.keys() == names
+    logged: Any = measured.stage.run
+    assert [step for step, metrics in logged.metrics if "held_out/loss/first" in metrics] == [
+        2, 4, 5,
+    ]  # fmt: skip
+
+
+def test_it_is_the_loss_of_the_rows_that_the_settings_ask_for(
+    make_trainer: MakeTrainer, mixture: Path
+):
+    trainer = make_trainer(evaluate_interval=1, evaluate_rows_per_domain=3)
+    trainer._set_lambda(5)
+    assert isinstance(trainer.held_out, HeldOutLoss)
+    metrics = trainer.held_out.measure(trainer.model)
+    data = HeldOutData(mixture)
+    for domain in data.domains:
+        batches = data.batches(domain, rows=3, batch_size=3)
+        expected = mean_next_token_loss(trainer.model.eval(), batches, 1.0)
+        assert metrics[f"held_out/loss/{domain}"] == pytest.approx(expected, rel=1e-5)
+    by_domain = [metrics[f"held_out/loss/{domain}"] for domain in data.domains]
+    assert min(by_domain) < metrics["held_out/loss"] < max(by_domain)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_model_stays_in_the_mode_it_was_in(make_trainer: MakeTrainer, mode: bool):
+    trainer = make_trainer(evaluate_interval=1)
+    assert trainer.held_out
+    trainer.model.train(mode)
+    one = trainer.held_out.measure(trainer.model)
+    assert trainer.model.training is mode
+    assert trainer.held_out.measure(trainer.model) == one, "no dropout, no other masks"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_resumed_run_measures_the_same(make_trainer: MakeTrainer, objective: str):
+    whole = make_trainer("whole", objective, 0.0, evaluate_interval=1)
+    whole.run()
+    first = make_trainer("cut", objective, 0.0, evaluate_interval=1)
+    step = first._step
+
+    def killed(number: int) -> dict[str, float]:
+        if number == 3:
+            raise ZeroDivisionError
+        return step(number)
+
+    first._step = killed  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ZeroDivisionError):
+        first.run()
+    second = make_trainer("cut", objective, 0.0, evaluate_interval=1)
+    second.run()
+    assert second.resumed_at == 2
+    assert second.state.history == whole.state.history
+
+
+def test_it_is_in_the_progress_line(make_trainer: MakeTrainer):
+    trainer = make_trainer(evaluate_interval=3)
+    output = io.StringIO()
+    object.__setattr__(trainer.stage, "terminal", Terminal("stage2", stream=output))
+    trainer.run()
+    measured = held_out(trainer)
+    lines = [line for line in output.getvalue().splitlines() if "held out" in line]
+    assert [line.split(",")[0] for line in lines] == ["stage2 step 3/5", "stage2 step 5/5"]
+    for line, metrics in zip(lines, measured.values(), strict=True):
+        assert f"held out {metrics['held_out/loss']:.3f}" in line
