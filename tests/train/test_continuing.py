@@ -46,6 +46,8 @@ class Tracked:
     tags: dict[str, str] = {}
     """Of the last run."""
 
+    id = ""
+
     def __init__(self, label: str, work: Path) -> None:
         Tracked.tags = {}
 
