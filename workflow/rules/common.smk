@@ -14,6 +14,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.tracking import pipeline
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.cpus import available_cpus
+from wrinklefree.tracking.described import settings_of_run
 
 PROJECT = Path(str(workflow.current_basedir)).parents[1]
 
@@ -26,6 +27,13 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 PARAMETERS = without_nulls(config)
+if any(word.split("=")[0] == "--report" for word in sys.argv):
+    # It describes the run that took place, whatever params.yaml says by now.
+    try:
+        PARAMETERS = settings_of_run(PARAMETERS)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    config.update(PARAMETERS)
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.
@@ -64,7 +72,10 @@ def all_cores(wildcards):
     """Threads of a stage that uses all it can get: ``--cores`` here, a share in a cluster's job."""
     if workflow.exec_mode != ExecMode.DEFAULT:
         return available_cpus()  # inside of the job, which was given them
-    return workflow.cores if workflow.local_exec else REMOTE_THREADS
+    if not workflow.local_exec:
+        return REMOTE_THREADS
+    # `--jobs 2` means two cores to Snakemake only where no profile has `cores`.
+    return min(workflow.cores, workflow.nodes or workflow.cores)
 
 
 def model_memory(wildcards, attempt):
