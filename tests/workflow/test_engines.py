@@ -82,18 +82,10 @@ def test_both_snakefiles_are_the_same_workflow(finished: Path):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "-s workflow/Snakefile", "stage2", "--unlock", "--dag", "--rulegraph", "--lint"],
+    ["", "-s workflow/Snakefile", "--unlock", "--dag", "--rulegraph", "--lint"],
 )
 def test_snakemake_needs_no_cores(finished: Path, command: str):
     assert "cores" not in run(finished, "snakemake", *command.split())
-
-
-@pytest.mark.parametrize(("option", "threads"), [("--cores=3", "3"), ("--jobs=1", "")])
-def test_a_stage_has_no_more_threads_than_it_was_given(finished: Path, option: str, threads: str):
-    said = run(finished, "snakemake", "stage2", option, "-n", "--forcerun", "stage2")
-    assert re.findall(r"^rule stage2:.*?(?:threads: (\d+)|resources:)", said, re.S | re.M) == [
-        threads
-    ]
 
 
 def test_both_engines_run_the_same_commands(finished: Path):

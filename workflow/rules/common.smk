@@ -38,6 +38,11 @@ SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.
 GPUS = checked.resources.gpus
+# Of this machine, from --cores or the default profile.
+CORES = workflow.resource_settings.cores
+if workflow.resource_settings.nodes is not None:
+    # With --jobs they are no limit: jobs of a cluster run on other machines.
+    workflow.global_resources["_cores"] = None
 # CPUs of such a stage in a job of a cluster, unless --set-threads says otherwise.
 REMOTE_THREADS = 8 if GPUS else 2
 # Tasks of datatrove that run beside each other on this machine; those of Slurm run elsewhere.
@@ -74,8 +79,7 @@ def all_cores(wildcards):
         return available_cpus()  # inside of the job, which was given them
     if not workflow.local_exec:
         return REMOTE_THREADS
-    # `--jobs 2` means two cores to Snakemake only where no profile has `cores`.
-    return min(workflow.cores, workflow.nodes or workflow.cores)
+    return min(CORES, workflow.nodes or CORES)
 
 
 def model_memory(wildcards, attempt):
