@@ -100,7 +100,7 @@ def test_plots_show_the_loss_of_every_training_stage_and_lambda(accepted: Path):
 
 def test_an_experiment_is_compared_by_its_metrics_its_settings_and_its_curves(experiment: Path):
     settings = as_json(experiment, "params", "diff")
-    assert settings == {"params.yaml": {"distill.ar.steps": {"old": 4, "new": 5}}}
+    assert settings == {"params.yaml": {"distill.ar.steps": {"old": 4, "new": 5, "diff": 1}}}
     changed = as_json(experiment, "metrics", "diff")["results/metrics.json"]
     assert {name.split(".")[1] for name in changed} == {"distill_ar"}
     curve = as_json(experiment, "plots", "diff", "HEAD")["data"]["results/curves/distill_ar.csv"]
