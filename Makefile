@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup stage2 all report test test-unit test-end-to-end test-slurm check format bench \
-	dvc-accept snakemake-accept clean
+	dvc-accept dvc-research snakemake-accept clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -35,7 +35,7 @@ all: setup
 	$(MAKE) report
 
 report: setup
-	snakemake $(SNAKEMAKE_ACCEPTED) --cores 1 --report report.html
+	snakemake $(SNAKEMAKE_ACCEPTED) --report report.html
 	@echo "report.html is the report; it needs no network"
 
 test: test-unit test-end-to-end
@@ -53,7 +53,7 @@ test-slurm: setup
 check: setup
 	ruff check .
 	ruff format --check .
-	snakefmt --check workflow
+	snakefmt --check Snakefile workflow
 	pyright
 	wrinklefree check
 	wrinklefree code
@@ -62,11 +62,12 @@ check: setup
 format: setup
 	ruff check --fix .
 	ruff format .
-	snakefmt workflow
+	snakefmt Snakefile workflow
 
 bench: setup
 	for file in benchmarks/[!_]*.py; do python $$file || exit 1; done
 
+HIDDEN := /research/dvc.yaml
 ARTIFACTS := $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json data/*/*/manifest.json \
 	models/*/manifest.json models/*/*/manifest.json results/manifest.json \
 	research/*/manifest.json research/*/*/manifest.json))
@@ -75,7 +76,9 @@ RESEARCH := $(patsubst research/%/manifest.json,%, \
 	$(wildcard $(patsubst %,research/%/manifest.json,control regmix microanneal)))
 # Of the trainings that such a target reads, if there are any.
 RESEARCH_RUNS := $(patsubst %,%_run,$(filter-out control,$(RESEARCH)))
-DVC_ACCEPTED := dvc.yaml $(addprefix research/dvc.yaml:,$(RESEARCH_RUNS) $(RESEARCH))
+# DVC knows of them after `make dvc-research`.
+DVC_ACCEPTED := dvc.yaml $(if $(shell grep -x $(HIDDEN) .dvcignore),, \
+	$(addprefix research/dvc.yaml:,$(RESEARCH_RUNS) $(RESEARCH)))
 SNAKEMAKE_ACCEPTED := all $(RESEARCH)
 
 # Neither engine is told that something is up to date which other settings or code made.
@@ -87,11 +90,16 @@ dvc-accept: setup
 	dvc commit --force --quiet $(DVC_ACCEPTED)
 	@dvc status $(DVC_ACCEPTED)
 
+# DVC hears of the research stages from here on, in `dvc status`, `dvc repro` and `dvc pull`.
+dvc-research:
+	sed -i /research/d .dvcignore
+
 # After DVC ran, or `dvc checkout`: tell Snakemake that what stands in the folders is the result.
 snakemake-accept: setup
 	wrinklefree verify --current $(ARTIFACTS)
-	snakemake $(SNAKEMAKE_ACCEPTED) --cores 1 --touch --forceall --quiet all
-	@snakemake $(SNAKEMAKE_ACCEPTED) --cores 1 --dry-run --quiet
+	snakemake $(SNAKEMAKE_ACCEPTED) --touch --forceall --quiet all
+	@snakemake $(SNAKEMAKE_ACCEPTED) --dry-run --quiet
 
 clean:
-	rm -rf data models results provenance research/*/ work logs report.html .snakemake mlflow.db mlartifacts
+	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	rm -rf models results provenance research/*/ work logs report.html dvc_plots .snakemake mlflow.db mlartifacts

@@ -84,7 +84,7 @@ def main() -> None:
     settings, _ = default_settings()
     raw = {name: ROOT / "data" / "raw" / name for name in settings.sources}
     if not all((folder / "manifest.json").is_file() for folder in raw.values()):
-        print("no figures: data/raw is not complete; run `snakemake --cores all fetch` first")
+        print("no figures: data/raw is not complete; run `snakemake fetch` first")
         return
     print_header("Cleaning of the documents in data/raw")
     print_dropped(raw, settings.cleaning, settings.sources)

@@ -79,7 +79,7 @@ def main() -> None:
     parameters, scratch = default_settings()
     print_header("Loading of batches")
     if not (MIXTURE / MIXTURE_FILE).is_file():
-        print("data/mixture is missing, nothing timed; make it with: snakemake --cores all mixture")
+        print("data/mixture is missing, nothing timed; make it with: snakemake mixture")
         return
     data = TrainingData(MIXTURE, seed=parameters.seed)
     run = Run(data, parameters, scratch)

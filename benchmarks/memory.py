@@ -96,7 +96,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def main() -> None:
     print_header("Memory of the loader")
     if not (MIXTURE / MIXTURE_FILE).is_file() or not STATUS.is_file():
-        print("nothing measured: it needs data/mixture (snakemake --cores all mixture) and Linux")
+        print("nothing measured: it needs data/mixture (snakemake mixture) and Linux")
         return
     columns = ("open, ms", "opened", "read", "rss opened", "rss read", "tokens/s")
     read = STEPS * ROWS * read_mixture(MIXTURE).sequence_length

@@ -217,7 +217,7 @@ def compare_memory(folder: Path, cores: int) -> None:
 def main() -> None:
     print_header("Tokenization")
     if not (TOKENIZER / TOKENIZER_FILE).is_file():
-        print("data/tokenizer is missing, nothing timed; make it: snakemake --cores all tokenizer")
+        print("data/tokenizer is missing, nothing timed; make it: snakemake tokenizer")
         return
     disable_progress_bars()
     logger.remove()

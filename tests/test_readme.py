@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,21 @@ def test_every_link_of_the_documents_leads_to_a_file():
     ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_readme_of_data_names_every_folder_that_stages_write_there():
+    written = re.findall(r"^ +- data/([\w.]+)", (PROJECT / "dvc.yaml").read_text(), re.MULTILINE)
+    table = (PROJECT / "data" / "README.md").read_text()
+    assert len(set(written)) > 5
+    assert not [name for name in set(written) if f"| `{name}" not in table]
+
+
+def test_make_clean_removes_what_was_produced_and_keeps_the_readme_of_data(tmp_path: Path):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    produced = ("data/raw/a/manifest.json", "data/.raw.partial/x", "models/x", "dvc_plots/x")
+    for name in ("data/README.md", "research/dvc.yaml", *produced):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"Makefile", "data/README.md", "research/dvc.yaml"}

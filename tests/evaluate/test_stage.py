@@ -26,12 +26,17 @@ SETTINGS = EvaluateSettings(
 WEIGHTS = {"code": 0.25, "prose": 0.75, "spare": 0.0}
 FILES = {
     "evaluation.json",
+    "metrics.json",
     "table.md",
     "table.txt",
     "table.html",
     "samples.md",
     "samples.html",
     "ternary.csv",
+    "curves/base.csv",
+    "curves/stage2.csv",
+    "curves/distill_ar.csv",
+    "curves/dlm.csv",
     "plots/held_out_loss.svg",
     "plots/training_loss.svg",
     "plots/gradient_norms.svg",
@@ -103,6 +108,19 @@ def test_models_are_in_order_and_each_says_what_it_is(evaluation: dict[str, Any]
     dense = [name for name, model in evaluation["models"].items() if not model["quantized"]]
     assert dense == ["base"]
     assert list(evaluation["ternary"]) == ["naive", "subln", "stage2", "distill_ar", "dlm"]
+
+
+def test_the_metrics_are_the_few_numbers_that_runs_are_compared_by(
+    results: tuple[Path, dict[str, Any]], evaluation: dict[str, Any]
+):
+    metrics = json.loads((results[0] / "metrics.json").read_text(encoding="utf-8"))
+    models = evaluation["models"]
+    assert metrics["loss"] == {name: model["loss"] for name, model in models.items()}
+    assert set(metrics["recovered"]) <= {"subln", "stage2", "distill_ar"}
+    assert all(evaluation["recovered"][name] == x for name, x in metrics["recovered"].items())
+    assert metrics["bits_per_byte"] == {
+        name: models[name]["bits_per_byte"] for name in ("base", "distill_ar")
+    }
 
 
 def test_the_headline_is_weighted_as_the_mixture(evaluation: dict[str, Any]):

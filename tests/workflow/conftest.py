@@ -19,7 +19,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_project(folder)
     copy_downloads(folder)
     run(folder, "wrinklefree", "preset", "tiny")
-    run(folder, "snakemake", *TARGETS, "--cores", "all")
+    run(folder, "snakemake", *TARGETS)
     return folder
 
 

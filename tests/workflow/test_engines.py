@@ -65,12 +65,27 @@ def test_without_a_target_snakemake_runs_everything(tmp_path: Path, preset: str 
     copy_project(tmp_path)
     options = ("--configfile", f"params/{preset}.yaml") if preset else ()
     default, everything = (
-        run(tmp_path, "snakemake", *target, "--cores", "1", "--dry-run", *options)
-        for target in ((), ("all",))
+        run(tmp_path, "snakemake", *target, "--dry-run", *options) for target in ((), ("all",))
     )
     jobs = [re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE) for text in (default, everything)]
     assert jobs[0] == jobs[1]
     assert dict(jobs[0])["evaluate"] == "1"
+
+
+def test_both_snakefiles_are_the_same_workflow(finished: Path):
+    beside = ("--snakefile", "workflow/Snakefile")
+    assert snakemake_reruns(finished, *beside) == {}
+    assert snakemake_reruns(finished, *beside, "--forceall") == snakemake_reruns(
+        finished, "--forceall"
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "-s workflow/Snakefile", "--unlock", "--dag", "--rulegraph", "--lint"],
+)
+def test_snakemake_needs_no_cores(finished: Path, command: str):
+    assert "cores" not in run(finished, "snakemake", *command.split())
 
 
 def test_both_engines_run_the_same_commands(finished: Path):
@@ -149,7 +164,7 @@ def test_a_plain_run_of_either_engine_leaves_the_research_alone(finished: Path):
         everything = {stage.outs[0].def_path for stage in repo.index.stages}
     research = {output for output in everything if output.startswith("research/")}
     assert plain == everything - research and research
-    assert "research/" not in run(finished, "snakemake", "--cores", "1", "-n", "--forceall")
+    assert "research/" not in run(finished, "snakemake", "-n", "--forceall")
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

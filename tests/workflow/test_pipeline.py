@@ -15,6 +15,7 @@ import pytest
 import torch
 from workspace import (
     ENVIRONMENT,
+    PROJECT,
     TARGETS,
     dvc_accept,
     dvc_outputs,
@@ -58,8 +59,24 @@ def test_every_artifact_is_whole(completed: Path):
 
 
 def test_a_second_run_has_nothing_to_do(completed: Path):
-    output = run(completed, "snakemake", *TARGETS, "--cores", "all")
+    output = run(completed, "snakemake", *TARGETS)
     assert "Nothing to be done" in output
+
+
+def test_the_report_describes_the_run_that_took_place(project: Path):
+    default = (PROJECT / "params.yaml").read_text()
+    (project / "params.yaml").write_text(default.replace("seed: 1337", "seed: 5"))
+    run(project, "snakemake", "--report")
+    report = (project / "report.html").read_text()
+    assert "8 steps of pretraining" in report and "Seed 1337" in report
+    (project / "models" / "dlm" / "manifest.json").unlink()
+    said = run(project, "snakemake", "--report", check=False)
+    assert "error: results was made from another dlm than the one" in said
+
+
+def test_snakemake_writes_unit_tests_from_a_finished_run(project: Path):
+    run(project, "snakemake", "--generate-unit-tests")
+    assert (project / ".tests" / "unit" / "test_stage2.py").is_file()
 
 
 def test_the_export_loads_in_stock_transformers_as_ternary(completed: Path):
@@ -226,7 +243,7 @@ def test_an_edited_setting_reruns_its_stage_only_and_the_result_differs(project:
         params.read_text().replace("linear_class: bitlinear", "linear_class: autobitlinear")
     )
     assert set(snakemake_reruns(project)) == {"models/export"}
-    run(project, "snakemake", "all", "--cores", "all")
+    run(project, "snakemake")
     assert read_manifest(project / "models" / "export").digest != before
 
 
@@ -301,7 +318,7 @@ def test_both_round_trips_between_the_engines_are_no_ops(project: Path):
     run(clone, "dvc", "cache", "dir", "--local", str(project / ".dvc" / "cache"))
     run(clone, "dvc", "checkout", "--quiet")
     assert dvc_reruns(clone) == set()
-    run(clone, "snakemake", *TARGETS, "--cores", "1", "--touch", "--forceall")  # snakemake-accept
+    run(clone, "snakemake", *TARGETS, "--touch", "--forceall")  # snakemake-accept
     assert snakemake_reruns(clone) == {}
 
 
@@ -330,7 +347,7 @@ def test_dvc_runs_the_graph_to_the_same_bytes_as_snakemake(project: Path, comple
         manifest = Path(name) / "manifest.json"
         assert (project / manifest).read_bytes() == (completed / manifest).read_bytes(), name
     assert dvc_reruns(project) == set()
-    run(project, "snakemake", *TARGETS, "--cores", "1", "--touch", "--forceall")
+    run(project, "snakemake", *TARGETS, "--touch", "--forceall")
     assert snakemake_reruns(project) == {}
 
 

@@ -77,6 +77,14 @@ def test_the_slurm_profile_starts_and_retries(project: Path):
     assert pipeline.startswith("snakemake-") and {name for _, name in jobs} == {pipeline}
 
 
+def test_cores_of_this_machine_are_no_limit_for_those_of_a_cluster(project: Path):
+    profile = ("--profile", "workflow/profiles/slurm", "--retries", "0")
+    ((job, _),) = submitted(
+        project, "stage2", *profile, "--forcerun", "stage2", "--set-threads", "stage2=500"
+    )
+    assert "--cpus-per-task=500" in job
+
+
 SLURM = ("--workflow-profile", "workflow/profiles/slurm", "--retries", "0")
 
 

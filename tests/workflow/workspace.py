@@ -26,12 +26,16 @@ from wrinklefree.config.load import read_yaml
 
 PROJECT = Path(__file__).parents[2]
 COPIED = (
+    "Snakefile",
+    "profiles",
     "workflow",
     "dvc.yaml",
     "research/dvc.yaml",
     "params.yaml",
     "params",
     "src",
+    "data/README.md",
+    "Makefile",
     ".dvcignore",
     ".dvc",
 )
@@ -46,16 +50,23 @@ ENVIRONMENT = os.environ | {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": "src"}
 """Of commands in a project: they run its own code."""
 
 
+HIDDEN = "/research/dvc.yaml"
+"""The line of .dvcignore that ``make dvc-research`` removes."""
+
+
 def copy_project(folder: Path) -> None:
-    """Copy what the engines read, without anything that was produced."""
+    """Copy what the engines read, without anything that was produced; DVC sees the research."""
     for name in COPIED:
         source = PROJECT / name
-        if source.is_dir():
+        if source.is_symlink():
+            (folder / name).symlink_to(source.readlink())
+        elif source.is_dir():
             ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "*.egg-info")
             shutil.copytree(source, folder / name, ignore=ignore)
         else:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(source, folder / name)
+    run(folder, "make", "dvc-research")
     shutil.copy(PROJECT / ".gitignore", folder)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 
@@ -119,8 +130,8 @@ def pretend_everything_ran(folder: Path) -> None:
         record = folder / "provenance" / f"{output}.json"
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text("{}\n")
-    (folder / "results" / "evaluation.json").write_text("{}\n")
-    run(folder, "snakemake", "--cores", "1", "--touch", "--forceall", *TARGETS)
+    (folder / "results" / "metrics.json").write_text("{}\n")
+    run(folder, "snakemake", "--touch", "--forceall", *TARGETS)
     dvc_accept(folder)
 
 
@@ -137,7 +148,7 @@ def dvc_outputs(folder: Path) -> dict[str, str]:
 
 def snakemake_reruns(folder: Path, *options: str) -> dict[str, str]:
     """What Snakemake would run: the command of every job by its output folder."""
-    dry_run = (*TARGETS, "--cores", "1", "--dry-run", "--printshellcmds")
+    dry_run = (*TARGETS, "--dry-run", "--printshellcmds")
     text = run_forked(folder, snakemake_main, *dry_run, *options)
     commands = re.findall(r"^Shell command: (.*--output (\S+))$", text, re.MULTILINE)
     return {output: command for command, output in commands}

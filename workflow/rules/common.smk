@@ -14,6 +14,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.tracking import pipeline
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.cpus import available_cpus
+from wrinklefree.tracking.described import settings_of_run
 from wrinklefree.tracking.kept import FORCED
 
 PROJECT = Path(str(workflow.current_basedir)).parents[1]
@@ -27,10 +28,22 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 PARAMETERS = without_nulls(config)
+if any(word.split("=")[0] == "--report" for word in sys.argv):
+    # It describes the run that took place, whatever params.yaml says by now.
+    try:
+        PARAMETERS = settings_of_run(PARAMETERS)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    config.update(PARAMETERS)
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.
 GPUS = checked.resources.gpus
+# Of this machine, from --cores or the default profile.
+CORES = workflow.resource_settings.cores
+if workflow.resource_settings.nodes is not None:
+    # With --jobs they are no limit: jobs of a cluster run on other machines.
+    workflow.global_resources["_cores"] = None
 # CPUs of such a stage in a job of a cluster, unless --set-threads says otherwise.
 REMOTE_THREADS = 8 if GPUS else 2
 # Tasks of datatrove that run beside each other on this machine; those of Slurm run elsewhere.
@@ -73,7 +86,9 @@ def all_cores(wildcards):
     """Threads of a stage that uses all it can get: ``--cores`` here, a share in a cluster's job."""
     if workflow.exec_mode != ExecMode.DEFAULT:
         return available_cpus()  # inside of the job, which was given them
-    return workflow.cores if workflow.local_exec else REMOTE_THREADS
+    if not workflow.local_exec:
+        return REMOTE_THREADS
+    return min(CORES, workflow.nodes or CORES)
 
 
 def model_memory(wildcards, attempt):

@@ -1,8 +1,8 @@
 # Research targets: no part of `all`.
 #
-#   snakemake --cores all control         what ternary weights cost against a dense model
-#   snakemake --cores all regmix          the best mixture that small trainings predict
-#   snakemake --cores all microanneal     whether the candidate mixture is better than the present one
+#   snakemake control         what ternary weights cost against a dense model
+#   snakemake regmix          the best mixture that small trainings predict
+#   snakemake microanneal     whether the candidate mixture is better than the present one
 
 REGMIX_RUNS = PARAMETERS["regmix"]["runs"]
 ARMS = ("present", "candidate")

@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
+from wrinklefree.evaluate.smoothing import downsample
 from wrinklefree.train.history import HISTORY
 
 _COUNTERS = ("step", "tokens")
+_CURVES = {
+    "loss": "train/loss",
+    "lambda": "train/lambda",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm_raw",
+}
+"""Columns of :func:`curves_csv`, and their metrics."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,25 @@ def read_history(folder: Path) -> History:
         raise _corrupt(str(file), "no step has a finite train/loss")
     steps, tokens = ([record[name] for record in records] for name in _COUNTERS)
     return History(steps, tokens, metrics)
+
+
+def curves_csv(history: History) -> str:
+    """Loss (nats per token), λ, rate and gradient norm over steps and tokens, as text.
+
+    A long training is thinned to about 600 lines that keep its extremes. A metric that it never
+    reported has no column.
+    """
+    loss = history.series("train/loss")
+    reported = [index for index, value in enumerate(loss) if math.isfinite(value)]
+    kept, _ = downsample(reported, [loss[index] for index in reported])
+    series = {name: history.series(metric) for name, metric in _CURVES.items()}
+    names = [name for name, metric in _CURVES.items() if history.reports(metric)]
+    lines = [",".join((*_COUNTERS, *names))]
+    for index in map(int, kept):
+        values = (series[name][index] for name in names)
+        cells = [repr(value) if math.isfinite(value) else "" for value in values]
+        lines.append(",".join([str(history.steps[index]), str(history.tokens[index]), *cells]))
+    return "\n".join(lines) + "\n"
 
 
 def _record(line: bytes, where: str) -> dict[str, Any]:

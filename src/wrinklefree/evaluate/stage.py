@@ -20,7 +20,7 @@ from wrinklefree.data.tokenizer import load_tokenizer
 from wrinklefree.evaluate import plots
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
-from wrinklefree.evaluate.history import History, read_history
+from wrinklefree.evaluate.history import History, curves_csv, read_history
 from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.loss_noise import loss_noise
 from wrinklefree.evaluate.page import text_page, write_texts
@@ -45,6 +45,8 @@ KINDS: dict[str, Kind] = {
     "distill_dlm": "diffusion",
 }
 """What each model must be, or its row of the table would say it of another one."""
+SHOWN_BITS_PER_BYTE = (BASE, "distill_ar")
+"""Whose bits per byte are among the metrics: what goes in, and what is exported."""
 SHOWN_TERNARY = ("distill_ar", "stage2", "distill_dlm", "dlm", NAIVE)
 """Whose codes are plotted: the first of these that there is."""
 
@@ -148,6 +150,13 @@ def evaluate_models(
         ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended}]}
 
+    ``metrics.json``, the few of these numbers that runs are compared by::
+
+        loss           {model: as above}
+        recovered      {ternary autoregressive model but naive: as above, unless null}
+        bits_per_byte  {model of :data:`SHOWN_BITS_PER_BYTE`: as above, unless null}
+
+    ``curves/<stage>.csv`` (see :func:`curves_csv`) of every training stage,
     ``table.md`` and ``table.txt`` (100 and 80 columns), ``samples.md``, both as pages as well,
     ``ternary.csv`` (a line per ternary layer), ``plots/*.svg``. All are functions of the arguments
     alone.
@@ -209,8 +218,10 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
     content = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     table = plain_table(found.scores, recovered)
     samples = samples_markdown(found.samples, found.settings.new_tokens)
+    metrics = json.dumps(_metrics(found, recovered), indent=1, allow_nan=False) + "\n"
     texts = {
         "evaluation.json": content,
+        "metrics.json": metrics,
         "table.md": markdown_table(found.scores, recovered),
         "table.txt": table,
         "table.html": text_page("Held-out loss", table),
@@ -218,8 +229,24 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         "samples.html": text_page("Samples", samples),
         "ternary.csv": ternary_csv(found.ternary),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    curves = {f"{name}.csv": curves_csv(history) for name, history in histories.items()}
+    (folder / "curves").mkdir(parents=True, exist_ok=True)
     write_texts(folder, texts)
+    write_texts(folder / "curves", curves)
+
+
+def _metrics(
+    found: _Examination, recovered: dict[str, float | None]
+) -> dict[str, dict[str, float | None]]:
+    """``metrics.json``. A number that there is not is left out: DVC shows null as a value."""
+    scores = {name: score.overall for name, score in found.scores.items()}
+    bits = {name: scores[name].bits_per_byte for name in SHOWN_BITS_PER_BYTE if name in scores}
+    shares = {name: share for name, share in recovered.items() if name != NAIVE}
+    return {
+        "loss": {name: score.loss for name, score in scores.items()},
+        "recovered": {name: share for name, share in shares.items() if share is not None},
+        "bits_per_byte": {name: value for name, value in bits.items() if value is not None},
+    }
 
 
 def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> None:

@@ -52,7 +52,7 @@ def _warn_of_export(model: PreTrainedModel) -> None:
     if reasons := export_obstacles(model):
         warnings.warn(
             f"the stage export will refuse what is trained from this base: {'; '.join(reasons)}."
-            " Everything up to evaluate works (snakemake --cores all evaluate, or dvc repro"
+            " Everything up to evaluate works (snakemake evaluate, or dvc repro"
             " evaluate); for an export choose another base or shape",
             stacklevel=2,
         )
