@@ -4,17 +4,19 @@ import warnings
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from wrinklefree.config.optimizer import OptimizerSettings, UnusualLearningRateWarning
 
-ADAPTER: TypeAdapter[Any] = TypeAdapter(OptimizerSettings)
 MUON = {"name": "muon", "scale": "original", "lr": 2e-3, "adamw_lr": 3e-4}
 ADAMW = {"name": "adamw", "lr": 3e-4}
 
 
 def parse(base: dict[str, object], **change: object) -> Any:
-    return ADAPTER.validate_python(base | change)
+    """The block of the optimizer that ``name`` chooses."""
+    block = base | change
+    name = block.pop("name")
+    return OptimizerSettings.model_validate({"name": name, name: block}).chosen
 
 
 @pytest.mark.parametrize("name", ["muon", "muonclip"])
@@ -90,3 +92,27 @@ def test_muonclip_has_no_nesterov_and_muon_no_threshold() -> None:
         parse(MUON, name="muonclip", nesterov=False)
     with pytest.raises(ValidationError, match="qk_clip_threshold"):
         parse(MUON, qk_clip_threshold=50.0)
+
+
+NAMES = ["adamw", "muon", "muonclip"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_alone_chooses_an_optimizer_with_usual_rates(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings = OptimizerSettings.model_validate({"name": name})
+    assert settings.chosen is getattr(settings, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_block_stands_beside_any_choice(name: str) -> None:
+    blocks = {other: {"lr": 9e-4} for other in NAMES}
+    settings = OptimizerSettings.model_validate({"name": name, **blocks})
+    assert settings.chosen.lr == 9e-4
+
+
+@pytest.mark.parametrize("name", ["muon", "muonclip"])
+def test_a_block_that_is_not_chosen_is_validated(name: str) -> None:
+    with pytest.raises(ValidationError, match="momentum"):
+        OptimizerSettings.model_validate({"name": "adamw", name: {"momentum": 2.0}})

@@ -1,5 +1,8 @@
 """Optimizers and their learning-rate guard.
 
+``optimizer`` names one of the optimizers and has a block of settings for each, so that another name
+is all it takes to change: every block has defaults that are right for its optimizer.
+
 Muon's update has a size of its own, so a rate that is right for AdamW leaves the weights almost
 still (an expensive way to learn nothing). The guard is keyed on (optimizer, scale).
 """
@@ -31,16 +34,29 @@ class UnusualLearningRateWarning(UserWarning):
     """A learning rate outside of the range in which its optimizer is known to work."""
 
 
+def _warn_outside(key: str, value: float, what: str, allowed: bool) -> None:
+    low, high = ADAMW_RANGE
+    if not allowed and not low <= value <= high:
+        warnings.warn(
+            f"{key} {value:g} is outside {low:g}..{high:g}, where {what} is known to train",
+            UnusualLearningRateWarning,
+            stacklevel=2,
+        )
+
+
 class AdamWSettings(Section):
     """AdamW for every parameter."""
 
-    name: Literal["adamw"]
-    lr: LearningRate
+    lr: LearningRate = 1e-3
+    """Peak learning rate."""
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    """Weight of the past in the running means of the gradient and of its square."""
     eps: Epsilon = 1e-8
+    """Added to the root of the mean square."""
     weight_decay: WeightDecay = 0.0
     """Applied to matrices, not to norms and biases."""
     allow_unusual_lr: bool = False
+    """Say nothing of a rate outside of the usual range."""
 
     @model_validator(mode="after")
     def _guard(self) -> AdamWSettings:
@@ -51,17 +67,22 @@ class AdamWSettings(Section):
 class MuonBase(Section):
     """Muon for hidden matrices, AdamW for embeddings, heads, norms and biases."""
 
-    lr: LearningRate
-    """For the hidden matrices."""
-    adamw_lr: LearningRate
-    """For all other parameters."""
-    scale: Literal["original", "match_rms"]
+    lr: LearningRate = 1e-3
+    """Peak learning rate of the hidden matrices."""
+    adamw_lr: LearningRate = 1e-3
+    """Peak learning rate of all other parameters."""
+    scale: Literal["original", "match_rms"] = "match_rms"
     """``original``: sqrt(max(1, rows/columns)). ``match_rms``: 0.2 sqrt(max(rows, columns))."""
     momentum: Decay = 0.95
+    """Weight of the past in the running mean of the gradient."""
     weight_decay: WeightDecay = 0.0
+    """Applied to the hidden matrices."""
     adamw_betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    """``betas`` of AdamW."""
     adamw_eps: Epsilon = 1e-8
+    """``eps`` of AdamW."""
     allow_unusual_lr: bool = False
+    """Say nothing of a rate outside of the usual range."""
 
     @model_validator(mode="after")
     def _guard(self) -> MuonBase:
@@ -81,47 +102,59 @@ class MuonBase(Section):
 class MuonSettings(MuonBase):
     """Muon with Nesterov momentum."""
 
-    name: Literal["muon"]
     nesterov: bool = True
+    """Look ahead along the momentum."""
 
 
 class MuonClipSettings(MuonBase):
     """Muon without Nesterov, and attention logits kept under a threshold (Kimi K2)."""
 
-    name: Literal["muonclip"]
     qk_clip_threshold: Annotated[float, Field(ge=1e-3, le=1e6)] = 100.0
+    """The largest attention logit, after scaling by 1/sqrt(head size)."""
 
 
-OptimizerSettings = Annotated[
-    AdamWSettings | MuonSettings | MuonClipSettings, Field(discriminator="name")
-]
+class OptimizerSettings(Section):
+    """Which optimizer trains, and a block of settings for each.
+
+    Only the block of the chosen one counts; the others are validated and have no effect.
+    """
+
+    name: Literal["adamw", "muon", "muonclip"]
+    """The optimizer that trains."""
+    adamw: AdamWSettings = AdamWSettings()
+    """AdamW for every parameter."""
+    muon: MuonSettings = MuonSettings()
+    """Muon with Nesterov momentum for hidden matrices, AdamW for the rest."""
+    muonclip: MuonClipSettings = MuonClipSettings()
+    """Muon without Nesterov, and attention logits kept under a threshold."""
+
+    @property
+    def chosen(self) -> AdamWSettings | MuonSettings | MuonClipSettings:
+        """The block of the optimizer that trains."""
+        return getattr(self, self.name)
 
 
 class ScheduleSettings(Section):
     """Learning rate over steps: linear warmup, then a decay to a fraction of the peak."""
 
-    kind: Literal["cosine", "linear", "constant"]
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay."""
     warmup_steps: StepsOrZero
-    final_lr_fraction: Fraction
+    """Steps over which the rate rises to its peak."""
+    final_lr_fraction: Fraction = 0.1
+    """Rate at the end, as a share of the peak."""
 
 
 class ZClipSettings(Section):
     """Adaptive clipping of the gradient norm by its z-score (arXiv 2504.02507)."""
 
-    enabled: bool
+    enabled: bool = True
+    """Whether norms are clipped."""
     z_threshold: Annotated[float, Field(gt=0.0, le=1000.0)] = 3.0
+    """Standard deviations above the mean from which a norm is clipped."""
     ema_decay: Decay = 0.99
+    """Weight of the past in the running mean and variance of the norm."""
     warmup_steps: Steps = 25
     """Steps that only gather statistics."""
     reopen_after: Steps = 20
     """Consecutive clips after which the statistics are gathered anew."""
-
-
-def _warn_outside(key: str, value: float, what: str, allowed: bool) -> None:
-    low, high = ADAMW_RANGE
-    if not allowed and not low <= value <= high:
-        warnings.warn(
-            f"{key} {value:g} is outside {low:g}..{high:g}, where {what} is known to train",
-            UnusualLearningRateWarning,
-            stacklevel=2,
-        )
