@@ -51,6 +51,11 @@ MISTAKES = [
     ("stage2.optimizer.muon.lr", "1e-3", ["stage2.optimizer.muon.lr", "write it with a point"]),
     ("stage2.optimizer.steps", 3, ["stage2.optimizer.steps", "no setting of this place"]),
     ("stage2.optimizer.muon.lrr", 0.1, ["stage2.optimizer.muon.lrr", "unknown setting"]),
+    (
+        "stage2.optimizer.lr",
+        0.002,
+        ["stage2.optimizer: lr stands in the block of an optimizer", "adamw, muon, muonclip"],
+    ),
     ("stage2.optimizer.name", "sgd", ["stage2.optimizer", "'muon'", "sgd"]),
     ("mixture.weights.code", 0.3, ["mixture", "weights sum to 1.2", "expected 1"]),
     ("mixture.weights.code", float("nan"), ["mixture.weights.code", "nan"]),

@@ -10,7 +10,7 @@ still (an expensive way to learn nothing). The guard is keyed on (optimizer, sca
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -113,6 +113,13 @@ class MuonClipSettings(MuonBase):
     """The largest attention logit, after scaling by 1/sqrt(head size)."""
 
 
+_BLOCKS: dict[str, type[Section]] = {
+    "adamw": AdamWSettings,
+    "muon": MuonSettings,
+    "muonclip": MuonClipSettings,
+}
+
+
 class OptimizerSettings(Section):
     """Which optimizer trains, and a block of settings for each.
 
@@ -127,6 +134,18 @@ class OptimizerSettings(Section):
     """Muon with Nesterov momentum for hidden matrices, AdamW for the rest."""
     muonclip: MuonClipSettings = MuonClipSettings()
     """Muon without Nesterov, and attention logits kept under a threshold."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_stand_in_blocks(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            owners = [name for name, kind in _BLOCKS.items() if key in kind.model_fields]
+            if owners and key not in cls.model_fields:
+                raise ValueError(
+                    f"{key} stands in the block of an optimizer: write {owners[0]}: {{{key}: …}},"
+                    f" for each optimizer has its own ({', '.join(owners)})"
+                )
+        return given
 
     @property
     def chosen(self) -> AdamWSettings | MuonSettings | MuonClipSettings:

@@ -135,10 +135,11 @@ def _section(name: str, schema: dict[str, Any], definitions: dict[str, Any]) -> 
 
 def _description(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     """Of a setting; pydantic leaves it out where it is that of the section it refers to."""
-    own = schema.get("description")
-    if own is None and "$ref" in schema:
-        own = definitions[schema["$ref"].rpartition("/")[2]].get("description")
-    return own or ("Tells this section from its alternatives." if "const" in schema else "")
+    described = schema
+    if "description" not in schema and "$ref" in schema:
+        described = definitions[schema["$ref"].rpartition("/")[2]]
+    alone = "Tells this section from its alternatives." if "const" in schema else ""
+    return described.get("description", alone)
 
 
 def _value(schema: dict[str, Any]) -> str:
@@ -169,7 +170,8 @@ def _type(schema: dict[str, Any]) -> str:
     if schema["type"] == "object":
         values = schema.get("patternProperties", {}).values() or [schema["additionalProperties"]]
         return f"mapping of names to {_value(next(iter(values)))}"
-    return _TYPES.get(schema["type"], schema["type"])
+    kind: str = schema["type"]
+    return _TYPES.get(kind, kind)
 
 
 def _number(value: float) -> str:
