@@ -81,7 +81,7 @@ class TrainingSettings(Section):
     """Optimizer steps."""
     batch_size: RowsAtOnce
     """Rows per micro-batch."""
-    gradient_accumulation_steps: RowsAtOnce
+    gradient_accumulation_steps: RowsAtOnce = 1
     """Micro-batches per optimizer step."""
     optimizer: OptimizerSettings
     """Which optimizer trains, and how."""
