@@ -240,6 +240,17 @@ def test_a_default_of_the_schema_does_not_change_the_default_run(parameters: dic
     assert not missing_or_other(json.loads(file.read_text()), resolved)
 
 
+@pytest.mark.filterwarnings("error::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+def test_the_guard_on_rates_watches_the_pipeline_and_finds_its_rates_usual(
+    parameters: dict[str, Any],
+):
+    checked = validate(parameters)
+    assert checked.base.scratch
+    trainings = [checked.base.scratch.training, checked.stage2, checked.dlm]
+    for training in (*trainings, checked.distill.ar, checked.distill.dlm):
+        assert not training.optimizer.chosen.allow_unusual_lr
+
+
 TRAININGS = [
     "base.scratch.training",
     "stage2",

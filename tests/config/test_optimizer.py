@@ -44,8 +44,8 @@ def test_allow_unusual_lr_silences_every_guard(rate: float) -> None:
     assert parse(ADAMW, lr=rate, allow_unusual_lr=True).lr == rate
 
 
-@pytest.mark.parametrize("rate", [4e-5, 2e-3])
-def test_muon_match_rms_warns_outside_the_range_of_adamw(rate: float) -> None:
+@pytest.mark.parametrize("rate", [4e-5, 4e-3])
+def test_muon_match_rms_warns_outside_its_range(rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^lr {rate:g} .*match_rms"):
         assert parse(MUON, scale="match_rms", lr=rate).lr == rate
 
@@ -54,16 +54,24 @@ def test_muon_match_rms_warns_outside_the_range_of_adamw(rate: float) -> None:
 def test_adamw_warns_outside_its_range(rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^lr {rate:g} .*AdamW"):
         parse(ADAMW, lr=rate)
-    with pytest.warns(UnusualLearningRateWarning, match=f"^adamw_lr {rate:g} .*AdamW"):
+
+
+@pytest.mark.parametrize("rate", [4e-5, 4e-3])
+def test_adamw_beside_muon_warns_outside_its_range(rate: float) -> None:
+    with pytest.warns(UnusualLearningRateWarning, match=f"^adamw_lr {rate:g} .*beside Muon"):
         parse(MUON, adamw_lr=rate)
 
 
-@pytest.mark.parametrize("rate", [5e-5, 1e-3])
-def test_the_ends_of_the_range_of_adamw_are_usual(rate: float) -> None:
+@pytest.mark.parametrize(
+    ("base", "rates"),
+    [(ADAMW, (5e-5, 1e-3)), (MUON | {"scale": "match_rms"}, (5e-5, 3e-3))],
+    ids=["adamw", "match_rms"],
+)
+def test_the_ends_of_a_range_are_usual(base: dict[str, object], rates: tuple[float, float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        parse(ADAMW, lr=rate)
-        parse(MUON, scale="match_rms", lr=rate, adamw_lr=rate)
+        for rate in rates:
+            parse(base, **{key: rate for key in base if key.endswith("lr")})
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,11 @@ from wrinklefree.config.section import (
 
 ADAMW_RANGE = (5e-5, 1e-3)
 MUON_ORIGINAL_RANGE = (1e-3, 3e-3)
+MATCH_RMS_RANGE = (5e-5, 3e-3)
+"""Of Muon with updates of AdamW's size, and of AdamW beside any Muon.
+
+From what full sizes take to what models of a few million parameters do best with (docs/LOG.md).
+"""
 
 WeightDecay = Annotated[float, Field(ge=0.0, le=10.0)]
 
@@ -34,8 +39,10 @@ class UnusualLearningRateWarning(UserWarning):
     """A learning rate outside of the range in which its optimizer is known to work."""
 
 
-def _warn_outside(key: str, value: float, what: str, allowed: bool) -> None:
-    low, high = ADAMW_RANGE
+def _warn_outside(
+    key: str, value: float, what: str, bounds: tuple[float, float], allowed: bool
+) -> None:
+    low, high = bounds
     if not allowed and not low <= value <= high:
         warnings.warn(
             f"{key} {value:g} is outside {low:g}..{high:g}, where {what} is known to train",
@@ -60,7 +67,7 @@ class AdamWSettings(Section):
 
     @model_validator(mode="after")
     def _guard(self) -> AdamWSettings:
-        _warn_outside("lr", self.lr, "AdamW", self.allow_unusual_lr)
+        _warn_outside("lr", self.lr, "AdamW", ADAMW_RANGE, self.allow_unusual_lr)
         return self
 
 
@@ -86,16 +93,17 @@ class MuonBase(Section):
 
     @model_validator(mode="after")
     def _guard(self) -> MuonBase:
+        usual, allowed = MATCH_RMS_RANGE, self.allow_unusual_lr
         low, high = MUON_ORIGINAL_RANGE
         if self.scale == "match_rms":
-            _warn_outside("lr", self.lr, "Muon with scale match_rms", self.allow_unusual_lr)
-        elif not low <= self.lr <= high and not self.allow_unusual_lr:
+            _warn_outside("lr", self.lr, "Muon with scale match_rms", usual, allowed)
+        elif not low <= self.lr <= high and not allowed:
             raise ValueError(
                 f"lr {self.lr:g} is outside {low:g}..{high:g}, where Muon with scale original"
                 " trains; a rate meant for AdamW leaves its weights almost still."
                 f" Set lr within the range, or allow_unusual_lr: true if you mean it"
             )
-        _warn_outside("adamw_lr", self.adamw_lr, "AdamW", self.allow_unusual_lr)
+        _warn_outside("adamw_lr", self.adamw_lr, "AdamW beside Muon", usual, allowed)
         return self
 
 
