@@ -57,6 +57,7 @@ check: setup
 	pyright
 	wrinklefree check
 	wrinklefree code
+	wrinklefree settings
 	snakemake --lint
 
 format: setup

@@ -69,12 +69,12 @@ def test_every_command_on_settings_says_in_one_line_what_is_wrong_with_the_file(
 
 def test_a_warning_is_one_line_and_no_failure(tmp_path: Path):
     preset = tmp_path / "fast.yaml"
-    preset.write_text("distill: {ar: {optimizer: {lr: 0.5}}}\n")
+    preset.write_text("distill: {ar: {optimizer: {muon: {lr: 0.5}}}}\n")
     result = wrinklefree("check", str(preset))
     assert result.returncode == 0
     assert result.stdout == f"params.yaml with {preset}: all settings are valid\n"
     assert result.stderr == (
-        f"warning: params.yaml with {preset}: lr 0.5 is outside 5e-05..0.001, where Muon with scale"
+        f"warning: params.yaml with {preset}: lr 0.5 is outside 5e-05..0.003, where Muon with scale"
         " match_rms is known to train\n"
     )
 

@@ -39,6 +39,8 @@ def main() -> None:
     continue_.add_argument("--from", dest="key", metavar="KEY", help="not the newest training")
     code = commands.add_parser("code", help="compare dvc.yaml with what the stages import")
     code.add_argument("--write", action="store_true", help="bring dvc.yaml up to date")
+    settings = commands.add_parser("settings", help="compare docs/settings.md with the settings")
+    settings.add_argument("--write", action="store_true", help="bring it and its schema up to date")
     _add_catalog(commands)
     hash_ = commands.add_parser(
         "hash", help="the sha256 that local files, or a base model, are pinned by"
@@ -57,6 +59,7 @@ def main() -> None:
             "restore": _restore,
             "continue": _continue,
             "code": _code,
+            "settings": _settings,
             "hash": _hash,
             "catalog": _catalog,
             "recipe": _recipe,
@@ -216,6 +219,23 @@ def _code(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"{path}: lists other modules than the stages import;"
                 " run `wrinklefree code --write` and commit the result"
+            )
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    from wrinklefree.config.reference import DOCUMENT, SCHEMA, document_text, schema_text
+    from wrinklefree.tracking.files import write_atomically
+
+    for path, text in ((DOCUMENT, document_text()), (SCHEMA, schema_text())):
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            print(f"{path}: up to date")
+        elif arguments.write:
+            write_atomically(path, text)
+            print(f"{path}: written")
+        else:
+            raise UserError(
+                f"{path}: does not say what the settings are now; run"
+                " `wrinklefree settings --write` and commit the result"
             )
 
 

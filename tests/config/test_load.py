@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def changed(parameters: dict[str, Any], path: str, value: Any) -> dict[str, Any]
     section = result
     *parents, last = path.split(".")
     for key in parents:
-        section = section[key]
+        section = section.setdefault(key, {})
     section[last] = value
     return result
 
@@ -47,14 +48,19 @@ MISTAKES = [
     ("stage2.stepz", 3, ["stage2.stepz", "unknown setting", "did you mean steps"]),
     ("stage2.steps", "many", ["stage2.steps", "valid integer", "'many'"]),
     ("stage2.steps", 0, ["stage2.steps", "greater than 0"]),
-    ("stage2.optimizer.lr", "1e-3", ["stage2.optimizer.lr", "write it with a point"]),
+    ("stage2.optimizer.muon.lr", "1e-3", ["stage2.optimizer.muon.lr", "write it with a point"]),
     ("stage2.optimizer.steps", 3, ["stage2.optimizer.steps", "no setting of this place"]),
-    ("stage2.optimizer.lrr", 0.1, ["stage2.optimizer.lrr", "unknown setting"]),
+    ("stage2.optimizer.muon.lrr", 0.1, ["stage2.optimizer.muon.lrr", "unknown setting"]),
+    (
+        "stage2.optimizer.lr",
+        0.002,
+        ["stage2.optimizer: lr stands in the block of an optimizer", "adamw, muon, muonclip"],
+    ),
     ("stage2.optimizer.name", "sgd", ["stage2.optimizer", "'muon'", "sgd"]),
     ("mixture.weights.code", 0.3, ["mixture", "weights sum to 1.2", "expected 1"]),
     ("mixture.weights.code", float("nan"), ["mixture.weights.code", "nan"]),
     ("mixture.max_repetition", float("inf"), ["mixture.max_repetition", "finite number", "inf"]),
-    ("stage2.optimizer.lr", float("inf"), ["stage2.optimizer.lr", "finite number"]),
+    ("stage2.optimizer.muon.lr", float("inf"), ["stage2.optimizer.muon.lr", "finite number"]),
     ("mixture.sequence_length", 2**20 + 1, ["mixture.sequence_length", "1048576"]),
     ("tokenize.processes", 0, ["  tokenize.processes: input should be greater than 0"]),
     ("mixture.weights.web", 0.0, ["mixture.weights names web", "no source has that domain"]),
@@ -83,12 +89,12 @@ MISTAKES = [
         ["distill.dlm.weights: all weights are 0"],
     ),
     ("evaluate.prompts", ["a", ""], ["evaluate.prompts.1", "at least 1 character"]),
-    ("stage2.optimizer.momentum", 1.0, ["stage2.optimizer.momentum", "less than 1"]),
-    ("stage2.optimizer.adamw_betas", [0.9, 1.0], ["optimizer.adamw_betas.1", "less than 1"]),
+    ("stage2.optimizer.muon.momentum", 1.0, ["stage2.optimizer.muon.momentum", "less than 1"]),
+    ("stage2.optimizer.muon.adamw_betas", [0.9, 1.0], ["muon.adamw_betas.1", "less than 1"]),
     (
         "stage2.optimizer",
-        {"name": "adamw", "lr": 0.001, "betas": [1.0, 0.9]},
-        ["stage2.optimizer.betas.0", "less than 1"],
+        {"name": "muon", "adamw": {"betas": [1.0, 0.9]}},
+        ["stage2.optimizer.adamw.betas.0", "less than 1"],
     ),
     ("dlm.zclip.ema_decay", 1.0, ["dlm.zclip.ema_decay", "less than 1"]),
     ("dlm.diffusion.block_size", 257, ["dlm.diffusion.block_size is 257", "sequence_length 256"]),
@@ -104,8 +110,8 @@ MISTAKES = [
             "stage2.steps": 10**30,
             "stage2.batch_size": 2**31,
             "stage2.gradient_accumulation_steps": 2**31,
-            "stage2.optimizer.lr": 1e300,
-            "stage2.optimizer.weight_decay": 1e300,
+            "stage2.optimizer.muon.lr": 1e300,
+            "stage2.optimizer.muon.weight_decay": 1e300,
             "dlm.diffusion.block_size": 2**31,
             "distill.ar.temperature": 1e300,
             "distill.ar.weights.logits": 1e300,
@@ -179,7 +185,7 @@ def test_null_entries_are_read_for_a_preset_removes_with_them(tmp_path: Path):
 
 
 def test_an_adamw_rate_with_muon_is_refused(parameters: dict[str, Any]):
-    optimizer = {"name": "muon", "lr": 0.0003, "adamw_lr": 0.0003, "scale": "original"}
+    optimizer = {"name": "muon", "muon": {"lr": 0.0003, "adamw_lr": 0.0003, "scale": "original"}}
     with pytest.raises(UserError, match="lr 0.0003 is outside 0.001..0.003"):
         validate(changed(parameters, "stage2.optimizer", optimizer))
 
@@ -191,8 +197,8 @@ def test_scratch_settings_of_a_pretrained_base_are_refused(parameters: dict[str,
 
 
 def test_a_missing_setting_is_named(parameters: dict[str, Any]):
-    del parameters["stage2"]["zclip"]
-    with pytest.raises(UserError, match=r"stage2\.zclip: this setting is required"):
+    del parameters["stage2"]["schedule"]
+    with pytest.raises(UserError, match=r"stage2\.schedule: this setting is required"):
         validate(parameters)
 
 
@@ -216,3 +222,57 @@ def test_overlay_is_what_snakemake_does_with_a_second_configfile(parameters: dic
         theirs = copy.deepcopy(parameters)
         update_config(theirs, read_yaml(file))
         assert without_nulls(theirs) == overlay(parameters, read_yaml(file))
+
+
+def missing_or_other(expected: Any, found: Any, path: str = "") -> list[str]:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return [
+            line
+            for key, value in expected.items()
+            for line in missing_or_other(value, found.get(key), f"{path}.{key}")
+        ]
+    return [] if expected == found else [f"{path[1:]} is {found}, expected {expected}"]
+
+
+def test_a_default_of_the_schema_does_not_change_the_default_run(parameters: dict[str, Any]):
+    file = PROJECT / "tests" / "config" / "default_run.json"
+    resolved = validate(parameters).model_dump(mode="json")
+    assert not missing_or_other(json.loads(file.read_text()), resolved)
+
+
+@pytest.mark.filterwarnings("error::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+def test_the_guard_on_rates_watches_the_pipeline_and_finds_its_rates_usual(
+    parameters: dict[str, Any],
+):
+    checked = validate(parameters)
+    assert checked.base.scratch
+    trainings = [checked.base.scratch.training, checked.stage2, checked.dlm]
+    for training in (*trainings, checked.distill.ar, checked.distill.dlm):
+        assert not training.optimizer.chosen.allow_unusual_lr
+
+
+TRAININGS = [
+    "base.scratch.training",
+    "stage2",
+    "dlm",
+    "distill.ar",
+    "distill.dlm",
+    "regmix.training",
+    "microanneal.training",
+]
+
+
+@pytest.mark.filterwarnings("error::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.parametrize("path", TRAININGS)
+@pytest.mark.parametrize("name", ["adamw", "muonclip"])
+def test_one_value_swaps_the_optimizer_of_any_training(
+    parameters: dict[str, Any], path: str, name: str
+):
+    section: Any = parameters
+    for key in path.split("."):
+        section = section[key]
+    assert "name" in section["optimizer"], "dvc exp run -S changes only what is written"
+    section: Any = validate(changed(parameters, f"{path}.optimizer.name", name))
+    for key in path.split("."):
+        section = getattr(section, key)
+    assert section.optimizer.chosen is getattr(section.optimizer, name)

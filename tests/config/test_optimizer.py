@@ -4,17 +4,19 @@ import warnings
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from wrinklefree.config.optimizer import OptimizerSettings, UnusualLearningRateWarning
 
-ADAPTER: TypeAdapter[Any] = TypeAdapter(OptimizerSettings)
 MUON = {"name": "muon", "scale": "original", "lr": 2e-3, "adamw_lr": 3e-4}
 ADAMW = {"name": "adamw", "lr": 3e-4}
 
 
 def parse(base: dict[str, object], **change: object) -> Any:
-    return ADAPTER.validate_python(base | change)
+    """The block of the optimizer that ``name`` chooses."""
+    block = base | change
+    name = block.pop("name")
+    return OptimizerSettings.model_validate({"name": name, name: block}).chosen
 
 
 @pytest.mark.parametrize("name", ["muon", "muonclip"])
@@ -42,8 +44,8 @@ def test_allow_unusual_lr_silences_every_guard(rate: float) -> None:
     assert parse(ADAMW, lr=rate, allow_unusual_lr=True).lr == rate
 
 
-@pytest.mark.parametrize("rate", [4e-5, 2e-3])
-def test_muon_match_rms_warns_outside_the_range_of_adamw(rate: float) -> None:
+@pytest.mark.parametrize("rate", [4e-5, 4e-3])
+def test_muon_match_rms_warns_outside_its_range(rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^lr {rate:g} .*match_rms"):
         assert parse(MUON, scale="match_rms", lr=rate).lr == rate
 
@@ -52,16 +54,24 @@ def test_muon_match_rms_warns_outside_the_range_of_adamw(rate: float) -> None:
 def test_adamw_warns_outside_its_range(rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^lr {rate:g} .*AdamW"):
         parse(ADAMW, lr=rate)
-    with pytest.warns(UnusualLearningRateWarning, match=f"^adamw_lr {rate:g} .*AdamW"):
+
+
+@pytest.mark.parametrize("rate", [4e-5, 4e-3])
+def test_adamw_beside_muon_warns_outside_its_range(rate: float) -> None:
+    with pytest.warns(UnusualLearningRateWarning, match=f"^adamw_lr {rate:g} .*beside Muon"):
         parse(MUON, adamw_lr=rate)
 
 
-@pytest.mark.parametrize("rate", [5e-5, 1e-3])
-def test_the_ends_of_the_range_of_adamw_are_usual(rate: float) -> None:
+@pytest.mark.parametrize(
+    ("base", "rates"),
+    [(ADAMW, (5e-5, 1e-3)), (MUON | {"scale": "match_rms"}, (5e-5, 3e-3))],
+    ids=["adamw", "match_rms"],
+)
+def test_the_ends_of_a_range_are_usual(base: dict[str, object], rates: tuple[float, float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        parse(ADAMW, lr=rate)
-        parse(MUON, scale="match_rms", lr=rate, adamw_lr=rate)
+        for rate in rates:
+            parse(base, **{key: rate for key in base if key.endswith("lr")})
 
 
 @pytest.mark.parametrize(
@@ -90,3 +100,27 @@ def test_muonclip_has_no_nesterov_and_muon_no_threshold() -> None:
         parse(MUON, name="muonclip", nesterov=False)
     with pytest.raises(ValidationError, match="qk_clip_threshold"):
         parse(MUON, qk_clip_threshold=50.0)
+
+
+NAMES = ["adamw", "muon", "muonclip"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_alone_chooses_an_optimizer_with_usual_rates(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings = OptimizerSettings.model_validate({"name": name})
+    assert settings.chosen is getattr(settings, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_block_stands_beside_any_choice(name: str) -> None:
+    blocks = {other: {"lr": 9e-4} for other in NAMES}
+    settings = OptimizerSettings.model_validate({"name": name, **blocks})
+    assert settings.chosen.lr == 9e-4
+
+
+@pytest.mark.parametrize("name", ["muon", "muonclip"])
+def test_a_block_that_is_not_chosen_is_validated(name: str) -> None:
+    with pytest.raises(ValidationError, match="momentum"):
+        OptimizerSettings.model_validate({"name": "adamw", name: {"momentum": 2.0}})

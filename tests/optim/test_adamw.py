@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.config.optimizer import AdamWSettings
-from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.adamw import build_adamw
 
-BASE = {"name": "adamw", "lr": 3e-4, "weight_decay": 0.5}
+BASE = {"lr": 3e-4, "weight_decay": 0.5}
 
 
 def textbook(start: Tensor, grads: list[Tensor], settings: AdamWSettings, decay: float) -> Tensor:
@@ -44,7 +44,7 @@ def test_follows_the_paper_and_decays_hidden_matrices_only(
     model = build_model("qwen3")
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     grads = {name: [torch.randn(p.shape) for _ in range(3)] for name, p in start.items()}
-    optimizer = build_optimizer(model, settings)
+    optimizer = build_adamw(model, settings)
     for step in range(3):
         for name, parameter in model.named_parameters():
             parameter.grad = grads[name][step]

@@ -10,16 +10,23 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import AdamWSettings, MuonClipSettings, MuonSettings
+from wrinklefree.config.optimizer import (
+    AdamWSettings,
+    MuonClipSettings,
+    MuonSettings,
+    OptimizerSettings,
+)
 from wrinklefree.optim import OPTIMIZERS, build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 
 SETTINGS = {
-    "adamw": AdamWSettings(name="adamw", lr=1e-3, weight_decay=0.1),
-    "muon": MuonSettings(name="muon", lr=2e-3, adamw_lr=3e-4, scale="original", weight_decay=0.1),
-    "muonclip": MuonClipSettings(
-        name="muonclip", lr=8e-4, adamw_lr=3e-4, scale="match_rms", qk_clip_threshold=0.2
-    ),
+    name: OptimizerSettings(
+        name=name,
+        adamw=AdamWSettings(lr=1e-3, weight_decay=0.1),
+        muon=MuonSettings(lr=2e-3, adamw_lr=3e-4, scale="original", weight_decay=0.1),
+        muonclip=MuonClipSettings(lr=8e-4, adamw_lr=3e-4, qk_clip_threshold=0.2),
+    )
+    for name in ("adamw", "muon", "muonclip")
 }
 
 
@@ -89,8 +96,8 @@ def test_resuming_without_the_state_differs(
 def test_groups_have_a_kind_and_their_peak_rate(
     build_model: Callable[..., PreTrainedModel], name: str
 ) -> None:
-    settings = SETTINGS[name]
-    groups = build_optimizer(build_model(), settings).param_groups
+    settings = SETTINGS[name].chosen
+    groups = build_optimizer(build_model(), SETTINGS[name]).param_groups
     assert [group["kind"] for group in groups] == ["matrix", "other"]
     other = settings.lr if isinstance(settings, AdamWSettings) else settings.adamw_lr
     for group, rate in zip(groups, (settings.lr, other), strict=True):

@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.config.optimizer import MuonSettings
-from wrinklefree.optim import build_optimizer
-from wrinklefree.optim.muon import Muon, Scale, expected_update_norm, muon_step, scale_factor
+from wrinklefree.optim.muon import (
+    Muon,
+    Scale,
+    build_muon,
+    expected_update_norm,
+    muon_step,
+    scale_factor,
+)
 
 SHAPES = [(5, 5), (63, 17), (17, 63), (1, 9)]
 ADJUSTMENT = {"original": "original", "match_rms": "match_rms_adamw"}
@@ -126,7 +132,6 @@ def test_returns_the_loss_of_a_closure() -> None:
 
 
 BASE = {
-    "name": "muon",
     "lr": 2e-3,
     "adamw_lr": 3e-4,
     "scale": "original",
@@ -136,7 +141,7 @@ BASE = {
 
 
 def after_two_steps(model: PreTrainedModel, settings: MuonSettings) -> dict[str, Tensor]:
-    optimizer = build_optimizer(model, settings)
+    optimizer = build_muon(model, settings)
     generator = torch.Generator().manual_seed(3)
     for _ in range(2):
         for parameter in model.parameters():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import MuonClipSettings, MuonSettings
+from wrinklefree.config.optimizer import MuonClipSettings, MuonSettings, OptimizerSettings
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.optim import build_optimizer
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
@@ -15,7 +15,7 @@ from wrinklefree.optim.muonclip import QkClip, QkClipStats, build_muonclip, shri
 
 Build = Callable[..., PreTrainedModel]
 KINDS = [("llama", False), ("llama", True), ("qwen3", False), ("qwen3", True)]
-SETTINGS = {"name": "muonclip", "lr": 8e-4, "adamw_lr": 3e-4, "scale": "match_rms"}
+SETTINGS = {"lr": 8e-4, "adamw_lr": 3e-4, "scale": "match_rms"}
 
 
 def measure(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def test_training_keeps_growing_logits_near_the_threshold(
     def largest_after_training(threshold: float) -> float:
         model = build_model(family, bits=bits)
         settings = MuonClipSettings(**SETTINGS, qk_clip_threshold=threshold)
-        optimizer = build_optimizer(model, settings)
+        optimizer = build_muonclip(model, settings)
         for _ in range(12):
             # A loss that asks for large logits: attention of the last token to the first.
             hidden = model(input_ids=tokens_BT, use_cache=False).logits
@@ -142,11 +142,11 @@ def test_without_clipping_it_is_muon_without_nesterov(
 ) -> None:
     shared = {"lr": 8e-4, "adamw_lr": 3e-4, "scale": "match_rms", "weight_decay": 0.1}
     results = []
-    for settings in (
-        MuonClipSettings(name="muonclip", qk_clip_threshold=1e6, **shared),
-        MuonSettings(name="muon", nesterov=False, **shared),
-    ):
+    clip = MuonClipSettings(qk_clip_threshold=1e6, **shared)
+    muon = MuonSettings(nesterov=False, **shared)
+    for name in ("muonclip", "muon"):
         model = build_model()
+        settings = OptimizerSettings(name=name, muon=muon, muonclip=clip)
         optimizer = build_optimizer(model, settings)
         for _ in range(3):
             optimizer.zero_grad()

@@ -25,7 +25,7 @@ TRAINING: dict[str, Any] = {
     "steps": 12,
     "batch_size": 4,
     "gradient_accumulation_steps": 1,
-    "optimizer": {"name": "adamw", "lr": 0.01, "allow_unusual_lr": True},
+    "optimizer": {"name": "adamw", "adamw": {"lr": 0.01, "allow_unusual_lr": True}},
     "schedule": {"kind": "linear", "warmup_steps": 1, "final_lr_fraction": 0.0},
     "zclip": {"enabled": True},
     "checkpoint_interval": 5,

@@ -117,7 +117,7 @@ def test_students_are_measured_fully_quantized(make_stage: MakeStage, inputs: di
         {"seed": 2},
         {"stage2.steps": 5},
         {"distill.ar.steps": 5},
-        {"distill.ar.optimizer.lr": 0.02},
+        {"distill.ar.optimizer.adamw.lr": 0.02},
         {"control.measure.rows_per_domain": 3},
         {"control.confidence": 0.5},
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,7 @@ SETTINGS: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "optimizer": {
         "name": "muon",
-        "lr": 0.0009,
-        "adamw_lr": 0.0009,
-        "scale": "match_rms",
-        "weight_decay": 0.1,
+        "muon": {"lr": 0.0009, "adamw_lr": 0.0009, "weight_decay": 0.1},
     },
     "schedule": {"kind": "cosine", "warmup_steps": 2, "final_lr_fraction": 0.1},
     "zclip": {"enabled": True, "z_threshold": 0.01, "ema_decay": 0.9, "warmup_steps": 2},
@@ -84,10 +82,7 @@ def make_settings() -> Callable[..., QuantizedTrainingSettings]:
     """Training settings with dotted changes, as ``schedule.kind="linear"``."""
 
     def make(changes: dict[str, Any] | None = None) -> QuantizedTrainingSettings:
-        values: dict[str, Any] = {
-            key: dict(value) if isinstance(value, dict) else value
-            for key, value in SETTINGS.items()
-        }
+        values = copy.deepcopy(SETTINGS)
         for path, value in (changes or {}).items():
             target = values
             *parents, last = path.split(".")

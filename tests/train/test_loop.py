@@ -62,14 +62,14 @@ EFFECTS: list[tuple[str, Any]] = [
     ("steps", 6),
     ("batch_size", 3),
     ("gradient_accumulation_steps", 3),
-    ("optimizer.lr", 0.0008),
-    ("optimizer.adamw_lr", 0.0008),
-    ("optimizer.scale", "original"),
-    ("optimizer.weight_decay", 0.0),
-    ("optimizer.momentum", 0.9),
-    ("optimizer.nesterov", False),
-    ("optimizer.adamw_betas", [0.8, 0.95]),
-    ("optimizer.adamw_eps", 1e-4),
+    ("optimizer.muon.lr", 0.0008),
+    ("optimizer.muon.adamw_lr", 0.0008),
+    ("optimizer.muon.scale", "original"),
+    ("optimizer.muon.weight_decay", 0.0),
+    ("optimizer.muon.momentum", 0.9),
+    ("optimizer.muon.nesterov", False),
+    ("optimizer.muon.adamw_betas", [0.8, 0.95]),
+    ("optimizer.muon.adamw_eps", 1e-4),
     ("schedule.kind", "linear"),
     ("schedule.warmup_steps", 1),
     ("schedule.final_lr_fraction", 0.2),
@@ -91,8 +91,8 @@ def test_every_setting_changes_the_result(
     make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
 ):  # fmt: skip
     changes = {path: value}
-    if path == "optimizer.scale":
-        changes |= {"optimizer.lr": 0.002}
+    if path == "optimizer.muon.scale":
+        changes |= {"optimizer.muon.lr": 0.002}
     trained = trainer(make_stage(), mixture, make_settings(changes))
     trained.run()
     assert not equal(weights(trained), weights(reference))

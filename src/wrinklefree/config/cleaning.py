@@ -23,11 +23,15 @@ class SlurmSettings(Section):
     """Where and with what datatrove's tasks run on a Slurm cluster."""
 
     partition: str
+    """Where the tasks run."""
     time: Annotated[str, Field(pattern=r"^([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{2}){0,2}$")]
     """Limit of a task, as sbatch takes it."""
     cpus_per_task: Workers = 1
+    """CPUs of each task."""
     memory_gb_per_cpu: Annotated[int, Field(gt=0, le=10_000)] = 4
+    """Main memory of each CPU, in GB."""
     quality_of_service: str | None = None
+    """``--qos`` of sbatch."""
     environment_command: str | None = None
     """A line of shell that activates the environment of this project on a node."""
     sbatch: dict[str, str] = {}
@@ -39,11 +43,13 @@ class DatatroveEngine(Section):
 
     kind: Literal["datatrove"]
     executor: Literal["local", "slurm"] = "local"
+    """Where the tasks run: on this machine or on a cluster."""
     tasks: Annotated[int, Field(gt=0, le=100_000)] = 4
     """Slices of the source, and buckets of hashes, that are worked on apart."""
     workers: Workers = 2
     """Tasks that run at a time."""
     slurm: SlurmSettings | None = None
+    """With ``executor: slurm``, and only then."""
 
     @model_validator(mode="after")
     def _slurm_settings_belong_to_slurm(self) -> DatatroveEngine:
@@ -63,6 +69,7 @@ class CleaningSettings(CleaningSteps):
     references: dict[Name, Source] = {}
     """Evaluation sets beside the held-out splits: their text is looked for, never trained on."""
     engine: Annotated[LocalEngine | DatatroveEngine, Field(discriminator="kind")]
+    """What carries the steps out."""
 
     def steps_for(self, own: CleaningSteps | None) -> CleaningSteps:
         """The steps for a source that has ``own`` settings beside those for all.

@@ -13,6 +13,7 @@ class LanguageSettings(Section):
     """Keep the documents of one language, as py3langid tells it."""
 
     enabled: bool = True
+    """Whether documents are told by language at all."""
     code: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
     """ISO 639 code of the language."""
     min_probability: Fraction = 0.3
@@ -23,6 +24,7 @@ class ParagraphSettings(Section):
     """Exact de-duplication of paragraphs, the text between blank lines, in the training split."""
 
     deduplicate: bool = True
+    """Of equal paragraphs keep the first."""
     min_characters: Annotated[int, Field(gt=0, le=100_000)] = 100
     """Shorter paragraphs stay, however often they come: headings, greetings, labels."""
 
@@ -35,9 +37,13 @@ class NearDuplicateSettings(Section):
     """
 
     enabled: bool = False
+    """Whether similar documents are looked for."""
     ngram: Ngram = 5
+    """Words in a row that are hashed together."""
     buckets: Annotated[int, Field(gt=0, le=256)] = 14
+    """Groups of hashes; two documents that share a group are similar."""
     hashes_per_bucket: Annotated[int, Field(gt=0, le=256)] = 8
+    """Hashes of a group, which must all be equal."""
 
 
 class DecontaminationSettings(Section):
@@ -47,6 +53,7 @@ class DecontaminationSettings(Section):
     """
 
     enabled: bool = True
+    """Whether evaluation text is looked for."""
     ngram: Ngram = 13
     """This many words in a row, compared in lower case and without punctuation."""
     max_training_documents: PositiveInt = 10
@@ -65,11 +72,17 @@ class CleaningSteps(Section):
     deduplicate_documents: bool = True
     """Of documents with equal text keep the first."""
     min_characters: PositiveInt = 1
+    """Shorter documents are dropped."""
     max_characters: PositiveInt = 10_000_000
+    """Longer documents are dropped."""
     language: LanguageSettings = LanguageSettings()
+    """Documents of other languages."""
     paragraphs: ParagraphSettings = ParagraphSettings()
+    """Paragraphs that repeat."""
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()
+    """Documents that are nearly alike."""
     decontamination: DecontaminationSettings = DecontaminationSettings()
+    """Paragraphs that have evaluation text in them."""
 
     @model_validator(mode="after")
     def _some_length_fits(self) -> CleaningSteps:

@@ -120,7 +120,7 @@ def _locate(location: tuple[int | str, ...], value: Any) -> str:
         if value is not None and not isinstance(value, dict | list):
             break
         if isinstance(value, dict):
-            if not tagged and key in (value.get("kind"), value.get("name")):
+            if not tagged and key == value.get("kind"):
                 tagged = True
                 continue
             value = value.get(key)

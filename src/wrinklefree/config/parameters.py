@@ -32,24 +32,43 @@ class Parameters(Section):
     """Every knob of the pipeline, a section per stage."""
 
     seed: Seed
+    """What every stage's own seed is derived from."""
     held_out: HeldOutSettings
+    """What is never trained on."""
     sources: dict[Name, Source] = Field(min_length=1)
+    """Where documents come from, by a name of yours."""
     cleaning: CleaningSettings
+    """What is removed before tokenization."""
     tokenizer: TokenizerSettings
+    """How text becomes tokens."""
     tokenize: TokenizeSettings
+    """How the work of tokenizing is divided."""
     mixture: MixtureSettings
+    """How tokens of all domains become rows."""
     data_report: DataReportSettings
+    """What the report on the data looks at."""
     base: BaseSettings
+    """The dense model that everything starts from."""
     subln: SublnSettings
+    """How it is made ternary."""
     stage2: QuantizedTrainingSettings
+    """Continued pretraining with quantization in the loop."""
     dlm: DlmSettings
+    """Conversion to a block-diffusion model."""
     distill: DistillStudents
+    """Distillation of the dense teacher into both students."""
     evaluate: EvaluateSettings
+    """The comparison of every model of the run."""
     export: ExportSettings
+    """The student for other tools."""
     control: ControlSettings
+    """Research: what ternary weights cost."""
     regmix: RegmixSettings
+    """Research: which mixture is best."""
     microanneal: MicroannealSettings
+    """Research: whether a mixture is better than another."""
     resources: ResourcesSettings = ResourcesSettings()
+    """What a cluster is asked for."""
 
     @model_validator(mode="after")
     def _weights_match_domains(self) -> Parameters:

@@ -37,7 +37,7 @@ class MeasureSettings(Section):
 
     rows_per_domain: Annotated[int, Field(ge=2, le=10**9)]
     """Held-out rows scored per domain, at most. Intervals count their documents."""
-    batch_size: RowsAtOnce
+    batch_size: RowsAtOnce = 8
     """Rows at a time. Bounds memory."""
 
 
@@ -45,7 +45,8 @@ class ControlSettings(Section):
     """The dense base trained on as the students were, for the price of ternary weights."""
 
     measure: MeasureSettings
-    confidence: Confidence
+    """Held-out loss after the training."""
+    confidence: Confidence = 0.95
     """Of the intervals."""
 
 
@@ -56,11 +57,11 @@ class DrawSettings(Section):
     concentration of each mixture is drawn log-uniformly between the two given.
     """
 
-    concentration_min: Concentration
+    concentration_min: Concentration = 2.0
     """Small: mixtures of one or two domains."""
-    concentration_max: Concentration
+    concentration_max: Concentration = 20.0
     """Large: mixtures close to the present one."""
-    floor: Annotated[float, Field(ge=0.0, lt=1.0)]
+    floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
     """The least weight of a domain that has a weight in ``mixture``."""
 
     @model_validator(mode="after")
@@ -76,17 +77,17 @@ class DrawSettings(Section):
 class FitSettings(Section):
     """The regression from weights to losses, and the search for the best mixture."""
 
-    held_out_runs: Annotated[int, Field(ge=FEWEST_HELD_OUT, le=10**6)]
+    held_out_runs: Annotated[int, Field(ge=FEWEST_HELD_OUT, le=10**6)] = 8
     """The last of the runs; the regression is judged on them and never fitted on them."""
-    regression: Literal["linear", "log_linear", "boosted_trees"]
+    regression: Literal["linear", "log_linear", "boosted_trees"] = "log_linear"
     """``linear``: ridge on weights; ``log_linear``: ridge on their logarithms."""
     target: dict[Name, NonNegativeFloat] | None = None
     """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
-    candidates: Annotated[int, Field(gt=0, le=10**7)]
+    candidates: Annotated[int, Field(gt=0, le=10**7)] = 20_000
     """Mixtures whose target loss is predicted."""
-    best_candidates: Annotated[int, Field(gt=0, le=10**7)]
+    best_candidates: Annotated[int, Field(gt=0, le=10**7)] = 100
     """The mean of this many of the best is the mixture that is proposed."""
-    bootstraps: Annotated[int, Field(ge=20, le=100_000)]
+    bootstraps: Annotated[int, Field(ge=20, le=100_000)] = 200
     """Fits on runs drawn with replacement, for the uncertainty."""
 
     @model_validator(mode="after")
@@ -107,10 +108,15 @@ class RegmixSettings(Section):
     threads: Workers
     """CPU threads of a run; an engine trains as many at once as there are cores for."""
     draw: DrawSettings
+    """How the mixtures of the runs are drawn."""
     model: ModelSettings
+    """Shape of the model that every run trains."""
     training: TrainingSettings
+    """How it is trained."""
     measure: MeasureSettings
+    """Held-out loss after each training."""
     fit: FitSettings
+    """The regression, and the search for the best mixture."""
 
     @model_validator(mode="after")
     def _enough_runs(self) -> Self:
@@ -141,7 +147,9 @@ class ArmsSettings(Section):
     """The two mixtures."""
 
     present: ArmSettings
+    """The mixture that is in use."""
     candidate: ArmSettings
+    """The mixture that may be better."""
 
 
 class VerdictSettings(Section):
@@ -149,7 +157,7 @@ class VerdictSettings(Section):
 
     target: dict[Name, NonNegativeFloat] | None = None
     """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
-    confidence: Confidence
+    confidence: Confidence = 0.95
     """Of the intervals. The verdict is undecided where the interval contains 0."""
 
     @model_validator(mode="after")
@@ -162,6 +170,7 @@ class MicroannealSettings(Section):
     """Two short anneals from the dense base, with two mixtures."""
 
     arms: ArmsSettings
+    """The two mixtures that are compared."""
     seeds: Annotated[list[NonNegativeInt], Field(min_length=2)]
     """One anneal of each arm per seed of the data order; both arms have the same seeds."""
     threads: Workers
@@ -169,7 +178,9 @@ class MicroannealSettings(Section):
     training: TrainingSettings
     """``schedule`` anneals: no warmup to speak of, ``final_lr_fraction`` 0."""
     measure: MeasureSettings
+    """Held-out loss after each anneal."""
     verdict: VerdictSettings
+    """How it is decided which mixture is better."""
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Self:

@@ -59,5 +59,6 @@ class Section(BaseModel):
         frozen=True,
         strict=True,
         allow_inf_nan=False,
+        use_attribute_docstrings=True,
         str_max_length=LONGEST_TEXT,
     )

@@ -76,7 +76,9 @@ class PackageSource(SourceBase):
 
     kind: Literal["package"]
     package: PackageWord
+    """Name of the package."""
     version: PackageWord
+    """Version of the package."""
     archive: Literal["wheel", "sdist"] = "wheel"
     """Which of the package's files to read: the built one or the source distribution."""
     sha256: Sha256
@@ -84,6 +86,7 @@ class PackageSource(SourceBase):
     include: list[str] = Field(min_length=1)
     """Globs of paths inside the archive; ``**`` crosses folders."""
     exclude: list[str] = []
+    """Globs of paths that ``include`` finds and that are not read."""
     max_member_megabytes: Annotated[int, Field(gt=0, le=2**20)] = 1024
     """The largest file to read from the archive, in MiB after decompression."""
     format: Literal["text", "json", "json_lines"]
@@ -140,12 +143,15 @@ class HubSource(SourceBase):
     dataset: str
     """``owner/name``, or a local folder laid out like a repository."""
     subset: str | None = None
+    """A configuration of the data set."""
     folder: str | None = None
     """Read only the data files below this folder of the repository."""
     split: str = "train"
+    """A split of the data set."""
     revision: str
     """A commit of the data set, so that the run can be repeated. A local folder has none."""
     text_field: str = "text"
+    """The column that holds the text."""
 
 
 Level = Annotated[int, Field(ge=1, le=5)]
@@ -156,9 +162,11 @@ class GeneratedSource(SourceBase):
 
     kind: Literal["generated"]
     generator: Literal["mathematics"]
+    """What writes the documents."""
     documents: PositiveInt
     """Of all levels together."""
     seed: Seed
+    """Of its random numbers."""
     levels: list[Level] = Field(default=[1, 2, 3], min_length=1)
     """Levels of difficulty to train on, equally often.
 

@@ -49,9 +49,14 @@ READS: dict[str, tuple[str, ...]] = {
     "microanneal": ("microanneal.verdict",),
 }
 
+ALTERNATIVES = ("optimizer",)
+"""Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""
+
 
 def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) -> dict[str, Any]:
     """The sections of ``parameters`` that ``stage`` may read, nested as in the file.
+
+    Blocks of alternatives that are not chosen are left out: they have no effect.
 
     Parameters
     ----------
@@ -73,8 +78,19 @@ def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) 
         *parents, last = path.split(".")
         for key in parents:
             target = target.setdefault(key, {})
-        target[last] = value
+        target[last] = _without_unchosen(value)
     return narrowed
+
+
+def _without_unchosen(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_unchosen(item) for key, item in value.items()}
+    for key in ALTERNATIVES:
+        block = kept.get(key)
+        if isinstance(block, dict) and isinstance(name := block.get("name"), str):
+            kept[key] = {own: item for own, item in block.items() if own in ("name", name)}
+    return kept
 
 
 def write_sections(

@@ -63,10 +63,11 @@ class MixtureSettings(Section):
     """How tokens of all domains become rows, and in which order training sees the rows."""
 
     sequence_length: Annotated[int, Field(ge=8, le=LONGEST_ROW)]
-    shuffle_buffer_size: Rows
+    """Tokens of a row."""
+    shuffle_buffer_size: Rows = 50_000
     """Rows of a domain are permuted inside windows of this many rows."""
     weights: Weights
-    """A domain of weight 0 is measured and not trained on."""
+    """Share of the training tokens per domain; 0: measured and not trained on."""
     max_repetition: Annotated[float, Field(gt=0.0, le=1000.0)] = 4.0
     """A training stage that would read a domain's rows more often than this is refused.
 

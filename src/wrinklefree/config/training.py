@@ -36,7 +36,8 @@ class LambdaWarmupSettings(Section):
 
     warmup_steps: StepsOrZero
     """0: fully quantized from the first step. Fewer than the stage's ``steps``."""
-    schedule: Literal["linear", "cosine"]
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Shape of the rise."""
 
 
 class CurriculumDecayWarning(UserWarning):
@@ -80,19 +81,24 @@ class TrainingSettings(Section):
     """The one training loop."""
 
     steps: Steps
+    """Optimizer steps."""
     batch_size: RowsAtOnce
     """Rows per micro-batch."""
-    gradient_accumulation_steps: RowsAtOnce
+    gradient_accumulation_steps: RowsAtOnce = 1
     """Micro-batches per optimizer step."""
     optimizer: OptimizerSettings
+    """Which optimizer trains, and how."""
     schedule: ScheduleSettings
-    zclip: ZClipSettings
+    """The learning rate over steps."""
+    zclip: ZClipSettings = ZClipSettings()
+    """Clipping of the gradients' norm."""
     data: DataSettings = DataSettings()
+    """Which rows are read, and in which order."""
     autocast: Literal["none", "bfloat16"] = "none"
     """Compute type of the forward pass; parameters and optimizer state stay fp32."""
-    checkpoint_interval: Steps
+    checkpoint_interval: Steps = 40
     """Steps between resumable checkpoints. Has no effect on the result."""
-    log_interval: Steps
+    log_interval: Steps = 20
     """Steps between lines of output. Has no effect on the result."""
     evaluate_interval: StepsOrZero = 0
     """Steps between measurements of the held-out loss, in the history; 0: none."""
@@ -148,6 +154,7 @@ class QuantizedTrainingSettings(TrainingSettings):
     """Training with quantization in the loop."""
 
     lambda_warmup: LambdaWarmupSettings
+    """Quantization strength over steps."""
 
     @model_validator(mode="after")
     def _trains_fully_quantized(self) -> Self:
@@ -164,12 +171,19 @@ class ModelSettings(Section):
     """The shape of a Llama-like model trained from scratch."""
 
     hidden_size: Annotated[int, Field(gt=0, le=1 << 16)]
+    """Features of a token between layers."""
     intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)]
+    """Features inside the feed-forward network."""
     layers: Annotated[int, Field(gt=0, le=1000)]
+    """Decoder layers."""
     heads: Heads
+    """Attention heads of queries."""
     key_value_heads: Heads
-    rope_theta: Annotated[float, Field(ge=1.0, le=1e12)]
-    initializer_range: Annotated[float, Field(ge=1e-6, le=10.0)]
+    """Attention heads of keys and values, each shared by equally many queries."""
+    rope_theta: Annotated[float, Field(ge=1.0, le=1e12)] = 10_000.0
+    """Base of the rotary embeddings' wavelengths."""
+    initializer_range: Annotated[float, Field(ge=1e-6, le=10.0)] = 0.02
+    """Standard deviation of the initial weights."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelSettings:
@@ -197,6 +211,7 @@ class HubBaseSettings(Section):
 
     kind: Literal["hub"]
     repository: str
+    """``owner/name``."""
     revision: str
     """A commit, so that the run can be repeated."""
 
@@ -206,6 +221,7 @@ class FolderBaseSettings(Section):
 
     kind: Literal["folder"]
     path: str
+    """The folder."""
     sha256: Sha256
     """Of the folder's files, names and contents, so that an edit is noticed.
 
@@ -218,7 +234,9 @@ class GgufBaseSettings(Section):
 
     kind: Literal["gguf"]
     package: PackageWord
+    """Name of the package."""
     version: PackageWord
+    """Version of the package."""
     sha256: Sha256
     """Of the wheel."""
     member: str
@@ -235,7 +253,9 @@ class ScratchSettings(Section):
     """Shape and training of a dense model made here."""
 
     model: ModelSettings
+    """Shape of the model."""
     training: TrainingSettings
+    """How it is trained."""
 
     @model_validator(mode="after")
     def _order_needs_no_model(self) -> ScratchSettings:
@@ -251,6 +271,7 @@ class BaseSettings(Section):
     """The dense model that everything starts from."""
 
     source: BaseSource
+    """Where the model comes from."""
     scratch: ScratchSettings | None = None
     """With ``source.kind: scratch``, and only then."""
 
@@ -267,9 +288,9 @@ class BaseSettings(Section):
 class SublnSettings(Section):
     """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
 
-    gain: Literal["calibrated", "calibrated_scalar", "ones"]
+    gain: Literal["calibrated", "calibrated_scalar", "ones"] = "calibrated"
     """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
-    calibration_rows: Annotated[int, Field(gt=0, le=10**6)]
+    calibration_rows: Annotated[int, Field(gt=0, le=10**6)] = 32
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
 
 
@@ -277,12 +298,14 @@ class DiffusionSettings(Section):
     """Block diffusion: what is masked, how tokens are read, how the loss is weighted."""
 
     block_size: Annotated[int, Field(gt=0, le=LONGEST_ROW)]
-    mask_init: Literal["mean", "random", "zero"]
+    """Tokens that are denoised together."""
+    mask_init: Literal["mean", "random", "zero"] = "mean"
     """Initial embedding of the mask token."""
-    token_shift: Literal["none", "noisy", "clean_boundary"]
+    token_shift: Literal["none", "noisy", "clean_boundary"] = "clean_boundary"
     """From which row a token is predicted (docs: diffusion)."""
-    loss_weighting: Literal["unit", "elbo"]
-    complementary_masks: bool
+    loss_weighting: Literal["unit", "elbo"] = "unit"
+    """``unit``: every masked token counts alike. ``elbo``: by the bound on the likelihood."""
+    complementary_masks: bool = True
     """Train on the unmasked half as well, masked in a second view."""
 
 
@@ -290,16 +313,18 @@ class DlmSettings(QuantizedTrainingSettings):
     """Conversion to a block-diffusion model."""
 
     diffusion: DiffusionSettings
+    """Block diffusion."""
 
 
 class RelationSettings(Section):
     """Distillation of Q, K and V relations at one layer (arXiv 2510.13998, section 3.3)."""
 
-    layer_fraction: Fraction
+    layer_fraction: Fraction = 0.8
     """Depth of the layer: 0.8 of 28 layers is layer 22."""
     heads: Heads
     """Relation heads, independent of the number of attention heads."""
-    temperature: Temperature
+    temperature: Temperature = 1.0
+    """Softens both relations before they are compared."""
     causal: bool
     """Compare only rows' own past."""
 
@@ -307,9 +332,12 @@ class RelationSettings(Section):
 class DistillationWeights(Section):
     """Factors of the terms of the loss."""
 
-    cross_entropy: NonNegativeFloat
-    logits: NonNegativeFloat
-    relations: NonNegativeFloat
+    cross_entropy: NonNegativeFloat = 1.0
+    """Of the text itself."""
+    logits: NonNegativeFloat = 1.0
+    """Of the teacher's distribution over the next token."""
+    relations: NonNegativeFloat = 1.0
+    """Of the teacher's relations between tokens."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> DistillationWeights:
@@ -321,15 +349,22 @@ class DistillationWeights(Section):
 class DistillSettings(QuantizedTrainingSettings):
     """Distillation of the dense teacher into a ternary student."""
 
-    weights: DistillationWeights
-    temperature: Temperature
-    temperature_squared: bool
+    lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
+    """Quantization strength over steps; the student is ternary already."""
+    weights: DistillationWeights = DistillationWeights()
+    """Factors of the terms of the loss."""
+    temperature: Temperature = 2.0
+    """Softens both distributions of the logits term."""
+    temperature_squared: bool = True
     """Multiply the logits term by temperature squared, as the paper's code and not its text."""
     relations: RelationSettings
+    """The relations term."""
 
 
 class DistillStudents(Section):
     """One distillation per student."""
 
     ar: DistillSettings
+    """The autoregressive student."""
     dlm: DistillSettings
+    """The diffusion student."""

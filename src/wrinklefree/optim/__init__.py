@@ -27,4 +27,4 @@ def build_optimizer(model: PreTrainedModel, settings: OptimizerSettings) -> Opti
     for 2-D weights inside decoder layers, ``other`` for all else. MuonClip also records attention
     logits of ``model``, so it must be the model that is trained.
     """
-    return OPTIMIZERS[settings.name](model, settings)
+    return OPTIMIZERS[settings.name](model, settings.chosen)

@@ -292,7 +292,7 @@ class Trainer:
         fraction = learning_rate_fraction(step, self.settings.steps, self.settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * fraction
-        return self.settings.optimizer.lr * fraction
+        return self.settings.optimizer.chosen.lr * fraction
 
     def _set_lambda(self, step: int) -> float | None:
         if not isinstance(self.settings, QuantizedTrainingSettings):

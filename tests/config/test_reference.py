@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from wrinklefree.config.load import read_yaml
+from wrinklefree.config.parameters import Parameters
+from wrinklefree.config.reference import DOCUMENT, SCHEMA, document_text, schema_text
+from wrinklefree.config.section import Section
+
+PROJECT = Path(__file__).parents[2]
+SCHEMA_OF_PARAMS: dict[str, Any] = json.loads(schema_text())
+LINES = document_text().splitlines()
+
+
+def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
+    for below in section.__subclasses__():
+        yield below
+        yield from sections(below)
+
+
+def row_of(section: str, key: str) -> str:
+    """The row of a setting in the table of its section."""
+    start = LINES.index(f"## {section}") + 1
+    table = takewhile(lambda line: not line.startswith("## "), LINES[start:])
+    return next(line for line in table if line.startswith(f"| `{key}` |"))
+
+
+def test_the_page_and_the_schema_say_what_the_settings_are():
+    assert (PROJECT / DOCUMENT).read_text() == document_text(), "wrinklefree settings --write"
+    assert (PROJECT / SCHEMA).read_text() == schema_text(), "wrinklefree settings --write"
+
+
+def test_every_setting_has_a_sentence_in_the_page():
+    for section, definition in {
+        "All sections": SCHEMA_OF_PARAMS,
+        **SCHEMA_OF_PARAMS["$defs"],
+    }.items():
+        start = LINES.index(f"## {section}")
+        rows = iter(LINES[start + 1 :])
+        table: list[str] = []
+        for line in rows:
+            if line.startswith("## "):
+                break
+            table.append(line)
+        for key in definition["properties"]:
+            (row,) = (line for line in table if line.startswith(f"| `{key}` |"))
+            assert row.removesuffix(" |").endswith("."), f"{section}.{key}: {row}"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "parts"),
+    [
+        ("MuonSettings", "lr", ["number, > 0, ≤ 10", "`0.001`", "Peak learning rate"]),
+        ("MuonSettings", "scale", ["`original`, `match_rms`", "`match_rms`"]),
+        ("TrainingSettings", "steps", ["integer, > 0, ≤ 100,000,000", "required"]),
+        ("DistillSettings", "lambda_warmup", ["#lambdawarmupsettings", "`{warmup_steps: 0}`"]),
+        ("MixtureSettings", "weights", ["mapping of names to number, ≥ 0", "required"]),
+        ("PhaseSettings", "weights", ["mapping of names to number"]),
+        ("TokenizeSettings", "processes", ["integer, > 0, ≤ 4,096 or `all`", "`all`"]),
+    ],
+)
+def test_a_row_has_type_bounds_default_and_meaning(section: str, key: str, parts: list[str]):
+    row = row_of(section, key)
+    for part in parts:
+        assert part in row, row
+
+
+def test_an_editor_accepts_params_by_the_schema_that_it_names():
+    text = (PROJECT / "params.yaml").read_text()
+    assert text.startswith(f"# yaml-language-server: $schema={SCHEMA}\n")
+    jsonschema.validate(read_yaml(PROJECT / "params.yaml"), SCHEMA_OF_PARAMS)
+
+
+@pytest.mark.parametrize("wrong", [{"stepz": 3}, {"steps": 0}, {"optimizer": {"name": "sgd"}}])
+def test_an_editor_marks_what_would_be_refused(wrong: dict[str, Any]):
+    parameters = read_yaml(PROJECT / "params.yaml")
+    parameters["stage2"] |= wrong
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(parameters, SCHEMA_OF_PARAMS)
+
+
+def test_every_section_is_reachable_from_the_file():
+    names = {section.__name__ for section in sections() if "catalog" not in section.__module__}
+    abstract = {"SourceBase", "MuonBase", "Parameters"}
+    assert names - abstract == set(SCHEMA_OF_PARAMS["$defs"])
+    assert Parameters.__doc__ in LINES
