@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from wrinklefree.config.load import read_yaml
-from wrinklefree.config.stages import READS, narrow, write_sections
+from wrinklefree.config.optimizer import OptimizerSettings
+from wrinklefree.config.stages import ALTERNATIVES, READS, narrow, write_sections
 
 PROJECT = Path(__file__).parents[2]
 OPTIMIZERS = {
@@ -62,3 +63,14 @@ def test_settings_of_a_stage_stay_the_same_when_narrowed_again(
     instance = {"fetch": "code", "tokenize": "code"}.get(stage) or INSTANCES.get(stage)
     once = narrow(parameters, stage, instance)
     assert narrow(once, stage, instance) == once
+
+
+def test_what_is_no_block_of_an_alternative_is_left_for_the_stage_to_refuse():
+    optimizer = {"name": "muon", "muon": {}, "adamw": {}, "lr": 0.1, "muons": {}}
+    narrowed = narrow({"seed": 1, "stage2": {"optimizer": optimizer}}, "stage2")
+    assert set(narrowed["stage2"]["optimizer"]) == {"name", "muon", "lr", "muons"}
+
+
+def test_the_alternatives_that_are_narrowed_are_those_of_the_schema():
+    blocks = set(OptimizerSettings.model_fields) - {"name"}
+    assert set(ALTERNATIVES["optimizer"]) == blocks

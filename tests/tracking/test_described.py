@@ -28,7 +28,7 @@ PRESENT: dict[str, Any] = {
 
 def make(folder: str, stage: str, settings: dict[str, Any], **inputs: str) -> None:
     digests = {name: read_manifest(Path(path)).digest for name, path in inputs.items()}
-    with writing_artifact(Path(folder), Origin(stage, digests, settings, "0" * 64, {})):
+    with writing_artifact(Path(folder), Origin(stage, digests, settings)):
         pass
 
 

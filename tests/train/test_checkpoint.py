@@ -251,7 +251,7 @@ def test_code_in_a_checkpoint_is_not_run(
 def test_the_state_of_another_optimizer_is_passed_over(
     make_trainer: Callable[..., Trainer],
 ) -> None:
-    adamw = {"name": "adamw", "lr": 0.0009, "weight_decay": 0.1}
+    adamw = {"name": "adamw", "adamw": {"lr": 0.0009, "weight_decay": 0.1}}
     other = make_trainer("other", optimizer=adamw)
     other.run()
     first = make_trainer()

@@ -167,10 +167,12 @@ def ask(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_stopped_stage_goes_on_from_its_last_step_with_the_same_bytes(run: Run):
     assert run() == 0
     expected = run.weights
-    assert run(optimizer__weight_decay=0.1, stop_at=3, checkpoint_interval=100) == 143
+    assert run(optimizer__muon__weight_decay=0.1, stop_at=3, checkpoint_interval=100) == 143
     assert "step 3 is saved before leaving" in run.said
     assert "terminated; run again to go on from the last checkpoint" in run.said
-    assert run(optimizer__weight_decay=0.1) == 0, "under another interval, which counts for nothing"
+    assert run(optimizer__muon__weight_decay=0.1) == 0, (
+        "under another interval, which counts for nothing"
+    )
     assert "going on from step 3" in run.said
     assert run.weights == expected
 
@@ -193,11 +195,11 @@ def test_the_last_checkpoint_outlives_a_finished_run_and_is_not_gone_on_from_una
 def test_a_stage_that_starts_afresh_names_the_checkpoint_and_what_differs(run: Run):
     assert run(stop_at=3) == 143
     (old,) = trainings(ROOT)
-    assert run(steps=6, optimizer__lr=0.0008) == 0
+    assert run(steps=6, optimizer__muon__lr=0.0008) == 0
     assert len(run.rates) == 6
     line = next(line for line in run.said.splitlines() if "a run of before" in line)
     assert "is kept at step 3" in line
-    assert "stage2.optimizer.lr: 0.0009 -> 0.0008, stage2.steps: 5 -> 6." in line
+    assert "stage2.optimizer.muon.lr: 0.0009 -> 0.0008, stage2.steps: 5 -> 6." in line
     assert f"wrinklefree continue stage2 --from {old.key} makes" in line
     assert "code" not in line and "versions" not in line
     assert "continued_from" not in read_manifest(OUTPUT).facts
@@ -219,8 +221,8 @@ def test_a_continued_training_goes_on_under_the_new_settings(
     (old,) = trainings(ROOT)
     assert ask(monkeypatch, "stage2") == 0
     changes: dict[str, Any] = {
-        "steps": 8, "optimizer__lr": 0.0002, "schedule__kind": "constant",
-        "optimizer__weight_decay": 0.05,
+        "steps": 8, "optimizer__muon__lr": 0.0002, "schedule__kind": "constant",
+        "optimizer__muon__weight_decay": 0.05,
     }  # fmt: skip
     assert run(**changes) == 0
     assert run.rates == pytest.approx([0.0002] * 3), "three steps more, at the new rate"
@@ -229,8 +231,8 @@ def test_a_continued_training_goes_on_under_the_new_settings(
     event = facts["continued_from"]
     assert event["step"] == 5 and f"{event['key']}.kept" == old.key
     assert event["changed"] == [
-        "stage2.optimizer.lr: 0.0009 -> 0.0002",
-        "stage2.optimizer.weight_decay: 0.1 -> 0.05",
+        "stage2.optimizer.muon.lr: 0.0009 -> 0.0002",
+        "stage2.optimizer.muon.weight_decay: 0.1 -> 0.05",
         'stage2.schedule.kind: "cosine" -> "constant"',
         "stage2.steps: 5 -> 8",
     ]
@@ -257,7 +259,7 @@ def test_the_state_of_the_optimizer_goes_on_and_its_settings_are_the_new_ones(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
-        assert run(steps=9, optimizer__weight_decay=0.05) == 2
+        assert run(steps=9, optimizer__muon__weight_decay=0.05) == 2
     assert all(torch.equal(seen["weights"][name], weight[name]) for name in weight)
     torch.testing.assert_close(seen["optimizer"]["state"], parts["optimizer"]["state"])
     assert seen["clipper"] == parts["clipper"]
@@ -290,7 +292,11 @@ def test_the_wish_is_fulfilled_once_and_a_killed_run_that_was_continued_goes_on(
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "another optimizer": (
-        {"steps": 9, "optimizer": {"name": "adamw", "lr": 0.0009, "weight_decay": 0.1}}, 32,
+        {
+            "steps": 9,
+            "optimizer": {"name": "adamw", "adamw": {"lr": 0.0009, "weight_decay": 0.1}},
+        },
+        32,
         "optimizer is not of this training: its groups of parameters or their settings are others"),
     "another shape": ({"steps": 9}, 64, r"model.safetensors: \S+ is torch.float32 \[.*, expected"),
     "nothing left to train": ({}, 32, "steps is 5, and the training to go on from has taken 5"),
@@ -318,14 +324,14 @@ def test_another_training_than_the_newest_can_be_asked_for(
 ):
     assert run(stop_at=4) == 143
     (old,) = trainings(ROOT)
-    assert run(optimizer__lr=0.0008, stop_at=1) == 143
+    assert run(optimizer__muon__lr=0.0008, stop_at=1) == 143
     assert trainings(ROOT)[0].step == 1
     assert ask(monkeypatch, "stage2", "--from", "none") == 2
     assert f"there are: {trainings(ROOT)[0].key} (step 1), {old.key} (step 4)" in (
         capsys.readouterr().err
     )
     assert ask(monkeypatch, "stage2", "--from", old.key) == 0
-    assert run(optimizer__lr=0.0008) == 0
+    assert run(optimizer__muon__lr=0.0008) == 0
     assert len(run.rates) == 1
     assert read_manifest(OUTPUT).facts["continued_from"]["step"] == 4
 

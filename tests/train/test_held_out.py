@@ -23,8 +23,10 @@ from wrinklefree.train.objectives.diffusion import BlockDiffusion
 
 MakeTrainer = Callable[..., Trainer]
 MUONCLIP = {
-    "name": "muonclip", "lr": 0.0009, "adamw_lr": 0.0009, "scale": "match_rms",
-    "weight_decay": 0.1, "qk_clip_threshold": 0.01,
+    "name": "muonclip",
+    "muonclip": {
+        "lr": 0.0009, "adamw_lr": 0.0009, "weight_decay": 0.1, "qk_clip_threshold": 0.01,
+    },
 }  # fmt: skip
 OBJECTIVES: dict[str, Callable[[], Any]] = {
     "causal": CausalLanguageModel,

@@ -49,7 +49,7 @@ READS: dict[str, tuple[str, ...]] = {
     "microanneal": ("microanneal.verdict",),
 }
 
-ALTERNATIVES = ("optimizer",)
+ALTERNATIVES = {"optimizer": ("adamw", "muon", "muonclip")}
 """Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""
 
 
@@ -86,10 +86,12 @@ def _without_unchosen(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kept = {key: _without_unchosen(item) for key, item in value.items()}
-    for key in ALTERNATIVES:
+    for key, names in ALTERNATIVES.items():
         block = kept.get(key)
-        if isinstance(block, dict) and isinstance(name := block.get("name"), str):
-            kept[key] = {own: item for own, item in block.items() if own in ("name", name)}
+        if isinstance(block, dict) and (chosen := block.get("name")) in names:
+            # What is no block stays, for the stage to refuse.
+            unchosen = set(names) - {chosen}
+            kept[key] = {own: item for own, item in block.items() if own not in unchosen}
     return kept
 
 
