@@ -18,8 +18,13 @@ from typing import Any
 import numpy as np
 from _timing import ROOT, print_header, require
 
-from wrinklefree.data.loader import TrainingData
-from wrinklefree.data.rows import MIXTURE_FILE, OFFSET_DTYPE, Rows, read_mixture
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.rows import (
+    MIXTURE_FILE,
+    OFFSET_DTYPE,
+    Rows,
+    read_mixture,
+)
 
 MIXTURE = ROOT / "data" / "mixture"
 TOKENS = (10_000_000, 200_000_000)

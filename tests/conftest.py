@@ -52,7 +52,7 @@ def pack():
     """Rows given as lists of piece lengths; the tail is padding."""
     import torch
 
-    from wrinklefree.data.loader import Batch
+    from wrinklefree.mixture.loader import Batch
 
     def build(rows, length, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -123,8 +123,8 @@ def new_stage():
 @pytest.fixture(scope="session")
 def write_tokens() -> Callable[..., Path]:
     """Fills a token folder, one shard per split, with documents of token ids; returns it."""
-    from wrinklefree.data.document import SPLITS
-    from wrinklefree.data.shards import ShardWriter, write_token_index
+    from wrinklefree.schema.splits import SPLITS
+    from wrinklefree.tokens.shards import ShardWriter, write_token_index
 
     def write(
         folder: Path, domain: str, documents: dict[str, list[list[int]]], vocabulary_size: int

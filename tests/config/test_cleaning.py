@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.cleaning import CleaningSettings
-from wrinklefree.config.cleaning_steps import CleaningSteps
-from wrinklefree.config.load import read_yaml, validate, validate_section
+from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import read_yaml, validate_section
+from wrinklefree.text.clean.settings import CleaningSettings
+from wrinklefree.text.settings import CleaningSteps
 
 LOCAL = {"kind": "local"}
 DATATROVE = {"kind": "datatrove"}

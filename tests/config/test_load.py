@@ -9,8 +9,9 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from wrinklefree.config.load import overlay, read_yaml, validate, without_nulls
+from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import overlay, read_yaml, without_nulls
 
 PROJECT = Path(__file__).parents[2]
 PRESETS = sorted((PROJECT / "params").glob("*.yaml"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from wrinklefree.config.optimizer import OptimizerSettings, UnusualLearningRateWarning
+from wrinklefree.optim.settings import OptimizerSettings, UnusualLearningRateWarning
 
 MUON = {"name": "muon", "scale": "original", "lr": 2e-3, "adamw_lr": 3e-4}
 ADAMW = {"name": "adamw", "lr": 3e-4}

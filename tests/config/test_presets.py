@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from wrinklefree.config.load import overlay, read_yaml
 from wrinklefree.config.presets import find_preset, lay_into
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import overlay, read_yaml
 
 PROJECT = Path(__file__).parents[2]
 

@@ -9,10 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from wrinklefree.config.load import read_yaml
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.reference import DOCUMENT, SCHEMA, document_text, schema_text
-from wrinklefree.config.section import Section
+from wrinklefree.schema.load import read_yaml
+from wrinklefree.schema.section import Section
 
 PROJECT = Path(__file__).parents[2]
 SCHEMA_OF_PARAMS: dict[str, Any] = json.loads(schema_text())

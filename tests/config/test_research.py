@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.load import overlay, read_yaml, validate
+from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import overlay, read_yaml
 
 PARAMETERS = read_yaml(Path(__file__).parents[2] / "params.yaml")
 LATE_PHASE = [{"from_step": 1, "weights": PARAMETERS["mixture"]["weights"]}]

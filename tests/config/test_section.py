@@ -9,8 +9,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from wrinklefree.config.catalog import Catalog
 from wrinklefree.config.parameters import Parameters
-from wrinklefree.config.section import MOST, Name, PackageWord, Section, Sha256
-from wrinklefree.config.tokens import Weights
+from wrinklefree.mixture.settings import Weights
+from wrinklefree.schema.section import (
+    MOST,
+    Name,
+    PackageWord,
+    Section,
+    Sha256,
+)
 
 
 def parts(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.load import read_yaml
-from wrinklefree.config.optimizer import OptimizerSettings
-from wrinklefree.config.stages import ALTERNATIVES, READS, narrow, write_sections
+from wrinklefree.engines.sections import write_sections
+from wrinklefree.optim.settings import OptimizerSettings
+from wrinklefree.schema.load import read_yaml
+from wrinklefree.schema.reads import ALTERNATIVES, READS, narrow
 
 PROJECT = Path(__file__).parents[2]
 OPTIMIZERS = {

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.load import read_yaml, validate
+from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import read_yaml
 
 PROJECT = Path(__file__).parents[2]
 TRAININGS = ["base.scratch.training", "stage2", "dlm", "distill.ar", "distill.dlm"]

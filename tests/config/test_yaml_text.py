@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError as RuamelError
 
-from wrinklefree.config.load import read_yaml
-from wrinklefree.config.yaml_text import DEEPEST, LARGEST_FILE, is_special, parse
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import read_yaml
+from wrinklefree.schema.yaml_text import (
+    DEEPEST,
+    LARGEST_FILE,
+    is_special,
+    parse,
+)
 
 PROJECT = Path(__file__).parents[2]
 SHIPPED = [PROJECT / "params.yaml", PROJECT / "catalog.yaml", *(PROJECT / "params").glob("*.yaml")]

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wrinklefree.config.tokens import BpeTokenizerSettings
-from wrinklefree.data.document import SPLITS
-from wrinklefree.data.documents import DOCUMENTS_FILE, SCHEMA
-from wrinklefree.data.generators.mathematics import document
-from wrinklefree.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size
+from wrinklefree.schema.splits import SPLITS
+from wrinklefree.text.documents import DOCUMENTS_FILE, SCHEMA
+from wrinklefree.text.generators.mathematics import document
+from wrinklefree.tokens.settings import BpeTokenizerSettings
+from wrinklefree.tokens.tokenizer import end_of_text_id, vocabulary_size
+from wrinklefree.tokens.train_bpe import train_tokenizer
 from wrinklefree.tracking.files import sha256_of_file
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.data.curriculum import EasyFirst, rows_of_run
-from wrinklefree.data.order import DomainSize, SampleOrder, WeightChange
+from wrinklefree.mixture.curriculum import EasyFirst, rows_of_run
+from wrinklefree.mixture.order import DomainSize, SampleOrder, WeightChange
 
 DOMAINS = [
     DomainSize("a", rows=40, tokens=40 * 50),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from wrinklefree.data import package_index
-from wrinklefree.data.download import download_archive, download_wheel
-from wrinklefree.data.package_index import pip_settings, same_version, without_password
+from wrinklefree.downloads import package_index
+from wrinklefree.downloads.archives import download_archive, download_wheel
+from wrinklefree.downloads.package_index import pip_settings, same_version, without_password
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import sha256_of_file
 

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from wrinklefree.config.sources import FilesSource, GeneratedSource, HeldOutSettings
-from wrinklefree.data import documents, fetch
-from wrinklefree.data.document import Document
-from wrinklefree.data.documents import DOCUMENTS_FILE, read_domain, read_texts
-from wrinklefree.data.fetch import fetch_source, split_of
-from wrinklefree.data.local_files import digest_of_files, find_files
-from wrinklefree.data.sources import SOURCES
-from wrinklefree.data.sources.bad_records import BadRecordWarning
+from wrinklefree.downloads.local_files import digest_of_files, find_files
 from wrinklefree.errors import UserError
+from wrinklefree.text import documents, fetch
+from wrinklefree.text.document import Document
+from wrinklefree.text.documents import DOCUMENTS_FILE, read_domain, read_texts
+from wrinklefree.text.fetch import fetch_source, split_of
+from wrinklefree.text.settings import FilesSource, GeneratedSource, HeldOutSettings
+from wrinklefree.text.sources import SOURCES
+from wrinklefree.text.sources.bad_records import BadRecordWarning
 from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
 
 NOTHING = HeldOutSettings(fraction=0.0)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from wrinklefree.data.globs import glob_pattern, selects
 from wrinklefree.errors import UserError
+from wrinklefree.text.globs import glob_pattern, selects
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.data.loader import Batch, HeldOutData, TrainingData
-from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.order import WeightChange
-from wrinklefree.data.tokenizer import load_tokenizer, token_bytes
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.loader import Batch, HeldOutData, TrainingData
+from wrinklefree.mixture.order import WeightChange
+from wrinklefree.mixture.settings import MixtureSettings
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.tokens.tokenizer import load_tokenizer, token_bytes
 
 LENGTH = 16
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from wrinklefree.data import local_files
-from wrinklefree.data.local_files import digest_of_files, files_of_folder, find_files
+from wrinklefree.downloads import local_files
+from wrinklefree.downloads.local_files import digest_of_files, files_of_folder, find_files
 from wrinklefree.errors import UserError
 
 

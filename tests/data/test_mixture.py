@@ -12,14 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.config.tokens import MixtureSettings, TokenizeSettings
-from wrinklefree.data import mixture as mixture_module
-from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.rows import Rows, read_mixture
-from wrinklefree.data.shards import ShardCounts, ShardWriter, write_token_index
-from wrinklefree.data.tokenize import tokenize_source
-from wrinklefree.data.tokenizer import load_tokenizer, token_bytes
 from wrinklefree.errors import UserError
+from wrinklefree.mixture import build as mixture_module
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.rows import Rows, read_mixture
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.tokens.settings import TokenizeSettings
+from wrinklefree.tokens.shards import ShardCounts, ShardWriter, write_token_index
+from wrinklefree.tokens.tokenize import tokenize_source
+from wrinklefree.tokens.tokenizer import load_tokenizer, token_bytes
 
 END = 0
 
@@ -236,8 +237,8 @@ def test_tokens_of_another_tokenizer_of_as_many_ids_are_refused(
 ON_A_FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.data.mixture import build_mixture
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.mixture.build import build_mixture
 from wrinklefree.tracking.files import is_disk_full
 tokens, tokenizer, folder, limit = (*map(Path, sys.argv[1:4]), int(sys.argv[4]))
 settings = MixtureSettings(sequence_length=8, shuffle_buffer_size=4, weights={"d": 1.0})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.data.order import (
+from wrinklefree.mixture.order import (
     BLOCK_SAMPLES,
     DomainSize,
     SampleOrder,

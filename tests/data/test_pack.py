@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.data import pack as pack_module
-from wrinklefree.data.pack import SHORTEST_CUT, Packing, pack
+from wrinklefree.mixture import pack as pack_module
+from wrinklefree.mixture.pack import SHORTEST_CUT, Packing, pack
 
 
 def rows_of(packing: Packing) -> list[list[tuple[int, int, int]]]:

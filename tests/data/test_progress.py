@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from wrinklefree.data.progress import progress
+from wrinklefree.tracking.progress import progress
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.rows import PIECE_DTYPE, read_mixture
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.rows import PIECE_DTYPE, read_mixture
+from wrinklefree.mixture.settings import MixtureSettings
 
 VOCABULARY = 320
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.data.loader import HeldOutData, TrainingData
-from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.selection import first_training_rows, spread_held_out_rows
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.few_rows import first_training_rows, spread_held_out_rows
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
+from wrinklefree.mixture.settings import MixtureSettings
 
 HELD_OUT_ROWS = {"a": 2, "b": 30, "c": 17}
 

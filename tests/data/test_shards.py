@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from datatrove.utils.dataset import DatatroveFileDataset
 
-from wrinklefree.data import shards
-from wrinklefree.data.shards import (
+from wrinklefree.errors import UserError
+from wrinklefree.tokens import shards
+from wrinklefree.tokens.shards import (
     ShardCounts,
     ShardWriter,
     read_tokens,
     write_token_index,
 )
-from wrinklefree.errors import UserError
 
 DOCUMENTS = [[5, 6, 7], [], [8], [9, 10]]
 FLAT = [5, 6, 7, 0, 0, 8, 0, 9, 10, 0]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from wrinklefree.data.summary import cleaned, fetched, mixed, tokenized
+from wrinklefree.mixture.summary import mixed
+from wrinklefree.text.summary import cleaned, fetched
+from wrinklefree.tokens.summary import tokenized
 
 
 def test_what_was_left_out_of_a_source_is_named_and_only_that():

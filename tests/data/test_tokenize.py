@@ -16,25 +16,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wrinklefree.config.tokens import TokenizeSettings
-from wrinklefree.data import encode as encode_module
-from wrinklefree.data import tokenize as tokenize_module
-from wrinklefree.data.documents import DOCUMENTS_FILE, SCHEMA
-from wrinklefree.data.encode import plan_shards
-from wrinklefree.data.encode_pool import encode_in_processes
-from wrinklefree.data.generators.mathematics import document
-from wrinklefree.data.shards import read_tokens
-from wrinklefree.data.tokenize import tokenize_source
-from wrinklefree.data.tokenizer import end_of_text_id, load_tokenizer
 from wrinklefree.errors import UserError
+from wrinklefree.text.documents import DOCUMENTS_FILE, SCHEMA
+from wrinklefree.text.generators.mathematics import document
+from wrinklefree.tokens import encode as encode_module
+from wrinklefree.tokens import tokenize as tokenize_module
+from wrinklefree.tokens.encode import plan_shards
+from wrinklefree.tokens.encode_pool import encode_in_processes
+from wrinklefree.tokens.settings import TokenizeSettings
+from wrinklefree.tokens.shards import read_tokens
+from wrinklefree.tokens.tokenize import tokenize_source
+from wrinklefree.tokens.tokenizer import end_of_text_id, load_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "workflow" / "scripts" / "tokenize.py"
 TOKENIZE = """
 import resource, sys
 from pathlib import Path
-from wrinklefree.config.tokens import TokenizeSettings
-from wrinklefree.data import encode
-from wrinklefree.data.tokenize import tokenize_source
+from wrinklefree.tokens.settings import TokenizeSettings
+from wrinklefree.tokens import encode
+from wrinklefree.tokens.tokenize import tokenize_source
 from wrinklefree.tracking.files import is_disk_full
 if __name__ == "__main__":
     *folders, processes, limit = sys.argv[1:]
@@ -355,7 +355,7 @@ def test_the_processes_import_neither_torch_nor_mlflow() -> None:
     code = (
         "import runpy, sys\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__mp_main__')\n"
-        "import wrinklefree.data.encode_pool\n"
+        "import wrinklefree.tokens.encode_pool\n"
         "print(sorted({'torch', 'mlflow', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-P", "-c", code], text=True) == "[]\n"

@@ -15,25 +15,25 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from wrinklefree.config.tokens import BpeTokenizerSettings
-from wrinklefree.data import tokenizer as tokenizer_module
-from wrinklefree.data.generators.mathematics import document
-from wrinklefree.data.tokenizer import (
+from wrinklefree.errors import UserError
+from wrinklefree.text.generators.mathematics import document
+from wrinklefree.tokens import tokenizer as tokenizer_module
+from wrinklefree.tokens.settings import BpeTokenizerSettings
+from wrinklefree.tokens.tokenizer import (
     end_of_text_id,
     load_tokenizer,
     read_tokenizer,
     token_bytes,
-    train_tokenizer,
     vocabulary_size,
 )
-from wrinklefree.errors import UserError
+from wrinklefree.tokens.train_bpe import train_tokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 TRAIN = """
 import sys
 from pathlib import Path
-from wrinklefree.config.tokens import BpeTokenizerSettings
-from wrinklefree.data.tokenizer import train_tokenizer
+from wrinklefree.tokens.settings import BpeTokenizerSettings
+from wrinklefree.tokens.train_bpe import train_tokenizer
 s = BpeTokenizerSettings(kind="bpe", vocabulary_size=400, max_megabytes_per_source=1)
 train_tokenizer(s, {"b": Path(sys.argv[1]), "a": Path(sys.argv[2])}, Path(sys.argv[3]))
 """

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.likelihood import score_model, token_losses
 from wrinklefree.evaluate.scores import ModelScore
+from wrinklefree.evaluate.settings import EvaluateSettings
+from wrinklefree.mixture.loader import Batch, HeldOutData
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 
 SETTINGS = EvaluateSettings(

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import HeldOutData
-from wrinklefree.data.tokenizer import load_tokenizer
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.likelihood import score_model
+from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.stage import evaluate_models
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.folder import ModelFormat, load_model
 from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.tokens.tokenizer import load_tokenizer
 
 SETTINGS = EvaluateSettings(
     rows_per_domain=4,

@@ -13,17 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
-from wrinklefree.config.training import (
+from wrinklefree.downloads.local_files import digest_of_files, files_of_folder
+from wrinklefree.downloads.settings import (
     FolderBaseSettings,
     GgufBaseSettings,
     HubBaseSettings,
-    ModelSettings,
     ScratchBaseSettings,
 )
-from wrinklefree.data.local_files import digest_of_files, files_of_folder
 from wrinklefree.errors import UserError
-from wrinklefree.models import base
-from wrinklefree.models.base import (
+from wrinklefree.models import dense as base
+from wrinklefree.models.dense import (
     build_scratch,
     check_vocabulary,
     load_folder,
@@ -32,6 +31,7 @@ from wrinklefree.models.base import (
     tokenizer_of_base,
 )
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.settings import ModelSettings
 
 Tiny = Callable[..., PreTrainedModel]
 SHAPE = ModelSettings(

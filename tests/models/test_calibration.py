@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.data.loader import Batch
+from wrinklefree.mixture.loader import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.calibration import Gain, GainStatistics, calibrate_subln
 from wrinklefree.models.damage import mean_next_token_loss

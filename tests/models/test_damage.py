@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.data.loader import Batch
+from wrinklefree.mixture.loader import Batch
 from wrinklefree.models.damage import mean_next_token_loss, row_losses
 from wrinklefree.models.surgery import insert_bitlinear
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from wrinklefree.engines.dvc_code import PIPELINES, with_current_code
 from wrinklefree.tracking.code import _imported_modules, code_digest, code_files
-from wrinklefree.tracking.dvc_code import PIPELINES, with_current_code
 
 PROJECT = Path(__file__).parents[2]
 

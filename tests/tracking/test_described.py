@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from wrinklefree.engines.described import settings_of_run
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
-from wrinklefree.tracking.described import settings_of_run
 
 RUN: dict[str, Any] = {
     "seed": 1,

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.data import progress as data_progress
-from wrinklefree.data.progress import progress
 from wrinklefree.errors import UserError
+from wrinklefree.tracking import progress as data_progress
 from wrinklefree.tracking import stage as frame
 from wrinklefree.tracking import terminal
 from wrinklefree.tracking.kept import restore
+from wrinklefree.tracking.progress import progress
 from wrinklefree.tracking.stage import Stage, stage_main
 
 PROJECT = Path(__file__).parents[2]

@@ -22,9 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree import cli
-from wrinklefree.config.training import QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking import stage as frame
 from wrinklefree.tracking.artifact import read_manifest
@@ -33,6 +32,7 @@ from wrinklefree.tracking.trainings import checkpoints_in, trainings
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 PROJECT = Path(__file__).parents[2]
 SCRIPT = PROJECT / "workflow" / "scripts" / "stage2.py"

@@ -11,9 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from wrinklefree.config.training import CurriculumDecayWarning, QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
@@ -27,6 +26,7 @@ from wrinklefree.train.dlm import convert_to_diffusion
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import CurriculumDecayWarning, QuantizedTrainingSettings
 from wrinklefree.train.stage2 import continue_pretraining
 
 MakeSettings = Callable[..., QuantizedTrainingSettings]

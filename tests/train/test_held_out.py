@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.config.training import DiffusionSettings, QuantizedTrainingSettings
-from wrinklefree.data.loader import HeldOutData, TrainingData
+from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.stage import Stage
@@ -20,6 +20,7 @@ from wrinklefree.train.held_out import HeldOutLoss
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeTrainer = Callable[..., Trainer]
 MUONCLIP = {

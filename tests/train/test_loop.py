@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from wrinklefree.config.training import QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.tracking.stage import Stage
@@ -22,6 +21,7 @@ from wrinklefree.tracking.terminal import Terminal
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer, domain_metrics
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeStage = Callable[..., Stage]
 MakeSettings = Callable[..., QuantizedTrainingSettings]

@@ -17,11 +17,12 @@ import yaml
 from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 
-from wrinklefree.config.load import read_yaml, validate, without_nulls
-from wrinklefree.config.optimizer import AdamWSettings
-from wrinklefree.config.stages import READS, reads
+from wrinklefree.config.load import validate
+from wrinklefree.engines.dvc_code import PIPELINES
 from wrinklefree.errors import UserError
-from wrinklefree.tracking.dvc_code import PIPELINES
+from wrinklefree.optim.settings import AdamWSettings
+from wrinklefree.schema.load import read_yaml, without_nulls
+from wrinklefree.schema.reads import READS, reads
 
 sys.path.insert(0, str(Path(__file__).parent))
 from workspace import (

@@ -22,7 +22,7 @@ from dvc.utils import strictyaml as dvc_strictyaml
 from dvc.utils.serialize import _yaml as dvc_yaml
 from snakemake.cli import main as snakemake_main
 
-from wrinklefree.config.load import read_yaml
+from wrinklefree.schema.load import read_yaml
 
 PROJECT = Path(__file__).parents[2]
 COPIED = (

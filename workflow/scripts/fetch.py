@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from wrinklefree.config.sources import HeldOutSettings, Source
-from wrinklefree.data.fetch import fetch_source
-from wrinklefree.data.summary import fetched
+from wrinklefree.text.fetch import fetch_source
+from wrinklefree.text.settings import HeldOutSettings, Source
+from wrinklefree.text.summary import fetched
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

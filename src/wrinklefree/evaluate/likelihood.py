@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.diffusion.likelihood import negative_elbo
 from wrinklefree.diffusion.shift import TokenShift
 from wrinklefree.errors import UserError
@@ -32,6 +30,8 @@ from wrinklefree.evaluate.scores import (
     loss_variance,
     overall_score,
 )
+from wrinklefree.evaluate.settings import EvaluateSettings
+from wrinklefree.mixture.loader import Batch, HeldOutData
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.forward import next_token_logits

@@ -18,7 +18,7 @@ from wrinklefree.models.forward import next_token_logits
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
 if TYPE_CHECKING:
-    from wrinklefree.data.loader import Batch
+    from wrinklefree.mixture.loader import Batch
 
 
 def mean_next_token_loss(

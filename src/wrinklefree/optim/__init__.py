@@ -8,10 +8,10 @@ from typing import Any
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import OptimizerSettings
 from wrinklefree.optim.adamw import build_adamw
 from wrinklefree.optim.muon import build_muon
 from wrinklefree.optim.muonclip import build_muonclip
+from wrinklefree.optim.settings import OptimizerSettings
 
 OPTIMIZERS: dict[str, Callable[[PreTrainedModel, Any], Optimizer]] = {
     "adamw": build_adamw,

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import TrainingSettings
-from wrinklefree.data.loader import TrainingData
-from wrinklefree.data.order import WeightChange
-from wrinklefree.data.selection import ROWS_AT_A_TIME
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.few_rows import ROWS_AT_A_TIME
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.order import WeightChange
 from wrinklefree.models.damage import row_losses
 from wrinklefree.models.forward import require_embeddings
 from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.settings import TrainingSettings
 
 SCORES = "row_scores.npy"
 

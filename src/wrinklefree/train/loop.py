@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import QuantizedTrainingSettings, TrainingSettings
-from wrinklefree.data.loader import Batch, TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import Batch, TrainingData
 from wrinklefree.models.finite import first_not_finite
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim import build_optimizer
@@ -43,6 +42,7 @@ from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.held_out import HELD_OUT, HeldOutLoss
 from wrinklefree.train.history import write_history
 from wrinklefree.train.objectives.base import LossOutput, Objective
+from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.state import TrainingState
 
 MOVEMENT_STEPS = 100

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from wrinklefree.config.cleaning import CleaningSettings
-from wrinklefree.config.cleaning_steps import CleaningSteps
-from wrinklefree.data.clean.source import clean_source
-from wrinklefree.data.document import Document
-from wrinklefree.data.documents import DOCUMENTS_FILE, DocumentWriter, read_documents
+from wrinklefree.text.clean.settings import CleaningSettings
+from wrinklefree.text.clean.source import clean_source
+from wrinklefree.text.document import Document
+from wrinklefree.text.documents import DOCUMENTS_FILE, DocumentWriter, read_documents
+from wrinklefree.text.settings import CleaningSteps
 
 Texts = list[tuple[str, str]]
 """(text, split) in order."""

@@ -7,10 +7,10 @@ import pytest
 from cleaner import OFF
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from wrinklefree.data.clean import language
-from wrinklefree.data.clean.language import language_probabilities
-from wrinklefree.data.generators.mathematics import document
 from wrinklefree.errors import UserError
+from wrinklefree.text.clean import language
+from wrinklefree.text.clean.language import language_probabilities
+from wrinklefree.text.generators.mathematics import document
 
 ENGLISH = "The committee has agreed that the bridge will be repaired before the winter comes."
 GERMAN = "Der Ausschuss hat beschlossen, dass die Brücke vor dem Winter ausgebessert wird."

@@ -8,8 +8,8 @@ from cleaner import slow_ngrams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.data.clean import ngrams
-from wrinklefree.data.clean.ngrams import HashIndex, different_ngrams, ngram_hashes
+from wrinklefree.text.clean import ngrams
+from wrinklefree.text.clean.ngrams import HashIndex, different_ngrams, ngram_hashes
 
 TEXTS = st.lists(
     st.lists(st.sampled_from(["one", "Two", "three!", " ", "-", "four_4", "Ünï"]), max_size=9).map(

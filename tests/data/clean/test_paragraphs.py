@@ -7,14 +7,14 @@ from cleaner import OFF, Texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.data.clean.counts import Counts
-from wrinklefree.data.clean.paragraphs import (
+from wrinklefree.text.clean.counts import Counts
+from wrinklefree.text.clean.paragraphs import (
     drop_repeated_paragraphs,
     split_paragraphs,
     without_paragraphs,
 )
-from wrinklefree.data.clean.repeats import Seen
-from wrinklefree.data.document import Document
+from wrinklefree.text.clean.repeats import Seen
+from wrinklefree.text.document import Document
 
 PIECES = st.sampled_from(["aaaa", "bbbb", " aaaa", "cc", "\n\n", "\n \n", "\n", "\n\n\n", "  "])
 

@@ -4,7 +4,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.data.clean.repeats import Answers, Recorder, Seen, digest, repeats_of_bucket
+from wrinklefree.text.clean.repeats import (
+    Answers,
+    Recorder,
+    Seen,
+    digest,
+    repeats_of_bucket,
+)
 
 WORDS = st.lists(st.sampled_from("abcdefg"), max_size=12)
 

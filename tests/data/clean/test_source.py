@@ -9,10 +9,10 @@ from cleaner import OFF, Texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.config.cleaning_steps import CleaningSteps
-from wrinklefree.data.local_files import digest_of_files, find_files
-from wrinklefree.data.sources.bad_records import BadRecordWarning
+from wrinklefree.downloads.local_files import digest_of_files, find_files
 from wrinklefree.errors import UserError
+from wrinklefree.text.settings import CleaningSteps
+from wrinklefree.text.sources.bad_records import BadRecordWarning
 
 LONG = "The longest of all paragraphs that come again, word for word, in another document."
 ENGLISH = "This is a sentence that nobody will take for anything but English."
@@ -163,7 +163,7 @@ def test_without_datatrove_the_error_says_how_to_install_it(
     original = builtins.__import__
 
     def absent(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "wrinklefree.data.clean.datatrove":
+        if name == "wrinklefree.text.clean.datatrove":
             raise ModuleNotFoundError("No module named 'datatrove'", name="datatrove")
         return original(name, *arguments, **options)
 

@@ -10,9 +10,14 @@ from fractions import Fraction
 
 import pytest
 
-from wrinklefree.data.generators import arithmetic
-from wrinklefree.data.generators.draw import LEVELS, Draw, Problem
-from wrinklefree.data.generators.mathematics import KINDS, document, level_of, problems
+from wrinklefree.text.generators import arithmetic
+from wrinklefree.text.generators.draw import LEVELS, Draw, Problem
+from wrinklefree.text.generators.mathematics import (
+    KINDS,
+    document,
+    level_of,
+    problems,
+)
 
 EQUATION = re.compile(
     r"(?<![\w^])([-(]*\d[\d\s+\-*/()]*?)\s=\s(-?\d[\d\s+\-*/()]*\d|-?\d)(?![\w^])"

@@ -14,13 +14,13 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
-from wrinklefree.config.sources import FilesSource
-from wrinklefree.data.document import Document
-from wrinklefree.data.local_files import digest_of_files, find_files
-from wrinklefree.data.sources import files
-from wrinklefree.data.sources.bad_records import BadRecords, BadRecordWarning
-from wrinklefree.data.sources.files import documents
+from wrinklefree.downloads.local_files import digest_of_files, find_files
 from wrinklefree.errors import UserError
+from wrinklefree.text.document import Document
+from wrinklefree.text.settings import FilesSource
+from wrinklefree.text.sources import files
+from wrinklefree.text.sources.bad_records import BadRecords, BadRecordWarning
+from wrinklefree.text.sources.files import documents
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda data: data,

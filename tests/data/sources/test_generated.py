@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from wrinklefree.config.sources import GeneratedSource
-from wrinklefree.data.document import Document
-from wrinklefree.data.generators.mathematics import document
-from wrinklefree.data.sources.bad_records import BadRecords
-from wrinklefree.data.sources.generated import documents, is_of_held_out_level
+from wrinklefree.text.document import Document
+from wrinklefree.text.generators.mathematics import document
+from wrinklefree.text.settings import GeneratedSource
+from wrinklefree.text.sources.bad_records import BadRecords
+from wrinklefree.text.sources.generated import documents, is_of_held_out_level
 
 
 def source(**settings: Any) -> GeneratedSource:

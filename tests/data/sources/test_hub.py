@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wrinklefree.config.sources import HubSource
-from wrinklefree.data.document import Document
-from wrinklefree.data.sources import hub
-from wrinklefree.data.sources.bad_records import BadRecords, BadRecordWarning
-from wrinklefree.data.sources.hub import documents
 from wrinklefree.errors import UserError
+from wrinklefree.text.document import Document
+from wrinklefree.text.settings import HubSource
+from wrinklefree.text.sources import hub
+from wrinklefree.text.sources.bad_records import BadRecords, BadRecordWarning
+from wrinklefree.text.sources.hub import documents
 
 
 def source(dataset: Path | str, **settings: Any) -> HubSource:
@@ -208,9 +208,9 @@ def test_connection_that_stays_broken_names_the_row(
 HUB_WITHOUT = """
 import sys
 from pathlib import Path
-from wrinklefree.config.sources import HubSource
-from wrinklefree.data.sources.bad_records import BadRecords
-from wrinklefree.data.sources.hub import documents
+from wrinklefree.text.settings import HubSource
+from wrinklefree.text.sources.bad_records import BadRecords
+from wrinklefree.text.sources.hub import documents
 from wrinklefree.errors import UserError
 for dataset in ("owner/gone", "owner/there"):
     source = HubSource(

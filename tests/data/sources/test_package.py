@@ -11,14 +11,14 @@ import pytest
 import requests
 from pydantic import ValidationError
 
-from wrinklefree.config.sources import PackageSource
-from wrinklefree.data import download
-from wrinklefree.data.document import Document
-from wrinklefree.data.package_index import PipSettings
-from wrinklefree.data.sources.archive import SpecialMemberWarning
-from wrinklefree.data.sources.bad_records import BadRecords, BadRecordWarning
-from wrinklefree.data.sources.package import documents, json_documents
+from wrinklefree.downloads import archives as download
+from wrinklefree.downloads.package_index import PipSettings
 from wrinklefree.errors import UserError
+from wrinklefree.text.document import Document
+from wrinklefree.text.settings import PackageSource
+from wrinklefree.text.sources.archive import SpecialMemberWarning
+from wrinklefree.text.sources.bad_records import BadRecords, BadRecordWarning
+from wrinklefree.text.sources.package import documents, json_documents
 from wrinklefree.tracking.files import sha256_of_file
 
 

@@ -5,16 +5,13 @@ from dataclasses import fields
 import pytest
 import torch
 
-from wrinklefree.config.training import (
-    DiffusionSettings,
-    DistillationWeights,
-    DistillSettings,
-    RelationSettings,
-)
-from wrinklefree.data.loader import Batch
+from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.distill.settings import DistillationWeights, RelationSettings
+from wrinklefree.mixture.loader import Batch
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+from wrinklefree.train.student_settings import DistillSettings
 
 MASK = 39
 
