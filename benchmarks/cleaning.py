@@ -26,7 +26,7 @@ from wrinklefree.text.clean.paragraphs import drop_repeated_paragraphs
 from wrinklefree.text.clean.repeats import Seen
 from wrinklefree.text.clean.settings import CleaningSettings
 from wrinklefree.text.clean.source import clean_source
-from wrinklefree.text.documents import read_documents
+from wrinklefree.text.documents.parquet import read_documents
 
 CHECKED = 100
 REPEATS = 2

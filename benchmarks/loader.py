@@ -12,7 +12,7 @@ from wrinklefree.mixture.loader import Batch, TrainingData
 from wrinklefree.mixture.rows import MIXTURE_FILE, read_mixture
 from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
-from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.build import build_optimizer
 from wrinklefree.stability.zclip import ZClip
 from wrinklefree.train.base_settings import ScratchSettings
 from wrinklefree.train.objectives.causal import CausalLanguageModel

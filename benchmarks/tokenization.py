@@ -23,8 +23,8 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 from loguru import logger
 from transformers import AutoTokenizer
 
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import (
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import (
     DOCUMENTS_FILE,
     ROW_GROUP_BYTES,
     DocumentWriter,

@@ -26,7 +26,7 @@ from wrinklefree.config.presets import lay_into
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.recipe import write_domain_recipe
 from wrinklefree.schema.load import overlay, read_yaml, validate_section
-from wrinklefree.text.settings import HubSource
+from wrinklefree.text.documents.settings import HubSource
 
 PROJECT = Path(__file__).parents[2]
 PARAMETERS = read_yaml(PROJECT / "params.yaml")

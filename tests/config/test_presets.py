@@ -21,7 +21,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.optim.settings.UnusualLearningRateWarning")
 def test_every_preset_laid_into_params_reads_as_its_overlay(project: Path):
     params = Path("params.yaml")
     for preset in sorted(Path("params").glob("*.yaml")):

@@ -18,7 +18,7 @@ from wrinklefree.schema.load import overlay, read_yaml
 PROJECT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning"
+    "ignore::wrinklefree.optim.settings.UnusualLearningRateWarning"
 )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.optim import OPTIMIZERS, build_optimizer
+from wrinklefree.optim.build import OPTIMIZERS, build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.settings import (
     AdamWSettings,

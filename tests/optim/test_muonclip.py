@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.models.layers import decoder_layers
-from wrinklefree.optim import build_optimizer
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
+from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.muonclip import QkClip, QkClipStats, build_muonclip, shrink_queries
 from wrinklefree.optim.settings import MuonClipSettings, MuonSettings, OptimizerSettings
 

@@ -11,8 +11,8 @@ import pytest
 
 from wrinklefree.mixture.build import build_mixture
 from wrinklefree.mixture.settings import MixtureSettings
-from wrinklefree.text.fetch import fetch_source
-from wrinklefree.text.settings import GeneratedSource, HeldOutSettings
+from wrinklefree.text.documents.settings import GeneratedSource, HeldOutSettings
+from wrinklefree.text.sources.fetch import fetch_source
 from wrinklefree.tokens.settings import BpeTokenizerSettings, TokenizeSettings
 from wrinklefree.tokens.tokenize import tokenize_source
 from wrinklefree.tokens.train_bpe import train_tokenizer

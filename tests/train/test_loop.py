@@ -84,7 +84,7 @@ EFFECTS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.optim.settings.UnusualLearningRateWarning")
 @pytest.mark.parametrize(("path", "value"), EFFECTS, ids=[path for path, _ in EFFECTS])
 def test_every_setting_changes_the_result(
     path: str, value: Any, reference: Trainer,

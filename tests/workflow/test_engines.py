@@ -40,7 +40,7 @@ from workspace import (
 
 pytestmark = [
     pytest.mark.end_to_end,
-    pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning"),
+    pytest.mark.filterwarnings("ignore::wrinklefree.optim.settings.UnusualLearningRateWarning"),
     pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning"),  # inside of DVC
 ]
 

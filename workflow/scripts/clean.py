@@ -4,8 +4,8 @@ from typing import Any
 
 from wrinklefree.text.clean.settings import CleaningSettings
 from wrinklefree.text.clean.source import clean_source
-from wrinklefree.text.settings import Source
-from wrinklefree.text.summary import cleaned
+from wrinklefree.text.documents.settings import Source
+from wrinklefree.text.documents.summary import cleaned
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

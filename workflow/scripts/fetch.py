@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from wrinklefree.text.fetch import fetch_source
-from wrinklefree.text.settings import HeldOutSettings, Source
-from wrinklefree.text.summary import fetched
+from wrinklefree.text.documents.settings import HeldOutSettings, Source
+from wrinklefree.text.documents.summary import fetched
+from wrinklefree.text.sources.fetch import fetch_source
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from wrinklefree.text.settings import Source
+from wrinklefree.text.documents.settings import Source
 from wrinklefree.tokens.settings import TokenizeSettings
 from wrinklefree.tokens.summary import tokenized
 from wrinklefree.tokens.tokenize import tokenize_source

@@ -16,7 +16,7 @@ from wrinklefree.mixture.settings import Weights
 from wrinklefree.schema.load import overlay, read_yaml, validate_section
 from wrinklefree.schema.section import Name, PositiveFloat, Section
 from wrinklefree.schema.yaml_dump import dump_yaml
-from wrinklefree.text.settings import CleaningSteps
+from wrinklefree.text.documents.settings import CleaningSteps
 from wrinklefree.tracking.files import write_atomically
 
 CATALOG = Path("catalog.yaml")

@@ -19,7 +19,7 @@ from wrinklefree.research.settings import (
 )
 from wrinklefree.schema.section import Name, Section, Seed
 from wrinklefree.text.clean.settings import CleaningSettings
-from wrinklefree.text.settings import HeldOutSettings, Source
+from wrinklefree.text.documents.settings import HeldOutSettings, Source
 from wrinklefree.tokens.settings import TokenizerSettings, TokenizeSettings
 from wrinklefree.train.base_settings import BaseSettings
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings

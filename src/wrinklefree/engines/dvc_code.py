@@ -1,4 +1,4 @@
-"""The code that each stage of a ``dvc.yaml`` depends on, kept equal to what its script imports."""
+"""The folders of code that each stage of a ``dvc.yaml`` depends on, kept equal to its imports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.config.edit import edited_yaml
-from wrinklefree.tracking.code import PACKAGE, code_files
+from wrinklefree.tracking.code import PACKAGE, code_parts
 
 PIPELINES = (Path("dvc.yaml"), Path("research/dvc.yaml"))
 """In the project's folder. `dvc repro` runs the first; the other is run where it is named."""
@@ -30,9 +30,9 @@ def _update(stage: Any, project: Path) -> None:
     script = next((dep for dep in stage["deps"] if dep.startswith(_SCRIPTS)), None)
     if script is None:  # `check` must not make all stages depend on the whole schema
         return
-    files = code_files(project / script, project / "src")
-    code = [file.relative_to(project).as_posix() for file in files]
+    parts = code_parts(project / script, project / "src")
+    code = [part.relative_to(project).as_posix() for part in parts]
     others = [dep for dep in stage["deps"] if not dep.startswith((_SCRIPTS, f"src/{PACKAGE}/"))]
-    wanted = others + [script] + [file for file in code if file != script]
+    wanted = others + code
     if list(stage["deps"]) != wanted:
         stage["deps"][:] = wanted

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from wrinklefree.errors import UserError
 from wrinklefree.schema.splits import SPLITS
-from wrinklefree.text.documents import DOCUMENTS_FILE
+from wrinklefree.text.documents.parquet import DOCUMENTS_FILE
 from wrinklefree.tokens.shards import ShardCounts, ShardWriter
 from wrinklefree.tokens.tokenizer import (
     TOKENIZER_FILE,

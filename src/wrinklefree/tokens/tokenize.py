@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wrinklefree.schema.splits import SPLITS
-from wrinklefree.text.documents import read_domain
+from wrinklefree.text.documents.parquet import read_domain
 from wrinklefree.tokens.encode import (
     Encoder,
     ShardPlan,

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.documents import read_texts
+from wrinklefree.text.documents.parquet import read_texts
 from wrinklefree.tokens.settings import BpeTokenizerSettings
 from wrinklefree.tokens.tokenizer import CONFIG_FILE, END_OF_TEXT, MASK, PADDING, TOKENIZER_FILE
 

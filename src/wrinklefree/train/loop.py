@@ -26,7 +26,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import Batch, TrainingData
 from wrinklefree.models.finite import first_not_finite
 from wrinklefree.models.forward import require_embeddings, require_positions
-from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.quant.bitlinear import set_quantization_lambda

@@ -12,8 +12,8 @@ from wrinklefree.evaluate.data_report.report import DataReport, measure
 from wrinklefree.evaluate.settings import DataReportSettings
 from wrinklefree.mixture.build import build_mixture
 from wrinklefree.mixture.settings import MixtureSettings
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import DocumentWriter
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DocumentWriter
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
 VOCABULARY, LENGTH = 300, 16

@@ -12,8 +12,8 @@ from wrinklefree.evaluate.data_report.texts import (
     lowest_ranks,
     read_source,
 )
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import DocumentWriter
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DocumentWriter
 
 
 def write(folder: Path, train: list[str], held_out: list[str]) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from wrinklefree.schema.splits import SPLITS
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import read_documents
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import read_documents
 from wrinklefree.tracking.progress import progress
 
 SAMPLE_CHARACTERS = 600

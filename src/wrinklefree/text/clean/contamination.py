@@ -14,7 +14,7 @@ from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.items import Item, batches
 from wrinklefree.text.clean.ngrams import HashIndex, ngram_hashes
 from wrinklefree.text.clean.paragraphs import split_paragraphs, without_paragraphs
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
 
 
 def count_documents_with(

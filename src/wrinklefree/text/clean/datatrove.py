@@ -30,8 +30,8 @@ from wrinklefree.text.clean.datatrove_steps import (
 )
 from wrinklefree.text.clean.items import Item
 from wrinklefree.text.clean.settings import DatatroveEngine
-from wrinklefree.text.documents import read_documents
-from wrinklefree.text.settings import CleaningSteps, Source
+from wrinklefree.text.documents.parquet import read_documents
+from wrinklefree.text.documents.settings import CleaningSteps, Source
 
 
 class _Names(NamedTuple):

@@ -24,7 +24,7 @@ from wrinklefree.text.clean.datatrove_steps import (
     WritePart,
     write_counts,
 )
-from wrinklefree.text.settings import NearDuplicateSettings
+from wrinklefree.text.documents.settings import NearDuplicateSettings
 
 
 class SpaceTokenizer(WordTokenizer):

@@ -30,9 +30,9 @@ from wrinklefree.text.clean.repeats import (
     Repeats,
     repeats_of_bucket,
 )
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import DOCUMENTS_FILE, DocumentWriter, read_documents
-from wrinklefree.text.settings import CleaningSteps, Source
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, DocumentWriter, read_documents
+from wrinklefree.text.documents.settings import CleaningSteps, Source
 
 Documents = Iterable[PipelineDocument]
 

@@ -11,8 +11,8 @@ from wrinklefree.errors import UserError
 from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.items import BATCH_CHARACTERS
 from wrinklefree.text.clean.ngrams import different_ngrams
-from wrinklefree.text.documents import read_texts
-from wrinklefree.text.settings import Source
+from wrinklefree.text.documents.parquet import read_texts
+from wrinklefree.text.documents.settings import Source
 from wrinklefree.text.sources.reader import SourceReader
 from wrinklefree.tracking.progress import progress
 

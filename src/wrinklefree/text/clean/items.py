@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
 
 Item = tuple[Document, str]
 """A document and its split."""

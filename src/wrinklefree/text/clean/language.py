@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from wrinklefree.errors import UserError
 from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.items import Item, batches
-from wrinklefree.text.settings import LanguageSettings
+from wrinklefree.text.documents.settings import LanguageSettings
 
 PREFIX_CHARACTERS = 2000
 """Only so much of a document is looked at; more of it changes the answer of few and costs time."""

@@ -15,8 +15,8 @@ from wrinklefree.text.clean.language import drop_other_languages
 from wrinklefree.text.clean.length import drop_unfit_lengths
 from wrinklefree.text.clean.paragraphs import drop_repeated_paragraphs
 from wrinklefree.text.clean.repeats import Seen
-from wrinklefree.text.documents import DocumentWriter, read_documents
-from wrinklefree.text.settings import CleaningSteps
+from wrinklefree.text.documents.parquet import DocumentWriter, read_documents
+from wrinklefree.text.documents.settings import CleaningSteps
 from wrinklefree.tracking.progress import progress
 
 

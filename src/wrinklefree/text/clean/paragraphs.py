@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.items import Item
 from wrinklefree.text.clean.repeats import Repeats, digest
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
 
 _BLANK_LINES = re.compile(r"(\n\s*\n)")
 

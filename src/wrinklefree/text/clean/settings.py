@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from wrinklefree.schema.section import Name, Section, Workers
-from wrinklefree.text.settings import CleaningSteps, Source
+from wrinklefree.text.documents.settings import CleaningSteps, Source
 
 _MEANINGLESS_FOR_REFERENCES = ("cleaning", "held_out_pattern", "held_out_levels", "max_tokens")
 

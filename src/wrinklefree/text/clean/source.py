@@ -14,8 +14,8 @@ from wrinklefree.text.clean.evaluation import evaluation_ngrams
 from wrinklefree.text.clean.items import Item
 from wrinklefree.text.clean.local import clean_locally
 from wrinklefree.text.clean.settings import CleaningSettings, DatatroveEngine
-from wrinklefree.text.documents import DocumentWriter, read_domain
-from wrinklefree.text.settings import CleaningSteps
+from wrinklefree.text.documents.parquet import DocumentWriter, read_domain
+from wrinklefree.text.documents.settings import CleaningSteps
 
 
 def clean_source(

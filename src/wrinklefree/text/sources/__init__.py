@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
 from wrinklefree.text.sources import (
     files,
     generated,

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from wrinklefree.downloads.local_files import digest_of_files, find_files
 from wrinklefree.errors import UserError
-from wrinklefree.text.document import Document
-from wrinklefree.text.settings import FilesSource
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import FilesSource
 from wrinklefree.text.sources.bad_records import BadRecords
 from wrinklefree.text.sources.decompress import decompressed, plain_name, read_bounded
 from wrinklefree.text.sources.json_text import BAD, json_value

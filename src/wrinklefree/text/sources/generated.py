@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import GeneratedSource
 from wrinklefree.text.generators import mathematics
-from wrinklefree.text.settings import GeneratedSource
 from wrinklefree.text.sources.bad_records import BadRecords
 
 GENERATORS: dict[str, Callable[[int, int, int], str]] = {"mathematics": mathematics.document}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.document import Document
-from wrinklefree.text.settings import HubSource
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import HubSource
 from wrinklefree.text.sources.bad_records import BadRecords
 from wrinklefree.tracking.files import is_disk_full
 

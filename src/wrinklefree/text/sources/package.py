@@ -9,14 +9,14 @@ from typing import Any, BinaryIO
 from wrinklefree.downloads.archives import download_archive
 from wrinklefree.downloads.readable import readable_archive
 from wrinklefree.errors import UserError
-from wrinklefree.text.document import Document
-from wrinklefree.text.globs import selects
-from wrinklefree.text.settings import PackageSource
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import PackageSource
 from wrinklefree.text.sources.archive import read_members
 from wrinklefree.text.sources.bad_records import BadRecords
 from wrinklefree.text.sources.decompress import decompressed, read_bounded
+from wrinklefree.text.sources.globs import selects
 from wrinklefree.text.sources.json_text import BAD, json_value
-from wrinklefree.text.tags import strip_tags
+from wrinklefree.text.sources.tags import strip_tags
 
 
 def documents(source: PackageSource, *, cache: Path, bad: BadRecords) -> Iterator[Document]:

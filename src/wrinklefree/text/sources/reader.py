@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from wrinklefree.text.document import Document
-from wrinklefree.text.settings import Source
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import Source
 from wrinklefree.text.sources import SOURCES
 from wrinklefree.text.sources.bad_records import BadRecords
 

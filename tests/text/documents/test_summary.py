@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from wrinklefree.mixture.summary import mixed
-from wrinklefree.text.summary import cleaned, fetched
+from wrinklefree.text.documents.summary import cleaned, fetched
 from wrinklefree.tokens.summary import tokenized
 
 

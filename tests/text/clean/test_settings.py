@@ -9,7 +9,7 @@ from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import read_yaml, validate_section
 from wrinklefree.text.clean.settings import CleaningSettings
-from wrinklefree.text.settings import CleaningSteps
+from wrinklefree.text.documents.settings import CleaningSteps
 
 LOCAL = {"kind": "local"}
 DATATROVE = {"kind": "datatrove"}
@@ -72,7 +72,7 @@ def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], expect
 def test_own_settings_must_go_together_with_the_general_ones(
     own: dict[str, Any], expected: str
 ) -> None:
-    parameters = read_yaml(Path(__file__).parents[2] / "params.yaml")
+    parameters = read_yaml(Path(__file__).parents[3] / "params.yaml")
     parameters["cleaning"]["min_characters"] = 2
     parameters["sources"]["code"]["cleaning"] = own
     with pytest.raises(UserError, match=expected):
@@ -80,7 +80,7 @@ def test_own_settings_must_go_together_with_the_general_ones(
 
 
 def test_references_that_nothing_looks_for_are_refused() -> None:
-    parameters = read_yaml(Path(__file__).parents[2] / "params.yaml")
+    parameters = read_yaml(Path(__file__).parents[3] / "params.yaml")
     parameters["cleaning"] |= {"references": {"a": FILES}, "decontamination": {"enabled": False}}
     with pytest.raises(UserError, match="references are looked for by decontamination"):
         validate(parameters)

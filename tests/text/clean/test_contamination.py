@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wrinklefree.text.clean.contamination import convicting, count_documents_with, drop_contaminated
 from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.ngrams import different_ngrams
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
 
 PARAGRAPH = st.lists(st.sampled_from("abcd"), min_size=1, max_size=6).map(" ".join)
 TEXT = st.lists(PARAGRAPH, min_size=1, max_size=3).map("\n\n".join)

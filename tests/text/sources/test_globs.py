@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.globs import glob_pattern, selects
+from wrinklefree.text.sources.globs import glob_pattern, selects
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from wrinklefree.text.clean.paragraphs import (
     without_paragraphs,
 )
 from wrinklefree.text.clean.repeats import Seen
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
 
 PIECES = st.sampled_from(["aaaa", "bbbb", " aaaa", "cc", "\n\n", "\n \n", "\n", "\n\n\n", "  "])
 

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from wrinklefree.downloads.local_files import digest_of_files, find_files
 from wrinklefree.errors import UserError
-from wrinklefree.text.document import Document
-from wrinklefree.text.settings import FilesSource
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import FilesSource
 from wrinklefree.text.sources import files
 from wrinklefree.text.sources.bad_records import BadRecords, BadRecordWarning
 from wrinklefree.text.sources.files import documents

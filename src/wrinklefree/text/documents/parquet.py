@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
 
 DOCUMENTS_FILE = "documents.parquet"
 ROW_GROUP_BYTES = 8 * 2**20

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from wrinklefree.downloads import archives as download
 from wrinklefree.downloads.package_index import PipSettings
 from wrinklefree.errors import UserError
-from wrinklefree.text.document import Document
-from wrinklefree.text.settings import PackageSource
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import PackageSource
 from wrinklefree.text.sources.archive import SpecialMemberWarning
 from wrinklefree.text.sources.bad_records import BadRecords, BadRecordWarning
 from wrinklefree.text.sources.package import documents, json_documents

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wrinklefree.errors import UserError
-from wrinklefree.text import documents
 from wrinklefree.text.clean import datatrove as engine_module
 from wrinklefree.text.clean import datatrove_run
 from wrinklefree.text.clean.datatrove import build_pipelines
 from wrinklefree.text.clean.datatrove_run import run_pipelines, slurm_executors
 from wrinklefree.text.clean.datatrove_steps import Pipeline
 from wrinklefree.text.clean.settings import CleaningSettings, DatatroveEngine
+from wrinklefree.text.documents import parquet as documents
 
 PARAGRAPHS = st.sampled_from(
     ["one two", "three four five", "one two three four", "ö", "six " * 5, "", "one  two"]

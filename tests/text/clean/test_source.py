@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wrinklefree.downloads.local_files import digest_of_files, find_files
 from wrinklefree.errors import UserError
-from wrinklefree.text.settings import CleaningSteps
+from wrinklefree.text.documents.settings import CleaningSteps
 from wrinklefree.text.sources.bad_records import BadRecordWarning
 
 LONG = "The longest of all paragraphs that come again, word for word, in another document."

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from wrinklefree.text.document import Document
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import GeneratedSource
 from wrinklefree.text.generators.mathematics import document
-from wrinklefree.text.settings import GeneratedSource
 from wrinklefree.text.sources.bad_records import BadRecords
 from wrinklefree.text.sources.generated import documents, is_of_held_out_level
 

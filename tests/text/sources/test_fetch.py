@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 from wrinklefree.downloads.local_files import digest_of_files, find_files
 from wrinklefree.errors import UserError
-from wrinklefree.text import documents, fetch
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import DOCUMENTS_FILE, read_domain, read_texts
-from wrinklefree.text.fetch import fetch_source, split_of
-from wrinklefree.text.settings import FilesSource, GeneratedSource, HeldOutSettings
-from wrinklefree.text.sources import SOURCES
+from wrinklefree.text.documents import parquet as documents
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, read_domain, read_texts
+from wrinklefree.text.documents.settings import FilesSource, GeneratedSource, HeldOutSettings
+from wrinklefree.text.sources import SOURCES, fetch
 from wrinklefree.text.sources.bad_records import BadRecordWarning
+from wrinklefree.text.sources.fetch import fetch_source, split_of
 from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
 
 NOTHING = HeldOutSettings(fraction=0.0)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.documents import DOCUMENTS_FILE, SCHEMA
+from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, SCHEMA
 from wrinklefree.text.generators.mathematics import document
 from wrinklefree.tokens import encode as encode_module
 from wrinklefree.tokens import tokenize as tokenize_module

@@ -8,9 +8,9 @@ from typing import Any
 
 from wrinklefree.text.clean.settings import CleaningSettings
 from wrinklefree.text.clean.source import clean_source
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import DOCUMENTS_FILE, DocumentWriter, read_documents
-from wrinklefree.text.settings import CleaningSteps
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, DocumentWriter, read_documents
+from wrinklefree.text.documents.settings import CleaningSteps
 
 Texts = list[tuple[str, str]]
 """(text, split) in order."""

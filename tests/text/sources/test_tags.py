@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from wrinklefree.text.tags import strip_tags
+from wrinklefree.text.sources.tags import strip_tags
 
 
 def test_tags_go_entities_resolve_and_breaks_become_newlines() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.document import Document
-from wrinklefree.text.documents import DocumentWriter
-from wrinklefree.text.settings import (
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DocumentWriter
+from wrinklefree.text.documents.settings import (
     GeneratedSource,
     HeldOutSettings,
     Source,

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.document import Document
-from wrinklefree.text.settings import HubSource
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.settings import HubSource
 from wrinklefree.text.sources import hub
 from wrinklefree.text.sources.bad_records import BadRecords, BadRecordWarning
 from wrinklefree.text.sources.hub import documents
@@ -208,7 +208,7 @@ def test_connection_that_stays_broken_names_the_row(
 HUB_WITHOUT = """
 import sys
 from pathlib import Path
-from wrinklefree.text.settings import HubSource
+from wrinklefree.text.documents.settings import HubSource
 from wrinklefree.text.sources.bad_records import BadRecords
 from wrinklefree.text.sources.hub import documents
 from wrinklefree.errors import UserError
