@@ -38,7 +38,7 @@ def pieces(rows: Rows) -> list[list[int]]:
     """All pieces of a split, read through the reader."""
     found = []
     for number in range(len(rows)):
-        tokens, ids, positions, *_ = rows.read(number, 320)
+        tokens, ids, positions, *_ = rows.read(number)
         assert (tokens[ids == -1] == END).all()
         for piece in range(ids.max() + 1):
             assert positions[ids == piece].tolist() == list(range((ids == piece).sum()))
@@ -50,7 +50,7 @@ def documents_of(rows: Rows) -> dict[int, list[int]]:
     """The token ids of all documents by number, put together from the rows."""
     found: dict[int, dict[int, int]] = {}
     for number in range(len(rows)):
-        tokens, ids, _, documents, places = rows.read(number, 320)
+        tokens, ids, _, documents, places = rows.read(number)
         for token, document, place in zip(
             *(column[ids >= 0].tolist() for column in (tokens, documents, places)), strict=True
         ):

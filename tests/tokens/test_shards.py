@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ import numpy as np
 import pytest
 from datatrove.utils.dataset import DatatroveFileDataset
 
-from wrinklefree.errors import UserError
-from wrinklefree.tokens import shards
 from wrinklefree.tokens.shards import (
     ShardCounts,
     ShardWriter,
@@ -72,84 +69,6 @@ def test_split_without_documents_is_readable(
     assert read_tokens(tmp_path).splits["held_out"].shards == ()
     assert read_tokens(tmp_path).splits["held_out"].token_count == 0
     assert not list(tmp_path.glob("held_out.*"))
-
-
-def edit(path: Path, dtype: str, record: int, value: int) -> None:
-    data = np.fromfile(path, dtype=dtype)
-    data[record] = value
-    data.tofile(path)
-
-
-def truncate(path: Path, size: int) -> None:
-    path.write_bytes(path.read_bytes()[:size])
-
-
-def set_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    index = json.loads((folder / "tokens.json").read_text())
-    edit(index)
-    (folder / "tokens.json").write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: truncate(f / TRAIN, 19), r"train\.00000\.ds has 19 bytes, not a multiple"),
-        (lambda f: truncate(f / TRAIN, 18), r"train\.00000\.ds has 9 records, expected 10"),
-        (lambda f: truncate(f / ENDS, 24), r"train\.00000\.ds\.index has 3 records, expected 4"),
-        (lambda f: (f / ENDS).unlink(), r"train\.00000\.ds\.index is missing"),
-        (lambda f: (f / TRAIN).unlink(), r"train\.00000\.ds is missing"),
-        (lambda f: truncate(f / "tokens.json", 30), r"cannot read .*tokens\.json"),
-        (lambda f: edit(f / ENDS, "<u8", 2, 5), r"\.index record 2 is 5, not greater"),
-        (lambda f: edit(f / ENDS, "<u8", 0, 0), r"\.index record 0 is 0, not greater"),
-        (lambda f: edit(f / ENDS, "<u8", 3, 11), r"\.index record 3 is 11, expected"),
-        (lambda f: edit(f / TRAIN, "<u2", 8, 100), r"\.ds record 8 is token id 100"),
-        (lambda f: edit(f / TRAIN, "<u2", 6, 3), r"\.ds record 6 ends a document"),
-        (lambda f: set_index(f, lambda i: i.pop("domain")), "does not describe .*domain"),
-        (
-            lambda f: set_index(f, lambda i: i["splits"]["train"][0].update(shard=-1)),
-            "does not describe .*shard of a shard is -1",
-        ),
-        (
-            lambda f: set_index(f, lambda i: i["splits"]["train"][0].update(shard=1)),
-            r"train\.00001\.ds is missing",
-        ),
-        (
-            lambda f: set_index(f, lambda i: i["splits"]["train"].append(i["splits"]["train"][0])),
-            r"the train shards are \[0, 0\], expected each once, in order",
-        ),
-        (
-            lambda f: set_index(f, lambda i: i["splits"]["held_out"].clear()),
-            r"held_out\.00000\.ds is not in .*tokens\.json",
-        ),
-        (
-            lambda f: set_index(f, lambda i: i.update(domain=["d"])),
-            r"does not describe .*domain is \['d'\]",
-        ),
-        (
-            lambda f: set_index(f, lambda i: i.update(vocabulary_size=float("inf"))),
-            "does not describe .*OverflowError",
-        ),
-        (
-            lambda f: edit(f / TRAIN, "<u2", 5, 0),
-            r"\.ds has 5 ends of text \(0\), expected one for each of the 4 documents",
-        ),
-        (
-            lambda f: set_index(f, lambda i: i.update(dtype="uint32")),
-            "has dtype uint32, expected uint16 for a vocabulary of 100 ids",
-        ),
-        (
-            lambda f: set_index(f, lambda i: i.update(vocabulary_size=10)),
-            "record 8 is token id 10, but the vocabulary has 10 ids",
-        ),
-    ],
-)
-def test_damaged_folder_is_refused_with_file_and_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage, message: str
-) -> None:
-    monkeypatch.setattr(shards, "VALIDATION_TOKENS", 3)
-    damage(write(tmp_path))
-    with pytest.raises(UserError, match=message):
-        read_tokens(tmp_path)
 
 
 def in_shards(folder: Path, vocabulary_size: int) -> dict[str, list[list[int]]]:

@@ -226,10 +226,7 @@ def _batch(
     domain_B: np.ndarray,
     sample_B: np.ndarray,
 ) -> Batch:
-    read = [
-        source.read(int(row), mixture.vocabulary_size)
-        for source, row in zip(rows, row_B, strict=True)
-    ]
+    read = [source.read(int(row)) for source, row in zip(rows, row_B, strict=True)]
     tokens_BT, ids_BT, positions_BT, sources_BT, source_positions_BT = (
         torch.from_numpy(np.stack(column)) for column in zip(*read, strict=True)
     )

@@ -21,13 +21,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from wrinklefree.errors import UserError
 from wrinklefree.schema.splits import SPLITS
 
 INDEX_FILE = "tokens.json"
 UINT16_IDS = 65_536
 ENDS_DTYPE = np.dtype("<u8")
-VALIDATION_TOKENS = 1 << 24
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -151,7 +149,7 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class TokenFolder:
-    """A token folder whose files were checked."""
+    """The token folder of a source."""
 
     domain: str
     vocabulary_size: int
@@ -162,82 +160,32 @@ class TokenFolder:
 
 
 def read_tokens(folder: Path) -> TokenFolder:
-    """Map a token folder into memory and check every record of it.
-
-    Raises UserError naming the file, and the record where there is one.
-    """
-    path = folder / INDEX_FILE
-    index = read_index(path)
-    try:
-        dtype = np.dtype(index["dtype"]).newbyteorder("<")
-        limit, end = int(index["vocabulary_size"]), int(index["end_of_text_id"])
-        listed = {split: _listed(split, index["splits"][split]) for split in SPLITS}
-        domain, tokenizer = index["domain"], index.get("tokenizer")
-        if not isinstance(domain, str):
-            raise ValueError(f"domain is {domain!r}")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{path} does not describe a token folder ({type(error).__name__}: {error}); run the"
-            " stage that makes it again"
-        ) from error
-    if dtype != token_dtype(limit):
-        raise UserError(
-            f"{path} has dtype {dtype.name}, expected {token_dtype(limit).name} for a vocabulary of"
-            f" {limit} ids: it was edited; run the stage that makes it again"
-        )
+    """Map a token folder into memory, whose files its manifest vouches for."""
+    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    dtype = np.dtype(index["dtype"]).newbyteorder("<")
     splits = {
         split: TokenSplit(
-            tuple(read_shard(shard_path(folder, split, c.shard), c, limit, end) for c in counts)
+            tuple(
+                _map_shard(shard_path(folder, split, counts["shard"]), counts, dtype)
+                for counts in index["splits"][split]
+            )
         )
-        for split, counts in listed.items()
+        for split in SPLITS
     }
-    _check_all_listed(folder, listed)
-    return TokenFolder(domain, limit, end, tokenizer, splits)
+    return TokenFolder(
+        index["domain"],
+        index["vocabulary_size"],
+        index["end_of_text_id"],
+        index["tokenizer"],
+        splits,
+    )
 
 
-def _listed(split: str, entries: Sequence[dict[str, int]]) -> list[ShardCounts]:
-    counts = [_counts(entry) for entry in entries]
-    numbers = [shard.shard for shard in counts]
-    if numbers != sorted(set(numbers)):
-        raise ValueError(f"the {split} shards are {numbers}, expected each once, in order")
-    return counts
-
-
-def _counts(entry: dict[str, int]) -> ShardCounts:
-    counts = ShardCounts(**entry)
-    if wrong := [key for key, n in asdict(counts).items() if not isinstance(n, int) or n < 0]:
-        raise ValueError(f"{wrong[0]} of a shard is {entry[wrong[0]]!r}")
-    return counts
-
-
-def _check_all_listed(folder: Path, listed: Mapping[str, Sequence[ShardCounts]]) -> None:
-    known = {shard_path(folder, split, c.shard) for split, counts in listed.items() for c in counts}
-    if strangers := sorted(set(folder.glob("*.ds")) - known):
-        raise UserError(
-            f"{strangers[0]} is not in {folder / INDEX_FILE}, which was edited or belongs to other"
-            " shards; run the stage that makes it again"
-        )
-
-
-def read_shard(
-    path: Path, counts: ShardCounts, vocabulary_size: int, end_of_text_id: int
-) -> TokenShard:
-    """Map one shard into memory and check every record of it, as ``read_tokens`` does."""
-    tokens = map_file(path, token_dtype(vocabulary_size), counts.tokens)
-    ends = map_file(index_path(path), ENDS_DTYPE, counts.documents)
-    _check_ends(index_path(path), ends, len(tokens))
-    _check_tokens(path, tokens, ends, vocabulary_size, end_of_text_id)
-    return TokenShard(tokens, ends)
-
-
-def read_index(path: Path) -> dict[str, Any]:
-    """The JSON file that describes a folder's binary files."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; run the stage that makes it again"
-        ) from error
+def _map_shard(path: Path, counts: Mapping[str, int], dtype: np.dtype[Any]) -> TokenShard:
+    return TokenShard(
+        map_file(path, dtype, counts["tokens"]),
+        map_file(index_path(path), ENDS_DTYPE, counts["documents"]),
+    )
 
 
 def write_records(path: Path, records: np.ndarray) -> None:
@@ -251,60 +199,7 @@ def write_records(path: Path, records: np.ndarray) -> None:
 
 
 def map_file(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray:
-    """Map ``count`` records read-only; UserError if the file has another size."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run the stage that makes it again")
-    size = path.stat().st_size
-    if size % dtype.itemsize:
-        raise UserError(
-            f"{path} has {size} bytes, not a multiple of the {dtype.itemsize} bytes of a record"
-            f" ({dtype.name}): it is truncated; run the stage that makes it again"
-        )
-    if size != count * dtype.itemsize:
-        raise UserError(
-            f"{path} has {size // dtype.itemsize} records, expected {count}: it was truncated or"
-            " edited; run the stage that makes it again"
-        )
+    """Map the ``count`` records of a file read-only."""
+    assert path.stat().st_size == count * dtype.itemsize, f"{path} has no {count} records"
     # An empty file can't be mapped.
     return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype=dtype)
-
-
-def _check_ends(path: Path, ends: np.ndarray, tokens: int) -> None:
-    previous = np.concatenate([np.zeros(1, dtype=ends.dtype), ends[:-1]]) if len(ends) else ends
-    if (wrong := np.flatnonzero(ends <= previous)).size:
-        record = int(wrong[0])
-        raise UserError(
-            f"{path} record {record} is {ends[record]}, not greater than {previous[record]} before"
-            " it: the file was edited; run the stage that makes it again"
-        )
-    last = int(ends[-1]) if len(ends) else 0
-    if last != tokens:
-        raise UserError(
-            f"{path} record {len(ends) - 1} is {last}, expected the number of tokens, {tokens};"
-            " run the stage that makes it again"
-        )
-
-
-def _check_tokens(path: Path, tokens: np.ndarray, ends: np.ndarray, limit: int, end: int) -> None:
-    found = 0
-    for start in range(0, len(tokens), VALIDATION_TOKENS):
-        chunk = tokens[start : start + VALIDATION_TOKENS]
-        if chunk.max() >= limit:
-            record = start + int(np.argmax(chunk >= limit))
-            raise UserError(
-                f"{path} record {record} is token id {tokens[record]}, but the vocabulary has"
-                f" {limit} ids: the file was edited; run the stage that makes it again"
-            )
-        found += int(np.count_nonzero(chunk == end))
-    last = ends.astype(np.int64) - 1
-    if (wrong := np.flatnonzero(tokens[last] != end)).size:
-        record = int(last[wrong[0]])
-        raise UserError(
-            f"{path} record {record} ends a document and is {tokens[record]}, expected end of text"
-            f" ({end}); run the stage that makes it again"
-        )
-    if found != len(ends):
-        raise UserError(
-            f"{path} has {found} ends of text ({end}), expected one for each of the {len(ends)}"
-            " documents; run the stage that makes it again"
-        )
