@@ -203,17 +203,6 @@ def test_samples_are_continuations_by_the_model_they_stand_under(
     assert markdown.count("forward passes") == 2 * len(texts)
 
 
-@pytest.mark.parametrize("name", ["stage2", "distill_ar", "dlm"])
-def test_a_trained_model_without_its_history_is_refused_before_anything_is_scored(
-    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path, name: str
-):
-    folders = run_models()
-    (folders[name] / "history.jsonl").unlink()
-    (folders["base"] / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=rf"{name}/history\.jsonl: missing"):
-        evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
-
-
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [

@@ -20,8 +20,8 @@ def test_without_a_terminal_long_work_says_how_far_it_is(
 ) -> None:
     assert list(progress(iter("abcdefgh"), "read x", "pages", 8)) == list("abcdefgh")
     assert capsys.readouterr().err.splitlines() == [
-        "read x: 4 of 8 pages (50%), 0.3333 a second, 00:12 left",
-        "read x: 8 of 8 pages (100%), 0.3333 a second, 00:00 left",
+        "read x: 4 of 8 pages (50%), 00:12 left, 0.3333 a second",
+        "read x: 8 of 8 pages (100%), 00:00 left, 0.3333 a second",
         "read x: all 8 pages in 00:27",
     ]
 
