@@ -8,7 +8,8 @@ import torch
 from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
 
 from wrinklefree.config.parameters import Parameters
-from wrinklefree.mixture.loader import Batch, TrainingData
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.mixture.rows import MIXTURE_FILE, read_mixture
 from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln

@@ -55,7 +55,7 @@ def pack():
     """Rows given as lists of piece lengths; the tail is padding."""
     import torch
 
-    from wrinklefree.mixture.loader import Batch
+    from wrinklefree.mixture.batch import Batch
 
     def build(rows, length, seed=0):
         generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from wrinklefree.diffusion.likelihood import draw_masks, masked_token_losses, negative_elbo
 from wrinklefree.diffusion.masks import find_blocks
 from wrinklefree.diffusion.shift import supervised_tokens
-from wrinklefree.mixture.loader import Batch
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
 

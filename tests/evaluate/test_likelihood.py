@@ -12,11 +12,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.likelihood import score_model, token_losses
+from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.scores import ModelScore
 from wrinklefree.evaluate.settings import EvaluateSettings
-from wrinklefree.mixture.loader import Batch, HeldOutData
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
+from wrinklefree.models.losses import token_losses
 
 SETTINGS = EvaluateSettings(
     rows_per_domain=100, batch_size=3, likelihood_draws=2, prompts=["the"], new_tokens=3

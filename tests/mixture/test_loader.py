@@ -11,8 +11,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.mixture.build import build_mixture
-from wrinklefree.mixture.loader import Batch, HeldOutData, TrainingData
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.mixture.order import WeightChange
 from wrinklefree.mixture.settings import MixtureSettings
 from wrinklefree.models.attention import causal_document_mask

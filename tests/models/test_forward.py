@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.loader import Batch
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits, require_embeddings
 

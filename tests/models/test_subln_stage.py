@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.loader import Batch
-from wrinklefree.models.damage import mean_next_token_loss
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
 

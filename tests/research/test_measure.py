@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.likelihood import token_losses
 from wrinklefree.evaluate.scores import domain_score
 from wrinklefree.mixture.build import build_mixture
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.settings import MixtureSettings
 from wrinklefree.models.dense import build_scratch
+from wrinklefree.models.losses import token_losses
 from wrinklefree.models.settings import ModelSettings
 from wrinklefree.research.measure import measure_held_out, require_documents
 from wrinklefree.research.settings import MeasureSettings

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.loader import Batch, HeldOutData
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.folder import ModelFormat, save_model
 from wrinklefree.models.settings import ModelSettings

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tracking.stage import Stage

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.mixture.loader import HeldOutData, TrainingData
-from wrinklefree.models.damage import mean_next_token_loss
+from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.terminal import Terminal

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wrinklefree.mixture.loader import Batch, HeldOutData, TrainingData
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
 
 ROWS_AT_A_TIME = 8
 """Rows of a batch: bounds memory and changes nothing else."""

@@ -17,8 +17,8 @@ from wrinklefree.errors import UserError
 from wrinklefree.mixture.few_rows import ROWS_AT_A_TIME
 from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.mixture.order import WeightChange
-from wrinklefree.models.damage import row_losses
 from wrinklefree.models.forward import require_embeddings
+from wrinklefree.models.losses import row_losses
 from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.stage import Stage

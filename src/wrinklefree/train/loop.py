@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.loader import Batch, TrainingData
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.finite import first_not_finite
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim.build import build_optimizer

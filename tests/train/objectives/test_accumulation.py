@@ -7,7 +7,7 @@ import torch
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.settings import DistillationWeights, RelationSettings
-from wrinklefree.mixture.loader import Batch
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation

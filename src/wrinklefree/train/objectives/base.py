@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.mixture.loader import Batch
+from wrinklefree.mixture.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from wrinklefree.distill.relations import (
 )
 from wrinklefree.distill.vocabulary import check_vocabulary_sizes
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.loader import Batch
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.train.objectives.base import LossOutput, Prepared
 from wrinklefree.train.objectives.causal import predecessors_of

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.mixture.loader import Batch
-from wrinklefree.models.damage import mean_next_token_loss, row_losses
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.models.losses import mean_next_token_loss, row_losses
 from wrinklefree.models.surgery import insert_bitlinear
 
 
