@@ -16,7 +16,7 @@ from wrinklefree.research.measure import (
     require_documents,
     shared_seed,
 )
-from wrinklefree.research.parts import part_of
+from wrinklefree.research.part_of_stage import part_of
 from wrinklefree.research.settings import ArmSettings, MeasureSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import open_data

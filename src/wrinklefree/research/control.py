@@ -30,7 +30,7 @@ from wrinklefree.research.measure import (
     require_documents,
     target_shares,
 )
-from wrinklefree.research.parts import part_of
+from wrinklefree.research.part_of_stage import part_of
 from wrinklefree.research.settings import OVERALL, ControlSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data

@@ -16,8 +16,8 @@ from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.base import Objective
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.student_settings import DistillSettings
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.train.objectives.base import Objective
+from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.settings import TrainingSettings
 
 HELD_OUT = "held_out/loss"

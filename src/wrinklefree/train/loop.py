@@ -43,7 +43,7 @@ from wrinklefree.tracking.trainings import continued_from
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.held_out import HELD_OUT, HeldOutLoss
 from wrinklefree.train.history import write_history
-from wrinklefree.train.objectives.base import LossOutput, Objective
+from wrinklefree.train.objectives.objective import LossOutput, Objective
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.state import TrainingState
 

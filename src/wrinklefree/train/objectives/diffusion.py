@@ -27,7 +27,7 @@ from wrinklefree.diffusion.objective import (
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.diffusion.shift import predictor_rows, supervised_tokens
 from wrinklefree.mixture.batch import Batch
-from wrinklefree.train.objectives.base import LossOutput, Prepared
+from wrinklefree.train.objectives.objective import LossOutput, Prepared
 from wrinklefree.train.objectives.rows import hidden_states, logits_of, sum_by_row
 
 

@@ -34,13 +34,13 @@ from wrinklefree.distill.vocabulary import check_vocabulary_sizes
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.train.objectives.base import LossOutput, Prepared
 from wrinklefree.train.objectives.causal import predecessors_of
 from wrinklefree.train.objectives.diffusion import (
     BlockDiffusion,
     DiffusionPrepared,
     masked_per_row,
 )
+from wrinklefree.train.objectives.objective import LossOutput, Prepared
 from wrinklefree.train.objectives.rows import hidden_states, logits_of, sum_by_row
 from wrinklefree.train.student_settings import DistillSettings
 
