@@ -35,7 +35,8 @@ if any(word.split("=")[0] == "--report" for word in sys.argv):
         PARAMETERS = settings_of_run(PARAMETERS)
     except UserError as error:
         sys.exit(f"error: {error}")
-    config.update(PARAMETERS)
+    # Captions also show what has its default, which nobody wrote down.
+    config.update(validate(PARAMETERS).model_dump())
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.
