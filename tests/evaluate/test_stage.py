@@ -220,16 +220,6 @@ def test_a_model_under_the_name_of_another_is_refused_before_anything_is_scored(
         evaluate_models(SETTINGS, swapped, mixture, tmp_path, seed=3, say=pytest.fail)
 
 
-def test_a_damaged_history_is_refused(
-    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path
-):
-    folders = run_models()
-    with (folders["base"] / "history.jsonl").open("a") as file:
-        file.write('{"step": 31, "tok')
-    with pytest.raises(UserError, match="line 31: not JSON"):
-        evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
-
-
 def test_a_pretrained_base_has_no_curve(
     run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path
 ):

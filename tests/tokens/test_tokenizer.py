@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from wrinklefree.errors import UserError
 from wrinklefree.text.generators.mathematics import document
-from wrinklefree.tokens import tokenizer as tokenizer_module
+from wrinklefree.tokens import train_bpe
 from wrinklefree.tokens.settings import BpeTokenizerSettings
 from wrinklefree.tokens.tokenizer import (
     end_of_text_id,
@@ -80,7 +80,7 @@ def test_only_the_training_split_is_read(raw, tmp_path: Path) -> None:
 def test_each_source_is_read_up_to_the_limit_from_all_of_its_length(
     raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer_module, "CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(train_bpe, "CHUNK_CHARACTERS", 1000)
     early, late = "abcdefgh " * 150_000, "stuvwxyz " * 150_000
     text = raw("d", {"train": [early, late, document(1, 1)]})
     facts = train_tokenizer(bpe(), {"d": text}, tmp_path)
