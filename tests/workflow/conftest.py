@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workspace import TARGETS, copy_downloads, copy_project, run
+from workspace import TARGETS, copy_downloads, copy_project, copy_run, run
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +26,5 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(completed: Path, tmp_path: Path) -> Path:
     """A copy of the completed project for one test to change."""
     folder = tmp_path / "project"
-    # Times are kept, by which Snakemake judges; the tracking database has absolute paths.
-    shutil.copytree(
-        completed, folder, symlinks=True, ignore=shutil.ignore_patterns("ml*", "downloads")
-    )
+    copy_run(completed, folder)
     return folder

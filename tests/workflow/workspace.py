@@ -78,6 +78,21 @@ def copy_downloads(folder: Path) -> None:
         shutil.copytree(downloads, folder / "work" / "downloads")
 
 
+def copy_run(completed: Path, folder: Path, *without: str) -> None:
+    """Copy a finished run, but for its downloads, its tracking and the paths ``without``.
+
+    Times are kept, by which Snakemake judges; the tracking database has absolute paths.
+    """
+    left_out = {
+        completed / path for path in ("work/downloads", "mlflow.db", "mlartifacts", *without)
+    }
+
+    def ignored(parent: str, names: list[str]) -> set[str]:
+        return {name for name in names if Path(parent, name) in left_out}
+
+    shutil.copytree(completed, folder, symlinks=True, ignore=ignored)
+
+
 def run(folder: Path, *command: str, check: bool = True) -> str:
     """Output of a command, both streams."""
     result = subprocess.run(

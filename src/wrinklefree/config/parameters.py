@@ -22,8 +22,9 @@ from wrinklefree.text.clean.settings import CleaningSettings
 from wrinklefree.text.documents.settings import HeldOutSettings, Source
 from wrinklefree.tokens.settings import TokenizerSettings, TokenizeSettings
 from wrinklefree.train.base_settings import BaseSettings
+from wrinklefree.train.distill_settings import DistillStudents
+from wrinklefree.train.dlm_settings import DlmSettings
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
-from wrinklefree.train.student_settings import DistillStudents, DlmSettings
 
 
 class Parameters(Section):

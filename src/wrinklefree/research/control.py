@@ -34,10 +34,10 @@ from wrinklefree.research.part_of_stage import part_of
 from wrinklefree.research.settings import OVERALL, ControlSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
-from wrinklefree.train.student_settings import DistillSettings
 
 STUDENTS = ("stage2", "distill_ar")
 """The students, in the order in which one goes on from the other."""

@@ -15,10 +15,10 @@ from wrinklefree.schema.load import validate_section
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
 from wrinklefree.train.objectives.objective import Objective
-from wrinklefree.train.student_settings import DistillSettings
 
 
 def distill_student(stage: Stage) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from wrinklefree.models.folder import DiffusionFormat, load_model, save_model
 from wrinklefree.models.mask_token import add_mask_token
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.dlm_settings import DlmSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
-from wrinklefree.train.student_settings import DlmSettings
 
 
 def convert_to_diffusion(stage: Stage) -> dict[str, Any]:

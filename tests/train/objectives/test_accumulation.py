@@ -8,10 +8,10 @@ import torch
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.settings import DistillationWeights, RelationSettings
 from wrinklefree.mixture.batch import Batch
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
-from wrinklefree.train.student_settings import DistillSettings
 
 MASK = 39
 

@@ -15,10 +15,10 @@ from wrinklefree.distill.settings import DistillationWeights, RelationSettings
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
-from wrinklefree.train.student_settings import DistillSettings
 
 MASK = 39
 WEIGHTS = {"cross_entropy": 1.0, "logits": 2.0, "relations": 30.0}

@@ -34,6 +34,7 @@ from wrinklefree.distill.vocabulary import check_vocabulary_sizes
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.causal import predecessors_of
 from wrinklefree.train.objectives.diffusion import (
     BlockDiffusion,
@@ -42,7 +43,6 @@ from wrinklefree.train.objectives.diffusion import (
 )
 from wrinklefree.train.objectives.objective import LossOutput, Prepared
 from wrinklefree.train.objectives.rows import hidden_states, logits_of, sum_by_row
-from wrinklefree.train.student_settings import DistillSettings
 
 
 class _Teaching:

@@ -1,8 +1,7 @@
-"""``dlm`` and ``distill``: what the stages after stage 2 add to a training."""
+"""``distill``: what the distillation adds to a training."""
 
 from __future__ import annotations
 
-from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.settings import DistillationWeights, RelationSettings
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.schema.section import (
@@ -10,13 +9,6 @@ from wrinklefree.schema.section import (
     Temperature,
 )
 from wrinklefree.train.settings import QuantizedTrainingSettings
-
-
-class DlmSettings(QuantizedTrainingSettings):
-    """Conversion to a block-diffusion model."""
-
-    diffusion: DiffusionSettings
-    """Block diffusion."""
 
 
 class DistillSettings(QuantizedTrainingSettings):
