@@ -5,9 +5,11 @@ The fixtures import torch themselves: most tests of settings and tracking need n
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -21,6 +23,35 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 VOCABULARY = 40
+SHARE_OF_EXHAUSTIVE = 8
+"""One in so many of the exhaustive tests is run by ``make test``; the commit chooses which."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="run all of the exhaustive tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a share of the exhaustive tests, and those that share a finished run in one worker."""
+    for item in items:
+        if "completed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("completed"))
+    if config.getoption("exhaustive") or any("::" in argument for argument in config.args):
+        return
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("exhaustive") and not _is_chosen(item.nodeid, commit)
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_chosen(nodeid: str, commit: str) -> bool:
+    digest = hashlib.sha256(f"{commit} {nodeid}".encode()).digest()
+    return digest[0] % SHARE_OF_EXHAUSTIVE == 0
 
 
 @pytest.fixture

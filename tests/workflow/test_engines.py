@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import re
 import shlex
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +239,8 @@ def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] 
     return None
 
 
+PARTS = 24
+"""Into which the settings of all edits are divided."""
 ONLY_VALUE = {"kind", "domain", "format", "generator"}
 """Names of settings that tell sections apart: another value needs other settings beside it."""
 
@@ -266,17 +266,17 @@ def test_every_setting_has_a_reader_and_another_valid_value():
         assert edited(parameters, path) or path[-1] in ONLY_VALUE, f"no other value for {path}"
 
 
-@pytest.mark.timeout(1800)
-def test_for_every_setting_both_engines_rerun_the_same_stages(finished: Path, tmp_path: Path):
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("part", range(PARTS))
+def test_for_every_setting_both_engines_rerun_the_same_stages(
+    finished: Path, tmp_path: Path, part: int
+):
     parameters = read_yaml(finished / "params.yaml")
     edits = {".".join(path): edited(parameters, path) for path in leaves(parameters)}
     names = sorted(name for name, changed in edits.items() if changed)
-    folders = [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
-        shutil.copytree(finished, folder, symlinks=True)
-    halves = [{name: edits[name] for name in names[index::2]} for index in range(2)]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
-        problems = [line for part in pool.map(differences, folders, halves) for line in part]
+    folder = tmp_path / "edited"
+    shutil.copytree(finished, folder, symlinks=True)
+    problems = differences(folder, {name: edits[name] for name in names[part::PARTS]})
     assert not problems, "\n".join(problems)
 
 
