@@ -32,10 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a share of the exhaustive tests, and those that share a finished run in one worker."""
-    for item in items:
-        if "completed" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("completed"))
+    """Keep a share of the exhaustive tests, but all where a test is named."""
     if config.getoption("exhaustive") or any("::" in argument for argument in config.args):
         return
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

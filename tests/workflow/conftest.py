@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from pathlib import Path
 
@@ -12,13 +13,24 @@ from workspace import TARGETS, copy_downloads, copy_project, copy_run, run
 
 
 @pytest.fixture(scope="session")
-def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which everything has run on the tiny preset, from real packages."""
-    folder = tmp_path_factory.mktemp("completed")
-    copy_project(folder)
-    copy_downloads(folder)
-    run(folder, "wrinklefree", "preset", "tiny")
-    run(folder, "snakemake", *TARGETS)
+def completed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A project in which everything has run on the tiny preset, from real packages.
+
+    The first worker that needs it makes it, the others wait for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        root = root.parent
+    folder, done = root / "completed", root / "completed.done"
+    with (root / "completed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.is_file():
+            folder.mkdir()
+            copy_project(folder)
+            copy_downloads(folder)
+            run(folder, "wrinklefree", "preset", "tiny")
+            run(folder, "snakemake", *TARGETS)
+            done.touch()
     return folder
 
 

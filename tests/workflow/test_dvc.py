@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from workspace import HIDDEN, PROJECT, copy_run, dvc_accept, run
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("dvc"),  # one worker has what the tests share
+]
 
 EXPERIMENT = "one-more-step"
 

@@ -336,6 +336,7 @@ def test_an_artifact_of_other_settings_or_code_is_not_taken_for_current(project:
     assert "results was made with other code" in run(project, *command, check=False)
 
 
+@pytest.mark.exhaustive
 def test_dvc_runs_the_graph_to_the_same_bytes_as_snakemake(project: Path, completed: Path):
     made = [project / output for output in dvc_outputs(project).values()]
     for produced in [path for path in made if "data" not in path.parts] + [project / "work"]:
