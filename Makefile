@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 CORES ?= all
+WORKERS ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stage2 all report test test-unit test-end-to-end test-slurm check format bench \
+.PHONY: help setup stage2 all report test test-all test-unit test-end-to-end test-slurm check format bench \
 	dvc-accept dvc-research snakemake-accept clean
 
 help:
@@ -38,13 +39,21 @@ report: setup
 	snakemake $(SNAKEMAKE_ACCEPTED) --report report.html
 	@echo "report.html is the report; it needs no network"
 
-test: test-unit test-end-to-end
+# Two workers; the tests that share a finished run are in one of them.
+PYTEST := pytest --numprocesses $(WORKERS) --dist loadgroup
+
+test: setup
+	$(PYTEST) -m "not slurm"
+
+# With all of the long proofs, of which a commit's `make test` runs a share.
+test-all: setup
+	$(PYTEST) -m "not slurm" --exhaustive
 
 test-unit: setup
-	pytest -m "not end_to_end and not slurm"
+	$(PYTEST) -m "not end_to_end and not slurm"
 
 test-end-to-end: setup
-	pytest -m end_to_end
+	$(PYTEST) -m end_to_end
 
 # Where Debian's slurmctld, slurmd and slurm-client are; else it says what is missing.
 test-slurm: setup

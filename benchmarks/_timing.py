@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wrinklefree.config.load import read_yaml, validate
+from wrinklefree.config.load import validate
 from wrinklefree.config.parameters import Parameters
-from wrinklefree.config.training import ScratchSettings
+from wrinklefree.schema.load import read_yaml
+from wrinklefree.train.base_settings import ScratchSettings
 
 ROOT = Path(__file__).parents[1]
 

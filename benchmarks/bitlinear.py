@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from _timing import default_settings, print_header, print_table, require_close, time_in_turns
 from torch import Tensor, nn
 
-from wrinklefree.models.base import build_scratch
+from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.surgery import decoder_layers
 from wrinklefree.quant.bitlinear import BitLinear
 

@@ -12,21 +12,21 @@ import numpy as np
 from _timing import ROOT, default_settings, print_header, require, time_in_turns
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from wrinklefree.config.cleaning import CleaningSettings
-from wrinklefree.data.clean.contamination import count_documents_with, drop_contaminated
-from wrinklefree.data.clean.counts import STEPS, Counts
-from wrinklefree.data.clean.documents import drop_repeated_documents
-from wrinklefree.data.clean.evaluation import evaluation_ngrams
-from wrinklefree.data.clean.items import Item
-from wrinklefree.data.clean.language import (
+from wrinklefree.text.clean.contamination import count_documents_with, drop_contaminated
+from wrinklefree.text.clean.counts import STEPS, Counts
+from wrinklefree.text.clean.documents import drop_repeated_documents
+from wrinklefree.text.clean.evaluation import evaluation_ngrams
+from wrinklefree.text.clean.items import Item
+from wrinklefree.text.clean.language import (
     PREFIX_CHARACTERS,
     drop_other_languages,
     language_probabilities,
 )
-from wrinklefree.data.clean.paragraphs import drop_repeated_paragraphs
-from wrinklefree.data.clean.repeats import Seen
-from wrinklefree.data.clean.source import clean_source
-from wrinklefree.data.documents import read_documents
+from wrinklefree.text.clean.paragraphs import drop_repeated_paragraphs
+from wrinklefree.text.clean.repeats import Seen
+from wrinklefree.text.clean.settings import CleaningSettings
+from wrinklefree.text.clean.source import clean_source
+from wrinklefree.text.documents.parquet import read_documents
 
 CHECKED = 100
 REPEATS = 2

@@ -8,13 +8,14 @@ import torch
 from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
 
 from wrinklefree.config.parameters import Parameters
-from wrinklefree.config.training import ScratchSettings
-from wrinklefree.data.loader import Batch, TrainingData
-from wrinklefree.data.rows import MIXTURE_FILE, read_mixture
-from wrinklefree.models.base import build_scratch
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.rows import MIXTURE_FILE, read_mixture
+from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
-from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.build import build_optimizer
 from wrinklefree.stability.zclip import ZClip
+from wrinklefree.train.base_settings import ScratchSettings
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 
 MIXTURE = ROOT / "data" / "mixture"

@@ -18,8 +18,13 @@ from typing import Any
 import numpy as np
 from _timing import ROOT, print_header, require
 
-from wrinklefree.data.loader import TrainingData
-from wrinklefree.data.rows import MIXTURE_FILE, OFFSET_DTYPE, Rows, read_mixture
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.rows import (
+    MIXTURE_FILE,
+    OFFSET_DTYPE,
+    Rows,
+    read_mixture,
+)
 
 MIXTURE = ROOT / "data" / "mixture"
 TOKENS = (10_000_000, 200_000_000)
@@ -65,8 +70,8 @@ def check(folder: Path) -> None:
     source, repeated = read_mixture(MIXTURE), read_mixture(folder)
     for domain, other in zip(source.domains, repeated.domains, strict=True):
         for row in np.linspace(0, len(other.train) - 1, 50).astype(int).tolist():
-            mine = other.train.read(row, repeated.vocabulary_size)
-            original = domain.train.read(row % len(domain.train), source.vocabulary_size)
+            mine = other.train.read(row)
+            original = domain.train.read(row % len(domain.train))
             equal = all(map(np.array_equal, mine, original))
             require(equal, f"row {row} of {domain.name} to be a row of the source")
 

@@ -13,7 +13,7 @@ from _timing import default_settings, print_header, print_table, require_close, 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wrinklefree.models.base import build_scratch
+from wrinklefree.models.dense import build_scratch
 from wrinklefree.optim.muon import Muon, scale_factor
 from wrinklefree.optim.newton_schulz import COEFFICIENTS, ITERATIONS
 from wrinklefree.optim.partition import partition_parameters

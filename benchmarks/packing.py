@@ -7,9 +7,9 @@ from collections import defaultdict
 import numpy as np
 from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
 
-from wrinklefree.data.mixture import LEAST_FILLED
-from wrinklefree.data.pack import Packing, pack
-from wrinklefree.data.shards import INDEX_FILE, read_tokens
+from wrinklefree.mixture.build import LEAST_FILLED
+from wrinklefree.mixture.pack import Packing, pack
+from wrinklefree.tokens.shards import INDEX_FILE, read_tokens
 
 LENGTHS = (512, 2048)
 """Tokens of a row, beside those of the default settings."""

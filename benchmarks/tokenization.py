@@ -23,15 +23,15 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 from loguru import logger
 from transformers import AutoTokenizer
 
-from wrinklefree.data.document import Document
-from wrinklefree.data.documents import (
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import (
     DOCUMENTS_FILE,
     ROW_GROUP_BYTES,
     DocumentWriter,
     read_documents,
 )
-from wrinklefree.data.shards import read_tokens
-from wrinklefree.data.tokenizer import END_OF_TEXT, TOKENIZER_FILE, end_of_text_id
+from wrinklefree.tokens.shards import read_tokens
+from wrinklefree.tokens.tokenizer import END_OF_TEXT, TOKENIZER_FILE, end_of_text_id
 from wrinklefree.tracking.cpus import available_cpus
 
 TOKENIZER = ROOT / "data" / "tokenizer"
@@ -44,8 +44,8 @@ REPEATS = 5
 TOKENIZE = """
 import json, resource, sys
 from pathlib import Path
-from wrinklefree.config.tokens import TokenizeSettings
-from wrinklefree.data.tokenize import tokenize_source
+from wrinklefree.tokens.settings import TokenizeSettings
+from wrinklefree.tokens.tokenize import tokenize_source
 from wrinklefree.tracking.cpus import available_cpus
 *folders, megabytes, processes = sys.argv[1:]
 source, tokenizer, output, work = map(Path, folders)

@@ -5,8 +5,13 @@ The fixtures import torch themselves: most tests of settings and tracking need n
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import subprocess
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +23,32 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 VOCABULARY = 40
+SHARE_OF_EXHAUSTIVE = 8
+"""One in so many of the exhaustive tests is run by ``make test``; the commit chooses which."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="run all of the exhaustive tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a share of the exhaustive tests, but all where a test is named."""
+    if config.getoption("exhaustive") or any("::" in argument for argument in config.args):
+        return
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("exhaustive") and not _is_chosen(item.nodeid, commit)
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_chosen(nodeid: str, commit: str) -> bool:
+    digest = hashlib.sha256(f"{commit} {nodeid}".encode()).digest()
+    return digest[0] % SHARE_OF_EXHAUSTIVE == 0
 
 
 @pytest.fixture
@@ -52,7 +83,7 @@ def pack():
     """Rows given as lists of piece lengths; the tail is padding."""
     import torch
 
-    from wrinklefree.data.loader import Batch
+    from wrinklefree.mixture.batch import Batch
 
     def build(rows, length, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -123,8 +154,8 @@ def new_stage():
 @pytest.fixture(scope="session")
 def write_tokens() -> Callable[..., Path]:
     """Fills a token folder, one shard per split, with documents of token ids; returns it."""
-    from wrinklefree.data.document import SPLITS
-    from wrinklefree.data.shards import ShardWriter, write_token_index
+    from wrinklefree.schema.splits import SPLITS
+    from wrinklefree.tokens.shards import ShardWriter, write_token_index
 
     def write(
         folder: Path, domain: str, documents: dict[str, list[list[int]]], vocabulary_size: int
@@ -164,3 +195,132 @@ def save_tokenizer() -> Callable[[Path, list[str]], None]:
         (folder / "tokenizer_config.json").write_text(json.dumps(end))
 
     return save
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is pip's only place for packages."""
+    folder = tmp_path / "links"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_sdist(links: Path) -> Callable[..., tuple[Path, str]]:
+    """Builds demo_text 1.0 as demo_text-1.0.tar.gz in pip's only place; (path, sha256).
+
+    Members are bytes, or what changes the header of a member without content.
+    """
+
+    from wrinklefree.tracking.files import sha256_of_file
+
+    def make(members: dict[str, bytes | Callable[[tarfile.TarInfo], None]]) -> tuple[Path, str]:
+        path = links / "demo_text-1.0.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                if isinstance(content, bytes):
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+                else:
+                    content(info)
+                    archive.addfile(info)
+        return path, sha256_of_file(path)
+
+    return make
+
+
+@pytest.fixture
+def make_wheel(links: Path) -> Callable[[dict[str, bytes]], tuple[Path, str]]:
+    """Builds demo_text 1.0 as a wheel in pip's only place; (path, sha256)."""
+
+    from wrinklefree.tracking.files import sha256_of_file
+
+    def make(members: dict[str, bytes]) -> tuple[Path, str]:
+        path = links / "demo_text-1.0-py3-none-any.whl"
+        information = "demo_text-1.0.dist-info"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+            metadata = b"Metadata-Version: 2.1\nName: demo-text\nVersion: 1.0\n"
+            archive.writestr(f"{information}/METADATA", metadata)
+            archive.writestr(f"{information}/WHEEL", b"Wheel-Version: 1.0\nTag: py3-none-any\n")
+            archive.writestr(f"{information}/RECORD", b"")
+        return path, sha256_of_file(path)
+
+    return make
+
+
+def write_raw(
+    folder: Path, domain: str, texts: dict[str, list[str]], row_group_size: int | None = None
+) -> Path:
+    """A fetched folder with ``texts`` by split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from wrinklefree.schema.splits import SPLITS
+    from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, SCHEMA
+
+    folder.mkdir(parents=True)
+    records = [
+        {"id": f"{split}{n}", "text": text, "domain": domain, "split": split}
+        for split in SPLITS
+        for n, text in enumerate(texts.get(split, []))
+    ]
+    table = pa.Table.from_pylist(records, schema=SCHEMA)
+    pq.write_table(table, folder / DOCUMENTS_FILE, row_group_size=row_group_size)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a fetched folder: raw(domain, {split: texts})."""
+
+    def make(domain: str, texts: dict[str, list[str]], row_group_size: int | None = None) -> Path:
+        return write_raw(tmp_path_factory.mktemp("raw") / domain, domain, texts, row_group_size)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(raw: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 320 ids."""
+    from wrinklefree.text.generators.mathematics import document
+    from wrinklefree.tokens.settings import BpeTokenizerSettings
+    from wrinklefree.tokens.train_bpe import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = raw("maths", {"train": [document(5, n) for n in range(40)]})
+    settings = BpeTokenizerSettings(kind="bpe", vocabulary_size=320, max_megabytes_per_source=1)
+    train_tokenizer(settings, {"maths": text}, folder)
+    return folder
+
+
+@pytest.fixture
+def token_folder(
+    tokenizer_folder: Path,
+    write_tokens: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Writes a token folder: token_folder(domain, {split: documents of token ids})."""
+    from wrinklefree.tokens.tokenizer import end_of_text_id, vocabulary_size
+
+    assert end_of_text_id(tokenizer_folder) == 0
+
+    def make(domain: str, documents: dict[str, list[list[int]]]) -> Path:
+        folder = tmp_path_factory.mktemp(domain)
+        return write_tokens(folder, domain, documents, vocabulary_size(tokenizer_folder))
+
+    return make

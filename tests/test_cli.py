@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wrinklefree.data.local_files import digest_of_files
+from wrinklefree.downloads.local_files import digest_of_files
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
 PROJECT = Path(__file__).parents[1]

@@ -18,6 +18,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check params.yaml, with presets over it if given")
     check.add_argument("presets", nargs="*", metavar="preset")
+    check.add_argument("--params", type=Path, default=PARAMS, help="another file than params.yaml")
     check.add_argument("--output", type=Path, help="a file to write when all is valid, for DVC")
     preset = commands.add_parser("preset", help="lay a preset into params.yaml, for DVC")
     preset.add_argument("name", help="a name in params/, or the path of a YAML file")
@@ -126,7 +127,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from wrinklefree.config.presets import find_preset
     from wrinklefree.tracking.files import write_atomically
 
-    files = [PARAMS, *map(find_preset, arguments.presets)]
+    files = [arguments.params, *map(find_preset, arguments.presets)]
     read_settings(*files)
     said = f"{' with '.join(map(str, files))}: all settings are valid"
     print(said)
@@ -144,9 +145,9 @@ def _preset(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from wrinklefree.config.load import read_yaml, without_nulls
+    from wrinklefree.engines.current import check_current
+    from wrinklefree.schema.load import read_yaml, without_nulls
     from wrinklefree.tracking.artifact import open_artifact
-    from wrinklefree.tracking.current import check_current
 
     damaged = 0
     for folder in [found for given in arguments.folders for found in _artifacts_in(given)]:
@@ -205,7 +206,7 @@ def _artifacts_in(folder: Path) -> list[Path]:
 
 
 def _code(arguments: argparse.Namespace) -> None:
-    from wrinklefree.tracking.dvc_code import PIPELINES, with_current_code
+    from wrinklefree.engines.dvc_code import PIPELINES, with_current_code
     from wrinklefree.tracking.files import write_atomically
 
     for path in PIPELINES:
@@ -261,7 +262,7 @@ def _recipe(arguments: argparse.Namespace) -> None:
 
 
 def _hash(arguments: argparse.Namespace) -> None:
-    from wrinklefree.data.local_files import digest_of_files, files_of_folder, find_files
+    from wrinklefree.downloads.local_files import digest_of_files, files_of_folder, find_files
 
     first = Path(arguments.paths[0])
     if len(arguments.paths) == 1 and first.is_dir():

@@ -18,14 +18,15 @@ from wrinklefree.config.catalog import (
     read_catalog,
     read_domain_recipe,
     recipe_preset,
-    write_domain_recipe,
     write_preset,
 )
 from wrinklefree.config.catalog_text import describe, list_catalog
-from wrinklefree.config.load import overlay, read_yaml, validate, validate_section
+from wrinklefree.config.load import validate
 from wrinklefree.config.presets import lay_into
-from wrinklefree.config.sources import HubSource
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.recipe import write_domain_recipe
+from wrinklefree.schema.load import overlay, read_yaml, validate_section
+from wrinklefree.text.documents.settings import HubSource
 
 PROJECT = Path(__file__).parents[2]
 PARAMETERS = read_yaml(PROJECT / "params.yaml")

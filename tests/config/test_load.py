@@ -9,8 +9,9 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from wrinklefree.config.load import overlay, read_yaml, validate, without_nulls
+from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import overlay, read_yaml, without_nulls
 
 PROJECT = Path(__file__).parents[2]
 PRESETS = sorted((PROJECT / "params").glob("*.yaml"))
@@ -37,7 +38,7 @@ def test_yaml_1_1_and_1_2_read_the_same_settings(file: Path):
     assert yaml.safe_load(text) == YAML(typ="safe").load(text)
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.optim.settings.UnusualLearningRateWarning")
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
 def test_presets_are_valid_over_the_default(parameters: dict[str, Any], file: Path):
     validate(overlay(parameters, read_yaml(file)))
@@ -240,7 +241,7 @@ def test_a_default_of_the_schema_does_not_change_the_default_run(parameters: dic
     assert not missing_or_other(json.loads(file.read_text()), resolved)
 
 
-@pytest.mark.filterwarnings("error::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.filterwarnings("error::wrinklefree.optim.settings.UnusualLearningRateWarning")
 def test_the_guard_on_rates_watches_the_pipeline_and_finds_its_rates_usual(
     parameters: dict[str, Any],
 ):
@@ -262,7 +263,7 @@ TRAININGS = [
 ]
 
 
-@pytest.mark.filterwarnings("error::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.filterwarnings("error::wrinklefree.optim.settings.UnusualLearningRateWarning")
 @pytest.mark.parametrize("path", TRAININGS)
 @pytest.mark.parametrize("name", ["adamw", "muonclip"])
 def test_one_value_swaps_the_optimizer_of_any_training(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from wrinklefree.config.load import overlay, read_yaml
 from wrinklefree.config.presets import find_preset, lay_into
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import overlay, read_yaml
 
 PROJECT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.optim.settings.UnusualLearningRateWarning")
 def test_every_preset_laid_into_params_reads_as_its_overlay(project: Path):
     params = Path("params.yaml")
     for preset in sorted(Path("params").glob("*.yaml")):

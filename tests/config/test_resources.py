@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.load import overlay, read_yaml, validate
+from wrinklefree.config.load import validate
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.resources import (
     UNKNOWN_MODEL,
@@ -13,11 +13,12 @@ from wrinklefree.config.resources import (
     model_memory_mb,
     model_parameters,
 )
+from wrinklefree.schema.load import overlay, read_yaml
 
 PROJECT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::wrinklefree.config.optimizer.UnusualLearningRateWarning"
+    "ignore::wrinklefree.optim.settings.UnusualLearningRateWarning"
 )
 
 

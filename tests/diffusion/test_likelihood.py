@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from wrinklefree.data.loader import Batch
 from wrinklefree.diffusion.likelihood import draw_masks, masked_token_losses, negative_elbo
 from wrinklefree.diffusion.masks import find_blocks
 from wrinklefree.diffusion.shift import supervised_tokens
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
 

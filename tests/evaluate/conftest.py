@@ -13,16 +13,16 @@ import torch
 from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from wrinklefree.data.rows import (
+from wrinklefree.mixture.rows import (
     MIXTURE_FILE,
     OFFSET_DTYPE,
     PIECE_DTYPE,
     TOKEN_BYTES_DTYPE,
     TOKEN_BYTES_FILE,
 )
-from wrinklefree.data.tokenizer import load_tokenizer, token_bytes
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.tokens.tokenizer import load_tokenizer, token_bytes
 
 VOCABULARY, LENGTH, END, MASK = 300, 17, 0, 2
 HELD_OUT_ROWS = {"code": 5, "prose": 7, "spare": 3}

@@ -8,8 +8,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.tokenizer import load_tokenizer
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.generate import (
     Sample,
@@ -17,8 +15,10 @@ from wrinklefree.evaluate.generate import (
     generate_samples,
     samples_markdown,
 )
+from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.tokens.tokenizer import load_tokenizer
 
 SETTINGS = EvaluateSettings(
     rows_per_domain=1,

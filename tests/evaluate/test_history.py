@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from wrinklefree.errors import UserError
 from wrinklefree.evaluate.history import curves_csv, read_history
 
 GOOD = {"step": 1, "tokens": 10, "train/loss": 2.0, "train/loss/web": 1.0}
@@ -51,30 +50,3 @@ def test_curves_of_a_long_training_are_thinned_and_keep_its_spike(tmp_path: Path
 def test_a_gradient_norm_that_is_not_finite_is_a_gap_and_no_error(tmp_path: Path, value: str):
     line = json.dumps(GOOD)[:-1] + f', "train/grad_norm_raw": {value}}}'
     assert not read_history(_write(tmp_path, line)).reports("train/grad_norm_raw")
-
-
-def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"history\.jsonl: missing.*rerun the stage"):
-        read_history(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("lines", "complaint"),
-    [
-        ([], "empty"),
-        ([json.dumps(GOOD), json.dumps(GOOD)[:20]], "line 2: not JSON"),
-        ([json.dumps(GOOD), "[1]"], "line 2: expected an object"),
-        ([json.dumps(GOOD), json.dumps(GOOD)], "line 2: step or tokens do not rise"),
-        ([json.dumps(GOOD), json.dumps(GOOD | {"step": 2, "tokens": 9})], "do not rise"),
-        ([json.dumps(GOOD | {"step": True})], "step is True"),
-        ([json.dumps(GOOD | {"tokens": 1.5})], r"tokens is 1\.5"),
-        ([json.dumps(GOOD | {"train/loss": "2.0"})], "train/loss is '2.0'"),
-        ([json.dumps({"step": 1, "tokens": 10})], "no step has a finite train/loss"),
-        (["\udcff"], "not JSON"),
-    ],
-)
-def test_a_damaged_file_is_refused_with_its_line(tmp_path: Path, lines: list[str], complaint: str):
-    content = "".join(f"{line}\n" for line in lines)
-    (tmp_path / "history.jsonl").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=complaint):
-        read_history(tmp_path)

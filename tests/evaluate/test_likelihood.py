@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.likelihood import score_model, token_losses
+from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.scores import ModelScore
+from wrinklefree.evaluate.settings import EvaluateSettings
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
+from wrinklefree.models.losses import token_losses
 
 SETTINGS = EvaluateSettings(
     rows_per_domain=100, batch_size=3, likelihood_draws=2, prompts=["the"], new_tokens=3

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import HeldOutData
-from wrinklefree.data.tokenizer import load_tokenizer
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.likelihood import score_model
+from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.stage import evaluate_models
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.folder import ModelFormat, load_model
 from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.tokens.tokenizer import load_tokenizer
 
 SETTINGS = EvaluateSettings(
     rows_per_domain=4,
@@ -203,17 +203,6 @@ def test_samples_are_continuations_by_the_model_they_stand_under(
     assert markdown.count("forward passes") == 2 * len(texts)
 
 
-@pytest.mark.parametrize("name", ["stage2", "distill_ar", "dlm"])
-def test_a_trained_model_without_its_history_is_refused_before_anything_is_scored(
-    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path, name: str
-):
-    folders = run_models()
-    (folders[name] / "history.jsonl").unlink()
-    (folders["base"] / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=rf"{name}/history\.jsonl: missing"):
-        evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
-
-
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
@@ -229,16 +218,6 @@ def test_a_model_under_the_name_of_another_is_refused_before_anything_is_scored(
     swapped = {**models, name: models[given]}
     with pytest.raises(UserError, match=message):
         evaluate_models(SETTINGS, swapped, mixture, tmp_path, seed=3, say=pytest.fail)
-
-
-def test_a_damaged_history_is_refused(
-    run_models: Callable[[], dict[str, Path]], mixture: Path, tmp_path: Path
-):
-    folders = run_models()
-    with (folders["base"] / "history.jsonl").open("a") as file:
-        file.write('{"step": 31, "tok')
-    with pytest.raises(UserError, match="line 31: not JSON"):
-        evaluate_models(SETTINGS, folders, mixture, tmp_path, seed=3)
 
 
 def test_a_pretrained_base_has_no_curve(

@@ -24,11 +24,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from wrinklefree.config.outcome import ExportSettings
 from wrinklefree.errors import UserError
 from wrinklefree.export import hf
 from wrinklefree.export.gate import compare_with_stock
 from wrinklefree.export.hf import export_hf
+from wrinklefree.export.settings import ExportSettings
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat, load_model, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.packing import unpack_ternary

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from wrinklefree.data.loader import Batch
+from wrinklefree.mixture.batch import Batch
 
 VOCABULARY = 97
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.data.loader import Batch
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.calibration import Gain, GainStatistics, calibrate_subln
-from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.forward import next_token_logits
 from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import (
     insert_bitlinear,
     insert_subln,

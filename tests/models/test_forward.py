@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.data.loader import Batch
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits, require_embeddings
 

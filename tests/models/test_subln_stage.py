@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import SublnSettings
-from wrinklefree.data.loader import Batch
 from wrinklefree.errors import UserError
-from wrinklefree.models.damage import mean_next_token_loss
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.losses import mean_next_token_loss
+from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
 
 Tiny = Callable[..., PreTrainedModel]

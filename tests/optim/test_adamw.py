@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import AdamWSettings
 from wrinklefree.optim.adamw import build_adamw
+from wrinklefree.optim.settings import AdamWSettings
 
 BASE = {"lr": 3e-4, "weight_decay": 0.5}
 

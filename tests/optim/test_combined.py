@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import (
+from wrinklefree.optim.build import OPTIMIZERS, build_optimizer
+from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.optim.settings import (
     AdamWSettings,
     MuonClipSettings,
     MuonSettings,
     OptimizerSettings,
 )
-from wrinklefree.optim import OPTIMIZERS, build_optimizer
-from wrinklefree.optim.combined import CombinedOptimizer
 
 SETTINGS = {
     name: OptimizerSettings(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import MuonSettings
 from wrinklefree.optim.muon import (
     Muon,
     Scale,
@@ -17,6 +16,7 @@ from wrinklefree.optim.muon import (
     muon_step,
     scale_factor,
 )
+from wrinklefree.optim.settings import MuonSettings
 
 SHAPES = [(5, 5), (63, 17), (17, 63), (1, 9)]
 ADJUSTMENT = {"original": "original", "match_rms": "match_rms_adamw"}

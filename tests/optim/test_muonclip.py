@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import MuonClipSettings, MuonSettings, OptimizerSettings
 from wrinklefree.models.layers import decoder_layers
-from wrinklefree.optim import build_optimizer
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
+from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.muonclip import QkClip, QkClipStats, build_muonclip, shrink_queries
+from wrinklefree.optim.settings import MuonClipSettings, MuonSettings, OptimizerSettings
 
 Build = Callable[..., PreTrainedModel]
 KINDS = [("llama", False), ("llama", True), ("qwen3", False), ("qwen3", True)]

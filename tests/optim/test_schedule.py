@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.config.optimizer import ScheduleSettings
 from wrinklefree.optim.schedule import learning_rate_fraction
+from wrinklefree.optim.settings import ScheduleSettings
 
 
 def fractions(kind: str, warmup: int, final: float, total: int) -> list[float]:

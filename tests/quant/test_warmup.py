@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from wrinklefree.config.training import LambdaWarmupSettings
+from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.quant.warmup import quantization_lambda
 
 

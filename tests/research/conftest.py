@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.config.training import ModelSettings
-from wrinklefree.data.mixture import build_mixture
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.models.settings import ModelSettings
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.loop import Trainer

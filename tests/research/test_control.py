@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from wrinklefree.config.training import ModelSettings
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import HeldOutScores, ScoreSums, domain_score
-from wrinklefree.models.base import build_scratch
+from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.settings import ModelSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.control import compare, table_text, train_control
@@ -96,9 +96,9 @@ def test_each_training_goes_on_from_the_one_before_and_losses_are_those_of_its_m
 
 
 def test_students_are_measured_fully_quantized(make_stage: MakeStage, inputs: dict[str, Path]):
-    from wrinklefree.config.research import MeasureSettings
-    from wrinklefree.data.loader import HeldOutData
+    from wrinklefree.mixture.loader import HeldOutData
     from wrinklefree.research.measure import measure_held_out
+    from wrinklefree.research.settings import MeasureSettings
 
     found = control(make_stage, inputs)["students"]["stage2"]["losses"]["left"]["ternary"]
     settings = MeasureSettings(rows_per_domain=4, batch_size=3)

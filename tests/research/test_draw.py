@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.config.research import DrawSettings
 from wrinklefree.errors import UserError
 from wrinklefree.research.draw import draw_mixtures, mixture_of_run, rounded_weights
+from wrinklefree.research.settings import DrawSettings
 
 PRESENT = {"a": 0.5, "b": 0.3, "c": 0.2, "none": 0.0}
 

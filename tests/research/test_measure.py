@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wrinklefree.config.research import MeasureSettings
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.config.training import ModelSettings
-from wrinklefree.data.loader import HeldOutData
-from wrinklefree.data.mixture import build_mixture
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.likelihood import token_losses
 from wrinklefree.evaluate.scores import domain_score
-from wrinklefree.models.base import build_scratch
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.models.dense import build_scratch
+from wrinklefree.models.losses import token_losses
+from wrinklefree.models.settings import ModelSettings
 from wrinklefree.research.measure import measure_held_out, require_documents
+from wrinklefree.research.settings import MeasureSettings
 
 MODEL = ModelSettings(
     hidden_size=16,

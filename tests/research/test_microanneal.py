@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from wrinklefree.config.training import ModelSettings
-from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.errors import UserError
-from wrinklefree.models.base import build_scratch
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.models.settings import ModelSettings
 from wrinklefree.research.anneals import anneal_arm
 from wrinklefree.research.intervals import Difference
 from wrinklefree.research.microanneal import compare_arms, table_text

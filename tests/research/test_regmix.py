@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from wrinklefree.config.catalog import read_domain_recipe
-from wrinklefree.config.research import TARGET, DrawSettings, FitSettings
 from wrinklefree.errors import UserError
 from wrinklefree.research.proxies import Proxies, train_proxy
 from wrinklefree.research.regmix import analyse, propose_mixture, table_text, write
+from wrinklefree.research.settings import TARGET, DrawSettings, FitSettings
 from wrinklefree.tracking.stage import Stage
 
 PRESENT = {"a": 0.4, "b": 0.3, "c": 0.3}

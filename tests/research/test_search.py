@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wrinklefree.config.research import FitSettings
 from wrinklefree.research.regression import LOG_OFFSET
 from wrinklefree.research.search import agreement, find_best
+from wrinklefree.research.settings import FitSettings
 
 RNG = np.random.default_rng(2)
 WEIGHTS_ND = RNG.dirichlet([1.0, 1.0, 1.0], size=30)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from wrinklefree.config.optimizer import ZClipSettings
 from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
+from wrinklefree.stability.settings import ZClipSettings
 from wrinklefree.stability.zclip import ClipStats, ZClip
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wrinklefree.config.optimizer import ZClipSettings
+from wrinklefree.stability.settings import ZClipSettings
 from wrinklefree.stability.zclip import ClipStats, ZClip
 
 

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
+import yaml
 
-from wrinklefree.tracking.code import _imported_modules, code_digest, code_files
-from wrinklefree.tracking.dvc_code import PIPELINES, with_current_code
+from wrinklefree.engines.dvc_code import PIPELINES, with_current_code
+from wrinklefree.tracking.code import (
+    _imported_modules,
+    code_digest,
+    code_parts,
+    compiled_text,
+    imported_files,
+)
 
 PROJECT = Path(__file__).parents[2]
 
@@ -17,11 +25,16 @@ FILES = {
     "src/wrinklefree/a/one.py": "def f():\n    from wrinklefree.b import two\n",
     "src/wrinklefree/b/__init__.py": "import wrinklefree.c\n",
     "src/wrinklefree/b/two.py": "import os\n",
-    "src/wrinklefree/b/unused.py": "",
-    "src/wrinklefree/c.py": "from wrinklefree.a import one\n",
-    "src/wrinklefree/d.py": "",
+    "src/wrinklefree/b/unused.py": "B = 1\n",
+    "src/wrinklefree/c.py": "from wrinklefree.a import one\nimport wrinklefree.e.f.one\n",
+    "src/wrinklefree/d.py": "UNUSED = 1\n",
+    "src/wrinklefree/e/__init__.py": '"""Only words."""\n',
+    "src/wrinklefree/e/f/one.py": "F = 1\n",
+    "src/wrinklefree/e/g/unused.py": "G = 1\n",
 }
-IMPORTED = sorted(set(FILES) - {"src/wrinklefree/b/unused.py", "src/wrinklefree/d.py"})
+OTHERS = ["src/wrinklefree/d.py", "src/wrinklefree/e/g/unused.py"]
+"""Neither imported nor in a folder of what is."""
+PARTS = ["script.py", *(f"src/wrinklefree/{part}" for part in ("a", "b", "c.py", "e/f"))]
 
 
 @pytest.fixture
@@ -33,19 +46,29 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_imports_are_followed_through_packages_functions_and_circles(project: Path):
-    found = code_files(project / "script.py", project / "src")
-    assert [file.relative_to(project).as_posix() for file in found] == IMPORTED
+def test_a_stage_depends_on_the_folders_of_what_it_imports(project: Path):
+    """Through packages, functions and circles; not on a folder above that holds only words."""
+    found = code_parts(project / "script.py", project / "src")
+    assert [part.relative_to(project).as_posix() for part in found] == PARTS
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_the_digest_changes_with_an_edit_of_an_imported_file_and_of_no_other(
+def test_the_digest_changes_with_an_edit_in_these_folders_and_with_no_other(
     project: Path, name: str
 ):
     before = code_digest(project / "script.py", project / "src")
     (project / name).write_text(FILES[name] + "edited = 1\n")
     after = code_digest(project / "script.py", project / "src")
-    assert (before != after) == (name in IMPORTED)
+    assert (before != after) == (name not in OTHERS)
+
+
+def test_a_folder_stands_for_the_folders_in_it(project: Path):
+    (project / "src/wrinklefree/e/__init__.py").write_text("E = 1\n")
+    found = code_parts(project / "script.py", project / "src")
+    assert [part.relative_to(project).as_posix() for part in found] == [
+        *PARTS[:-1],
+        "src/wrinklefree/e",
+    ]
 
 
 CODE = """
@@ -95,16 +118,41 @@ def test_the_digest_does_not_depend_on_where_the_script_lies(project: Path, plac
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=str)
-def test_dvc_depends_on_the_modules_that_the_stages_import(path: Path):
+def test_what_a_stage_imports_lies_in_the_folders_that_dvc_knows(path: Path):
+    stages = yaml.safe_load((PROJECT / path).read_text())["stages"]
+    for stage in (stage.get("do", stage) for stage in stages.values()):
+        folders = [PROJECT / dep for dep in stage["deps"] if dep.startswith("src/")]
+        for script in (PROJECT / dep for dep in stage["deps"] if dep.startswith("workflow/")):
+            for file in imported_files(script, PROJECT / "src"):
+                known = file == script or not {file, *file.parents}.isdisjoint(folders)
+                assert known or not compiled_text(file.read_bytes()), (script.stem, file)
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=str)
+def test_dvc_knows_the_folders_that_snakemake_knows(path: Path):
     text = (PROJECT / path).read_text()
     assert with_current_code(PROJECT / path, PROJECT) == text, "run `wrinklefree code --write`"
 
 
-def test_the_kernels_are_no_dependency_of_the_data_stages():
-    for stage in ("fetch", "tokenize", "mixture"):
-        script = PROJECT / "workflow" / "scripts" / f"{stage}.py"
-        for file in code_files(script, PROJECT / "src"):
-            assert "kernels" not in file.parts and "optim" not in file.parts, file
+TRAINING = {"kernels", "quant", "models", "optim", "stability", "diffusion", "distill", "train"}
+
+
+@pytest.mark.parametrize("stage", ["fetch", "clean", "tokenizer", "tokenize", "mixture"])
+def test_data_stages_depend_on_no_code_of_training_and_on_no_settings_of_it(stage: str):
+    script = PROJECT / "workflow" / "scripts" / f"{stage}.py"
+    folders = {part.name for part in code_parts(script, PROJECT / "src")}
+    assert folders.isdisjoint(TRAINING | {"config", "evaluate", "export", "research"})
+
+
+@pytest.mark.parametrize("stage", ["subln", "stage2", "dlm", "distill", "evaluate", "export"])
+def test_stages_of_a_model_depend_on_no_code_that_reads_or_cleans_text(stage: str):
+    script = PROJECT / "workflow" / "scripts" / f"{stage}.py"
+    folders = {
+        part.relative_to(PROJECT / "src").as_posix()
+        for part in code_parts(script, PROJECT / "src")
+        if part != script
+    }
+    assert not [folder for folder in folders if "/text" in folder or "/config" in folder]
 
 
 def parsed_imports(file: Path) -> set[str]:
@@ -128,24 +176,30 @@ def test_no_import_that_the_parser_sees_is_missed(folder: str):
 def test_a_relative_import_is_refused(project: Path):
     (project / "src/wrinklefree/a/one.py").write_text("from . import other\n")
     with pytest.raises(AssertionError, match="by the absolute name"):
-        code_files(project / "script.py", project / "src")
+        code_digest(project / "script.py", project / "src")
 
 
 def test_imports_point_one_way():
-    """The layers of CONTRIBUTING.md: a module imports from its own layer and those below."""
+    """The layers of CONTRIBUTING.md: from a room's own and those below, and in no circle."""
     layers = [
         {"errors"},
-        {"config", "kernels", "quant", "tracking"},
-        {"models", "optim", "stability", "data", "diffusion", "distill"},
+        {"schema", "kernels", "tracking"},
+        {"downloads", "quant", "text"},
+        {"tokens", "mixture", "models", "optim", "stability", "diffusion", "distill"},
         {"train", "evaluate", "export"},
         {"research"},
-        {"cli"},
+        {"config", "engines", "cli"},
     ]
     rank = {name: index for index, layer in enumerate(layers) for name in layer}
     source = PROJECT / "src" / "wrinklefree"
+    rooms: dict[str, set[str]] = {}
     for file in sorted(source.rglob("*.py")):
         own = file.relative_to(source).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
         for name in parsed_imports(file):
             used = [*name.split("."), ""][1]
-            if own in rank and used in rank:
+            if used in rank and used != own:
                 assert rank[used] <= rank[own], f"{file} imports {name}"
+                rooms.setdefault(own, set()).add(used)
+    assert set(graphlib.TopologicalSorter(rooms).static_order()) == set(rank)

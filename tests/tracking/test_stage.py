@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.data import progress as data_progress
-from wrinklefree.data.progress import progress
 from wrinklefree.errors import UserError
+from wrinklefree.tracking import progress as data_progress
 from wrinklefree.tracking import stage as frame
-from wrinklefree.tracking import terminal
 from wrinklefree.tracking.kept import restore
+from wrinklefree.tracking.progress import Progress, progress
 from wrinklefree.tracking.stage import Stage, stage_main
 
 PROJECT = Path(__file__).parents[2]
@@ -76,7 +75,7 @@ def test_warnings_progress_and_the_error_are_in_the_log_and_on_stderr(
     def stage(stage: Stage) -> dict[str, Any]:
         warnings.warn("a record was skipped", stacklevel=2)
         assert list(progress("ab", "read x", "pages", 2)) == ["a", "b"]
-        stage.terminal.progress(total=2).advance(1, "loss 3", line=True)
+        Progress("export", "steps", 2).advance(1, "loss 3", line=True)
         raise UserError("record 7 of x is no text")
 
     assert run_stage(stage) == 2
@@ -87,7 +86,7 @@ def test_warnings_progress_and_the_error_are_in_the_log_and_on_stderr(
         "read x: 1 of 2 pages (50%)",
         "read x: 2 of 2 pages (100%)",
         "read x: all 2 pages in 00:00",
-        "export step 1/2, 0:00 left loss 3",
+        "export: 1 of 2 steps (50%), 00:00 left, loss 3",
         "error: export: record 7 of x is no text",
     )
     for line, beginning in zip(lines, expected, strict=True):
@@ -98,12 +97,11 @@ def test_where_a_terminal_shows_bars_the_log_has_lines(
     run_stage: RunStage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    for module, name in ((data_progress, "LINE_SECONDS"), (terminal, "_LINE_SECONDS")):
-        monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(data_progress, "LINE_SECONDS", 0.0)
 
     def stage(stage: Stage) -> dict[str, Any]:
         assert list(progress("ab", "read x", "pages", 2)) == ["a", "b"]
-        bar = stage.terminal.progress(total=2)
+        bar = Progress("export", "steps", 2)
         bar.advance(1, "loss 3")
         bar.close()
         return {}
@@ -111,9 +109,9 @@ def test_where_a_terminal_shows_bars_the_log_has_lines(
     assert run_stage(stage) == 0
     lines = LOG.read_text().splitlines()
     assert lines[0].startswith("read x: 1 of 2 pages") and len(lines) == 5
-    assert lines[3].startswith("export step 1/2") and lines[3].endswith("loss 3")
+    assert lines[3].startswith("export: 1 of 2 steps") and lines[3].endswith("loss 3")
     shown = capsys.readouterr().err
-    assert "read x: 100%|" in shown and "1 of 2 pages" not in shown and "step 1/2" not in shown
+    assert "read x: 100%|" in shown and "1 of 2 pages" not in shown and "1 of 2 steps" not in shown
 
 
 def test_wrong_settings_are_in_the_log(run_stage: RunStage):

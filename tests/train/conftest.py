@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.sources import GeneratedSource, HeldOutSettings
-from wrinklefree.config.tokens import BpeTokenizerSettings, MixtureSettings, TokenizeSettings
-from wrinklefree.config.training import QuantizedTrainingSettings
-from wrinklefree.data.fetch import fetch_source
-from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.tokenize import tokenize_source
-from wrinklefree.data.tokenizer import train_tokenizer
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.text.documents.settings import GeneratedSource, HeldOutSettings
+from wrinklefree.text.sources.fetch import fetch_source
+from wrinklefree.tokens.settings import BpeTokenizerSettings, TokenizeSettings
+from wrinklefree.tokens.tokenize import tokenize_source
+from wrinklefree.tokens.train_bpe import train_tokenizer
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.config.training import QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import HistoryFile, read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 NAN = math.nan
 NORM = "model.norm.weight"

@@ -22,9 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree import cli
-from wrinklefree.config.training import QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking import stage as frame
 from wrinklefree.tracking.artifact import read_manifest
@@ -33,6 +32,7 @@ from wrinklefree.tracking.trainings import checkpoints_in, trainings
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 PROJECT = Path(__file__).parents[2]
 SCRIPT = PROJECT / "workflow" / "scripts" / "stage2.py"
@@ -400,14 +400,14 @@ def test_a_process_that_is_killed_between_checkpoints_loses_no_step(run: Run):
 
     process, said = start(), ""
     assert process.stderr
-    while "step 9/40" not in said:
+    while "9 of 40 steps" not in said:
         line = process.stderr.readline()
         assert line, said
         said += line
     process.send_signal(signal.SIGTERM)
     said += process.communicate()[1]
     assert process.returncode == 143
-    reached = max(int(step) for step in re.findall(r"step (\d+)/40", said))
+    reached = max(int(step) for step in re.findall(r"(\d+) of 40 steps", said))
     assert 9 <= reached < 40
     assert f"step {reached} is saved before leaving" in said
     assert not OUTPUT.exists()

@@ -11,11 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from wrinklefree.config.training import CurriculumDecayWarning, QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.errors import UserError
-from wrinklefree.models.damage import mean_next_token_loss
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tracking.stage import Stage
@@ -27,6 +26,7 @@ from wrinklefree.train.dlm import convert_to_diffusion
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import CurriculumDecayWarning, QuantizedTrainingSettings
 from wrinklefree.train.stage2 import continue_pretraining
 
 MakeSettings = Callable[..., QuantizedTrainingSettings]
@@ -135,7 +135,7 @@ def test_max_repetition_is_the_mixtures(stage: Stage, make_settings: MakeSetting
         open_data(replace(stage, inputs={"mixture": path}), settings)
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.training.CurriculumDecayWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
 def test_short_documents_first_reads_the_rows_of_the_shuffled_run(
     stage: Stage, make_settings: MakeSettings
 ) -> None:
@@ -150,7 +150,7 @@ def test_short_documents_first_reads_the_rows_of_the_shuffled_run(
     assert not stage.work.exists()
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.training.CurriculumDecayWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
 def test_rows_of_low_loss_first_by_the_model_not_quantized(
     stage: Stage, make_settings: MakeSettings, output: io.StringIO
 ) -> None:
@@ -179,7 +179,7 @@ def test_rows_of_low_loss_first_by_the_model_not_quantized(
     assert same_facts == facts
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.training.CurriculumDecayWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -200,7 +200,7 @@ def test_scores_that_were_damaged_are_refused(
         arrange(stage, settings, data, model)
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.training.CurriculumDecayWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
 def test_a_model_that_says_nan_scores_nothing(stage: Stage, make_settings: MakeSettings) -> None:
     settings = make_settings({"data": {"order": "loss"}})
     model = small_model()
@@ -219,7 +219,7 @@ def test_a_model_without_an_embedding_for_every_id_is_refused_before_training(
         Trainer(stage, small_model(399), CausalLanguageModel(), data, settings)
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.training.CurriculumDecayWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
 def test_a_model_without_an_embedding_for_every_id_scores_nothing(
     stage: Stage, make_settings: MakeSettings
 ) -> None:
@@ -295,7 +295,7 @@ def section_of(stage: str, training: dict[str, Any]) -> dict[str, Any]:
     return {"distill": {"ar": training}} if stage == "distill" else {stage: training}
 
 
-@pytest.mark.filterwarnings("ignore::wrinklefree.config.training.CurriculumDecayWarning")
+@pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
 @pytest.mark.parametrize("name", STAGES)
 def test_every_training_stage_follows_its_order_and_records_it(
     name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path

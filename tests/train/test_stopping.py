@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.config.training import QuantizedTrainingSettings
-from wrinklefree.data.loader import TrainingData
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.history import read_history as read_curves
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.artifact import open_artifact
 from wrinklefree.tracking.signals import STOPPING
@@ -25,6 +24,7 @@ from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeTrainer = Callable[..., Trainer]
 NEVER = {"checkpoint_interval": 100}

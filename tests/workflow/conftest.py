@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
+import fcntl
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workspace import TARGETS, copy_downloads, copy_project, run
+from workspace import TARGETS, copy_downloads, copy_project, copy_run, run
 
 
 @pytest.fixture(scope="session")
-def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which everything has run on the tiny preset, from real packages."""
-    folder = tmp_path_factory.mktemp("completed")
-    copy_project(folder)
-    copy_downloads(folder)
-    run(folder, "wrinklefree", "preset", "tiny")
-    run(folder, "snakemake", *TARGETS)
+def completed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A project in which everything has run on the tiny preset, from real packages.
+
+    The first worker that needs it makes it, the others wait for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        root = root.parent
+    folder, done = root / "completed", root / "completed.done"
+    with (root / "completed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.is_file():
+            folder.mkdir()
+            copy_project(folder)
+            copy_downloads(folder)
+            run(folder, "wrinklefree", "preset", "tiny")
+            run(folder, "snakemake", *TARGETS)
+            done.touch()
     return folder
 
 
@@ -27,8 +38,5 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(completed: Path, tmp_path: Path) -> Path:
     """A copy of the completed project for one test to change."""
     folder = tmp_path / "project"
-    # Times are kept, by which Snakemake judges; the tracking database has absolute paths.
-    shutil.copytree(
-        completed, folder, symlinks=True, ignore=shutil.ignore_patterns("ml*", "downloads")
-    )
+    copy_run(completed, folder)
     return folder

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workspace import HIDDEN, PROJECT, dvc_accept, run
+from workspace import HIDDEN, PROJECT, copy_run, dvc_accept, run
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("dvc"),  # one worker has what the tests share
+]
 
 EXPERIMENT = "one-more-step"
 
@@ -28,9 +32,7 @@ def as_json(folder: Path, *command: str) -> Any:
 def accepted(completed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that DVC knows, committed with its dvc.lock; research never ran."""
     folder = tmp_path_factory.mktemp("accepted") / "project"
-    shutil.copytree(
-        completed, folder, symlinks=True, ignore=shutil.ignore_patterns("ml*", "downloads", "kept")
-    )
+    copy_run(completed, folder, "work/kept")
     for name in ("control", "regmix", "regmix_run", "microanneal", "microanneal_run"):
         shutil.rmtree(folder / "research" / name)
     shutil.copy(PROJECT / ".dvcignore", folder)

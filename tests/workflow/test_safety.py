@@ -13,7 +13,7 @@ import pytest
 import yaml
 from workspace import CHECKED, ENVIRONMENT, dvc_accept, run
 
-from wrinklefree.config.load import read_yaml
+from wrinklefree.schema.load import read_yaml
 from wrinklefree.tracking.artifact import open_artifact
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from slurm_cluster import CPUS, missing, slurm
 from workspace import PROJECT, copy_downloads, copy_project, run
 
-from wrinklefree.config.load import read_yaml
+from wrinklefree.schema.load import read_yaml
 from wrinklefree.tracking.artifact import read_manifest
 
 pytestmark = [

@@ -22,7 +22,7 @@ from dvc.utils import strictyaml as dvc_strictyaml
 from dvc.utils.serialize import _yaml as dvc_yaml
 from snakemake.cli import main as snakemake_main
 
-from wrinklefree.config.load import read_yaml
+from wrinklefree.schema.load import read_yaml
 
 PROJECT = Path(__file__).parents[2]
 COPIED = (
@@ -76,6 +76,21 @@ def copy_downloads(folder: Path) -> None:
     downloads = PROJECT / "work" / "downloads"
     if downloads.is_dir():
         shutil.copytree(downloads, folder / "work" / "downloads")
+
+
+def copy_run(completed: Path, folder: Path, *without: str) -> None:
+    """Copy a finished run, but for its downloads, its tracking and the paths ``without``.
+
+    Times are kept, by which Snakemake judges; the tracking database has absolute paths.
+    """
+    left_out = {
+        completed / path for path in ("work/downloads", "mlflow.db", "mlartifacts", *without)
+    }
+
+    def ignored(parent: str, names: list[str]) -> set[str]:
+        return {name for name in names if Path(parent, name) in left_out}
+
+    shutil.copytree(completed, folder, symlinks=True, ignore=ignored)
 
 
 def run(folder: Path, *command: str, check: bool = True) -> str:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from snakemake_interface_executor_plugins.settings import ExecMode
 
-from wrinklefree.config.load import validate, without_nulls
+from wrinklefree.config.load import validate
+from wrinklefree.schema.load import without_nulls
 from wrinklefree.config.resources import data_memory_mb, model_memory_mb
-from wrinklefree.config.stages import write_sections
+from wrinklefree.engines.sections import write_sections
 from wrinklefree.errors import UserError
 from wrinklefree.tracking import pipeline
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.cpus import available_cpus
-from wrinklefree.tracking.described import settings_of_run
+from wrinklefree.engines.described import settings_of_run
 from wrinklefree.tracking.kept import FORCED
 
 PROJECT = Path(str(workflow.current_basedir)).parents[1]
@@ -34,7 +35,8 @@ if any(word.split("=")[0] == "--report" for word in sys.argv):
         PARAMETERS = settings_of_run(PARAMETERS)
     except UserError as error:
         sys.exit(f"error: {error}")
-    config.update(PARAMETERS)
+    # Captions also show what has its default, which nobody wrote down.
+    config.update(validate(PARAMETERS).model_dump())
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.

@@ -7,7 +7,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from wrinklefree.config.load import read_settings, read_yaml
+from wrinklefree.config.load import read_settings
+from wrinklefree.schema.load import read_yaml
 from wrinklefree.errors import UserError
 
 PARAMS = Path("params.yaml")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from wrinklefree.config.cleaning import CleaningSettings
-from wrinklefree.config.sources import Source
-from wrinklefree.data.clean.source import clean_source
-from wrinklefree.data.summary import cleaned
+from wrinklefree.text.clean.settings import CleaningSettings
+from wrinklefree.text.clean.source import clean_source
+from wrinklefree.text.documents.settings import Source
+from wrinklefree.text.documents.summary import cleaned
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from wrinklefree.config.outcome import DataReportSettings
 from wrinklefree.evaluate.data_report.stage import report_on_data
+from wrinklefree.evaluate.settings import DataReportSettings
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from wrinklefree.config.outcome import EvaluateSettings
+from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.stage import evaluate_models
 from wrinklefree.tracking.stage import Stage, stage_main
 

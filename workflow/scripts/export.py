@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from wrinklefree.config.outcome import ExportSettings
+from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.stage import export_student
 from wrinklefree.tracking.stage import Stage, stage_main
 

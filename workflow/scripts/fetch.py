@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from wrinklefree.config.sources import HeldOutSettings, Source
-from wrinklefree.data.fetch import fetch_source
-from wrinklefree.data.summary import fetched
+from wrinklefree.text.documents.settings import HeldOutSettings, Source
+from wrinklefree.text.documents.summary import fetched
+from wrinklefree.text.sources.fetch import fetch_source
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.data.mixture import build_mixture
-from wrinklefree.data.summary import mixed
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.mixture.summary import mixed
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from wrinklefree.config.training import SublnSettings
-from wrinklefree.data.loader import HeldOutData, TrainingData
-from wrinklefree.data.selection import first_training_rows, spread_held_out_rows
+from wrinklefree.mixture.few_rows import first_training_rows, spread_held_out_rows
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
+from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
 from wrinklefree.tracking.stage import Stage, stage_main
 

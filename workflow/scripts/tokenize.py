@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from wrinklefree.config.sources import Source
-from wrinklefree.config.tokens import TokenizeSettings
-from wrinklefree.data.summary import tokenized
-from wrinklefree.data.tokenize import tokenize_source
+from wrinklefree.text.documents.settings import Source
+from wrinklefree.tokens.settings import TokenizeSettings
+from wrinklefree.tokens.summary import tokenized
+from wrinklefree.tokens.tokenize import tokenize_source
 from wrinklefree.tracking.stage import Stage, stage_main
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from wrinklefree.config.tokens import BpeTokenizerSettings, TokenizerSettings
-from wrinklefree.config.training import BaseSource
-from wrinklefree.data.tokenizer import train_tokenizer, vocabulary_size
+from wrinklefree.downloads.settings import BaseSource
+from wrinklefree.tokens.settings import BpeTokenizerSettings, TokenizerSettings
+from wrinklefree.tokens.tokenizer import vocabulary_size
+from wrinklefree.tokens.train_bpe import train_tokenizer
 from wrinklefree.tracking.stage import Stage, stage_main
 
 
@@ -12,7 +13,7 @@ def tokenizer(stage: Stage) -> dict[str, Any]:
     settings = stage.section("tokenizer", TokenizerSettings)
     if isinstance(settings, BpeTokenizerSettings):
         return train_tokenizer(settings, stage.collection("documents"), stage.folder)
-    from wrinklefree.models.base import tokenizer_of_base
+    from wrinklefree.tokens.base_tokenizer import tokenizer_of_base
 
     base = stage.section("base.source", BaseSource)
     tokenizer_of_base(base, stage.folder, cache=stage.downloads)

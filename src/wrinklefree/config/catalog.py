@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, model_validator
 
-from wrinklefree.config.cleaning_steps import CleaningSteps
-from wrinklefree.config.load import overlay, read_yaml, validate, validate_section
-from wrinklefree.config.section import Name, PositiveFloat, Section
-from wrinklefree.config.tokens import Weights
-from wrinklefree.config.yaml_text import is_special
+from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.recipe import DomainRecipe, read_domain_recipe
+from wrinklefree.mixture.settings import Weights
+from wrinklefree.schema.load import overlay, read_yaml, validate_section
+from wrinklefree.schema.section import Name, PositiveFloat, Section
+from wrinklefree.schema.yaml_dump import dump_yaml
+from wrinklefree.text.documents.settings import CleaningSteps
 from wrinklefree.tracking.files import write_atomically
 
 CATALOG = Path("catalog.yaml")
@@ -82,14 +83,6 @@ class Recipe(Section):
     description: str
     weights: Weights
     """By names of data sets."""
-
-
-class DomainRecipe(Section):
-    """A mixture of the domains of the present ``params.yaml``, as RegMix finds it."""
-
-    description: str
-    weights: Weights
-    """By names of domains."""
 
 
 class Catalog(Section):
@@ -216,29 +209,6 @@ def domain_preset(recipe: DomainRecipe, parameters: Mapping[str, Any]) -> dict[s
     return _replacing(parameters, weights=dict(recipe.weights))
 
 
-def read_domain_recipe(path: Path) -> DomainRecipe:
-    """A recipe of weights by domain.
-
-    Raises
-    ------
-    UserError : the file is missing, or is no such recipe.
-    """
-    return validate_section(DomainRecipe, read_yaml(path), origin=str(path))
-
-
-def write_domain_recipe(path: Path, weights: Mapping[str, float], description: str) -> None:
-    """Write a recipe that ``wrinklefree recipe path`` takes; the same input gives the same bytes.
-
-    Raises
-    ------
-    UserError : the weights are negative or do not sum to 1.
-    """
-    numbers = {domain: float(weight) for domain, weight in weights.items()}
-    content = {"description": description, "weights": numbers}
-    validate_section(DomainRecipe, content, origin=str(path))
-    write_atomically(path, _dump(content))
-
-
 def write_preset(path: Path, changes: dict[str, Any], command: str) -> None:
     """Write an overlay as a preset file, with the command that made it in its first line.
 
@@ -250,7 +220,7 @@ def write_preset(path: Path, changes: dict[str, Any], command: str) -> None:
         raise UserError(
             f"{path} exists and was not written by wrinklefree recipe; give another --output"
         )
-    write_atomically(path, f"{_WRITTEN}: {command}\n\n{_dump(changes)}")
+    write_atomically(path, f"{_WRITTEN}: {command}\n\n{dump_yaml(changes)}")
 
 
 def _is_ours(path: Path) -> bool:
@@ -345,19 +315,3 @@ def _removing(present: Any, wanted: dict[str, Any]) -> dict[str, Any]:
         for key, value in wanted.items()
     }
     return removed | kept
-
-
-class _Dumper(yaml.SafeDumper):
-    """Text in quotes where some reader of YAML would take it for something else."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = '"' if is_special(text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def _dump(content: dict[str, Any]) -> str:
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from wrinklefree.config.cleaning import CleaningSettings
-from wrinklefree.config.outcome import DataReportSettings, EvaluateSettings, ExportSettings
-from wrinklefree.config.research import (
+from wrinklefree.config.resources import ResourcesSettings
+from wrinklefree.evaluate.settings import DataReportSettings, EvaluateSettings
+from wrinklefree.export.settings import ExportSettings
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.models.settings import SublnSettings
+from wrinklefree.research.settings import (
     OVERALL,
     TARGET,
     ArmsSettings,
@@ -14,18 +17,14 @@ from wrinklefree.config.research import (
     MicroannealSettings,
     RegmixSettings,
 )
-from wrinklefree.config.resources import ResourcesSettings
-from wrinklefree.config.section import Name, Section, Seed
-from wrinklefree.config.sources import HeldOutSettings, Source
-from wrinklefree.config.tokens import MixtureSettings, TokenizerSettings, TokenizeSettings
-from wrinklefree.config.training import (
-    BaseSettings,
-    DistillStudents,
-    DlmSettings,
-    QuantizedTrainingSettings,
-    SublnSettings,
-    TrainingSettings,
-)
+from wrinklefree.schema.section import Name, Section, Seed
+from wrinklefree.text.clean.settings import CleaningSettings
+from wrinklefree.text.documents.settings import HeldOutSettings, Source
+from wrinklefree.tokens.settings import TokenizerSettings, TokenizeSettings
+from wrinklefree.train.base_settings import BaseSettings
+from wrinklefree.train.distill_settings import DistillStudents
+from wrinklefree.train.dlm_settings import DlmSettings
+from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
 
 class Parameters(Section):

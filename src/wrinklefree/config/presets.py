@@ -9,10 +9,11 @@ from typing import Any
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from wrinklefree.config.edit import edited_yaml
-from wrinklefree.config.load import read_settings, read_yaml, without_nulls
-from wrinklefree.config.stages import READS
-from wrinklefree.config.yaml_text import is_special, parse, shown_key
+from wrinklefree.config.load import read_settings
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import read_yaml, without_nulls
+from wrinklefree.schema.reads import READS
+from wrinklefree.schema.yaml_text import is_special, parse, shown_key
 
 FOLDER = Path("params")
 

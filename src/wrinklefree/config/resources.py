@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from wrinklefree.config.section import PositiveInt, Section
+from wrinklefree.schema.section import PositiveInt, Section
 
 if TYPE_CHECKING:
     from wrinklefree.config.parameters import Parameters

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.data.loader import Batch
 from wrinklefree.diffusion.corruption import keyed_generator
 from wrinklefree.diffusion.masks import Blocks, block_diffusion_mask, find_blocks
 from wrinklefree.diffusion.objective import masked_cross_entropy, noisy_and_clean
 from wrinklefree.diffusion.shift import TokenShift, predictor_rows, supervised_tokens
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.forward import next_token_logits
 
 

@@ -8,8 +8,8 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.data.tokenizer import read_tokenizer
 from wrinklefree.errors import UserError
+from wrinklefree.tokens.tokenizer import read_tokenizer
 
 
 def check_vocabulary_sizes(

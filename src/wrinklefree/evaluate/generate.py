@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.outcome import EvaluateSettings
 from wrinklefree.diffusion.decode import decode
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import LABELS
+from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.models.folder import ModelFormat
 from wrinklefree.tracking.terminal import printable
 

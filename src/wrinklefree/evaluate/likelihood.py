@@ -14,12 +14,9 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import Batch, HeldOutData
 from wrinklefree.diffusion.likelihood import negative_elbo
 from wrinklefree.diffusion.shift import TokenShift
 from wrinklefree.errors import UserError
@@ -32,9 +29,11 @@ from wrinklefree.evaluate.scores import (
     loss_variance,
     overall_score,
 )
-from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.evaluate.settings import EvaluateSettings
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
-from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.losses import token_losses
 
 TokenScores = Callable[[Batch], tuple[Tensor, Tensor]]
 """Nats of every token (float64, 0 where it is not scored) and which are scored, [B, T] each."""
@@ -90,23 +89,6 @@ def score_model(
         domains=domains,
         loss_variance=loss_variance(domains, weights),
     )
-
-
-@torch.no_grad()
-def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Negative log-likelihood (nats) of every scored token, float64 [B, T]; 0 elsewhere."""
-    logits_BTV = next_token_logits(
-        model,
-        batch.tokens_BT,
-        batch.positions_BT,
-        causal_document_mask(batch.document_ids_BT),
-    )
-    scored_BT = batch.has_predecessor_BT
-    loss_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=scored_BT.device)
-    # Row by row: the softmax of a whole batch would double the largest tensor there is.
-    for loss_T, logits_TV, tokens_T in zip(loss_BT, logits_BTV, batch.tokens_BT, strict=True):
-        loss_T[1:] = F.cross_entropy(logits_TV[:-1], tokens_T[1:], reduction="none").double()
-    return torch.where(scored_BT, loss_BT, 0.0)
 
 
 def held_out_scores(

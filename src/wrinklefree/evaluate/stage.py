@@ -13,10 +13,6 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.outcome import EvaluateSettings
-from wrinklefree.data.loader import HeldOutData
-from wrinklefree.data.rows import read_mixture
-from wrinklefree.data.tokenizer import load_tokenizer
 from wrinklefree.evaluate import plots
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
@@ -25,11 +21,15 @@ from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.loss_noise import loss_noise
 from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
+from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.table import markdown_table, plain_table
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.folder import Kind, ModelFormat, load_model, read_format
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.train.history import HISTORY
 
 SCHEMA = 1

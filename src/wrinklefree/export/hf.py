@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from wrinklefree.config.outcome import ExportSettings
 from wrinklefree.errors import UserError
 from wrinklefree.export.card import write_model_card
 from wrinklefree.export.gate import compare_with_stock
 from wrinklefree.export.layouts import Layout, layout_of
+from wrinklefree.export.settings import ExportSettings
 from wrinklefree.models.exportable import export_obstacles
 from wrinklefree.models.folder import (
     CONFIG,

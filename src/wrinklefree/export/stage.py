@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from wrinklefree.config.outcome import ExportSettings
-from wrinklefree.data.loader import HeldOutData
 from wrinklefree.export.hf import export_hf
+from wrinklefree.export.settings import ExportSettings
+from wrinklefree.mixture.loader import HeldOutData
 
 
 def export_student(

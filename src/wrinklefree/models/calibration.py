@@ -30,7 +30,7 @@ from wrinklefree.models.surgery import SublnLinear, subln_modules
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
 if TYPE_CHECKING:
-    from wrinklefree.data.loader import Batch
+    from wrinklefree.mixture.batch import Batch
 
 Gain = Literal["calibrated", "calibrated_scalar", "ones"]
 

@@ -18,8 +18,8 @@ from transformers import __version__ as transformers_version
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from wrinklefree.config.load import validate_section
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import validate_section
 
 _Width = Annotated[int, Field(ge=1, le=2**20)]
 _Heads = Annotated[int, Field(ge=1, le=2**16)]

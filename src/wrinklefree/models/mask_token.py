@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.data.tokenizer import read_tokenizer
 from wrinklefree.models.folder import TOKENIZER, copy_tokenizer, write_json
+from wrinklefree.tokens.tokenizer import read_tokenizer
 
 MASK_TOKEN = "|<MASK>|"
 RESERVED_NAMES = (

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wrinklefree.config.training import SublnSettings
 from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
-from wrinklefree.models.damage import mean_next_token_loss
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
 from wrinklefree.models.forward import require_embeddings, require_positions
+from wrinklefree.models.losses import mean_next_token_loss
+from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 
 if TYPE_CHECKING:
-    from wrinklefree.data.loader import Batch
+    from wrinklefree.mixture.batch import Batch
 
 
 def insert_subln_stage(

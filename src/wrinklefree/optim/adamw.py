@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import AdamWSettings
 from wrinklefree.optim.partition import partition_parameters
+from wrinklefree.optim.settings import AdamWSettings
 
 
 def adamw_groups(

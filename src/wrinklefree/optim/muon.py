@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import MuonBase, MuonSettings
 from wrinklefree.optim.adamw import adamw_groups
 from wrinklefree.optim.combined import AfterStep, CombinedOptimizer
 from wrinklefree.optim.newton_schulz import orthogonalize
 from wrinklefree.optim.partition import partition_parameters
+from wrinklefree.optim.settings import MuonBase, MuonSettings
 
 Scale = Literal["original", "match_rms"]
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.config.optimizer import MuonClipSettings
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
 from wrinklefree.optim.muon import muon_with_adamw
+from wrinklefree.optim.settings import MuonClipSettings
 from wrinklefree.quant.bitlinear import BitLinear
 
 

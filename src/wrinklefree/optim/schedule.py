@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from wrinklefree.config.optimizer import ScheduleSettings
+from wrinklefree.optim.settings import ScheduleSettings
 
 
 def learning_rate_fraction(step: int, total_steps: int, settings: ScheduleSettings) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from wrinklefree.config.training import LambdaWarmupSettings
+from wrinklefree.quant.settings import LambdaWarmupSettings
 
 
 def quantization_lambda(step: int, settings: LambdaWarmupSettings) -> float:

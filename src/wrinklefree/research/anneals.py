@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wrinklefree.config.research import ArmSettings, MeasureSettings
-from wrinklefree.config.training import TrainingSettings
-from wrinklefree.data.loader import HeldOutData
-from wrinklefree.data.rows import read_mixture
 from wrinklefree.evaluate.scores import HeldOutScores, domain_score
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.folder import load_model, write_json
 from wrinklefree.research.measure import (
     cpu_threads,
@@ -18,11 +16,13 @@ from wrinklefree.research.measure import (
     require_documents,
     shared_seed,
 )
-from wrinklefree.research.parts import part_of
+from wrinklefree.research.part_of_stage import part_of
+from wrinklefree.research.settings import ArmSettings, MeasureSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import open_data
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import TrainingSettings
 
 ARM_FILE = "arm.json"
 SCHEMA = 1

@@ -17,17 +17,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.research import OVERALL, ControlSettings
-from wrinklefree.config.training import (
-    DistillSettings,
-    QuantizedTrainingSettings,
-    TrainingSettings,
-)
-from wrinklefree.data.loader import HeldOutData
-from wrinklefree.data.rows import read_mixture
 from wrinklefree.evaluate.columns import TERMINAL_WIDTH, header, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, HeldOutScores, domain_score, overall_score
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.folder import load_model, read_format, write_json
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.intervals import SingleDifference, single_difference
@@ -36,11 +30,14 @@ from wrinklefree.research.measure import (
     require_documents,
     target_shares,
 )
-from wrinklefree.research.parts import part_of
+from wrinklefree.research.part_of_stage import part_of
+from wrinklefree.research.settings import OVERALL, ControlSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
 STUDENTS = ("stage2", "distill_ar")
 """The students, in the order in which one goes on from the other."""

@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-from wrinklefree.config.research import DrawSettings
 from wrinklefree.errors import UserError
 from wrinklefree.research.measure import shared_seed
+from wrinklefree.research.settings import DrawSettings
 
 DECIMALS = 4
 """Of weights that are written for people."""

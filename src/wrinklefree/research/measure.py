@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.config.research import MeasureSettings
-from wrinklefree.data.loader import HeldOutData
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.likelihood import held_out_scores, next_token_scores
 from wrinklefree.evaluate.scores import HeldOutScores
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.research.settings import MeasureSettings
 from wrinklefree.tracking.files import sha256_of_json
 
 _SEED_DIGITS = 12

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from wrinklefree.config.research import TARGET, VerdictSettings
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.columns import header, plain_rows
@@ -20,6 +19,7 @@ from wrinklefree.research.anneals import read_arm
 from wrinklefree.research.intervals import Difference, paired_difference
 from wrinklefree.research.measure import target_shares
 from wrinklefree.research.plots import differences
+from wrinklefree.research.settings import TARGET, VerdictSettings
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 

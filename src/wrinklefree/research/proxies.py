@@ -10,22 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from wrinklefree.config.research import DrawSettings, MeasureSettings
-from wrinklefree.config.training import ModelSettings, TrainingSettings
-from wrinklefree.data.loader import HeldOutData
-from wrinklefree.data.rows import read_mixture
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import domain_score
-from wrinklefree.models.base import build_scratch
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.mixture.rows import read_mixture
+from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.folder import write_json
+from wrinklefree.models.settings import ModelSettings
 from wrinklefree.research.draw import mixture_of_run
 from wrinklefree.research.measure import cpu_threads, measure_held_out, shared_seed
+from wrinklefree.research.settings import DrawSettings, MeasureSettings
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import open_data
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import TrainingSettings
 
 RUN_FILE = "run.json"
 SCHEMA = 1

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from wrinklefree.config.catalog import write_domain_recipe
-from wrinklefree.config.research import TARGET, DrawSettings, FitSettings
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.columns import ABSENT, header, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
+from wrinklefree.mixture.recipe import write_domain_recipe
 from wrinklefree.models.folder import write_json
 from wrinklefree.research.draw import draw_mixtures, rounded_weights
 from wrinklefree.research.measure import shared_seed, target_shares
@@ -23,6 +22,7 @@ from wrinklefree.research.plots import mixture_weights, predicted_losses
 from wrinklefree.research.proxies import Proxies, read_proxies
 from wrinklefree.research.regression import DomainRegression
 from wrinklefree.research.search import INTERVAL, Agreement, Best, agreement, find_best
+from wrinklefree.research.settings import TARGET, DrawSettings, FitSettings
 from wrinklefree.tracking.stage import Stage
 
 RECIPE = "recipe.yaml"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from wrinklefree.config.research import FitSettings
 from wrinklefree.research.regression import DomainRegression
+from wrinklefree.research.settings import FitSettings
 
 PERMUTATIONS = 10_000
 INTERVAL = (0.025, 0.975)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from wrinklefree.config.optimizer import ZClipSettings
 from wrinklefree.stability.norm import gradient_norm
+from wrinklefree.stability.settings import ZClipSettings
 
 _EPSILON = 1e-6
 

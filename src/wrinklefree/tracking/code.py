@@ -1,7 +1,7 @@
-"""Which files of this project a script runs, found by reading imports, and their digest.
+"""Which folders of this project a script depends on, found by reading imports, and their digest.
 
-An engine that knows these files reruns a stage when one of them is edited, and no other stage.
-Imports inside functions count, and so do the ``__init__.py`` of the packages above a module.
+An engine that knows these folders reruns a stage when a file in one of them is edited, and no other
+stage. Imports inside functions count, and so do the ``__init__.py`` of the packages above a module.
 Comments, docstrings and layout are no code: the digest is over what Python compiles.
 """
 
@@ -27,13 +27,35 @@ _IMPORT = re.compile(
 _RELATIVE = re.compile(r"^[ \t]*from[ \t]+\.", re.MULTILINE)
 
 
-def code_files(script: Path, source: Path) -> list[Path]:
-    """``script`` and every module of the package that it imports, directly or not, sorted.
+def code_parts(script: Path, source: Path) -> list[Path]:
+    """``script``, and the folders and top-level files of the package that it depends on, sorted.
+
+    A stage depends on whole folders: those that hold a module that it imports, directly or not. A
+    folder stands for what is below it, too. A module without code, which an ``__init__.py``
+    usually is, counts for nothing.
 
     Parameters
     ----------
     source : the folder that holds the package's folder (``src``).
     """
+    files = [file for file in imported_files(script, source) if compiled_text(file.read_bytes())]
+    package = source / PACKAGE
+    parts = {file if file.parent == package else file.parent for file in files if file != script}
+    return [script, *sorted(part for part in parts if parts.isdisjoint(part.parents))]
+
+
+def code_files(script: Path, source: Path) -> list[Path]:
+    """Every file of :func:`code_parts` that has code, sorted."""
+    return sorted(
+        file
+        for part in code_parts(script, source)
+        for file in (part.rglob("*.py") if part.is_dir() else [part])
+        if compiled_text(file.read_bytes())
+    )
+
+
+def imported_files(script: Path, source: Path) -> list[Path]:
+    """``script`` and every module of the package that it imports, directly or not, sorted."""
     found = {script}
     names: set[str] = set()
     pending = [script]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from wrinklefree.config.load import overlay, read_yaml, without_nulls
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import overlay, read_yaml, without_nulls
 from wrinklefree.tracking.store import project_folder
 
 VARIABLE = "WRINKLEFREE_PIPELINE"

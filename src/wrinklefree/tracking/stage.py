@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -20,10 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wrinklefree.config.load import read_yaml, validate, validate_section, without_nulls
-from wrinklefree.config.parameters import Parameters
-from wrinklefree.config.stages import narrow
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import read_yaml, validate_section, without_nulls
+from wrinklefree.schema.reads import narrow
 from wrinklefree.tracking.artifact import (
     Origin,
     check_replaceable,
@@ -48,6 +48,7 @@ from wrinklefree.tracking.trainings import (
 )
 
 _NAME_OF_THE_STAGE_IN_DVC = "DVC_STAGE"
+_COMMAND_LINE = "wrinklefree.cli"
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 """A source, student, run or arm: it becomes a part of paths."""
 _SEED_DIGITS = 12
@@ -294,12 +295,21 @@ def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
             raise UserError(f"--settings: not valid JSON: {error}") from error
         if not isinstance(parameters, dict):
             raise UserError("--settings: expected a JSON object of sections")
-        if unknown := sorted(set(parameters) - set(Parameters.model_fields)):
-            raise UserError(f"--settings: unknown section {unknown[0]}")
         return narrow(without_nulls(parameters), name, instance)
     parameters = without_nulls(read_yaml(Path(given)))
-    validate(parameters, origin=given)
+    _require_valid(given)
     return narrow(parameters, name, instance)
+
+
+def _require_valid(params: str) -> None:
+    """Raise a UserError unless the whole of a params file is valid.
+
+    Another process checks it: a stage depends on the code of its own settings, not on that of all.
+    """
+    command = [sys.executable, "-P", "-m", _COMMAND_LINE, "check", "--params", params]
+    checked = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    if checked.returncode:
+        raise UserError(checked.stderr.strip().removeprefix("error: "))
 
 
 class _Terminated(SystemExit):

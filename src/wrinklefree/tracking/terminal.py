@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-_LINE_SECONDS = 10.0
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -71,10 +69,6 @@ class Terminal:
         """Replacement of ``warnings.showwarning``: one line, without a source excerpt."""
         self.say(f"warning: {self.label}: {message}")
 
-    def progress(self, *, total: int, done: int = 0, unit: str = "step") -> Progress:
-        """A bar from ``done`` to ``total``."""
-        return Progress(self, self._stream, total=total, done=done, unit=unit)
-
     def record(self, line: str) -> None:
         """Write to the log file only. Where that fails, the log ends and the stage goes on."""
         if self._log is None:
@@ -105,63 +99,3 @@ def record(line: str) -> None:
     """In a stage, write a line to its log file only."""
     if _of_the_stage:
         _of_the_stage.record(line)
-
-
-class Progress:
-    """Advance of long work: a bar on a terminal, else a line now and then with the time left."""
-
-    def __init__(
-        self, terminal: Terminal, stream: TextIO, *, total: int, done: int, unit: str
-    ) -> None:
-        self._terminal = terminal
-        self._unit = unit
-        self._first = done
-        self._started = time.monotonic()
-        self._last_line = self._started
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            unit=unit,
-            desc=terminal.label,
-            file=stream,
-            disable=not stream.isatty(),
-            dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total} left {remaining}{postfix}",
-        )
-        self._total = total
-        self._done = done
-
-    def advance(self, amount: int = 1, note: str = "", *, line: bool = False) -> None:
-        """Count ``amount`` units as done.
-
-        Parameters
-        ----------
-        note : shown behind the bar, such as loss and speed.
-        line : a plain line now, in the log file and where there is no bar; otherwise one every ten
-            seconds.
-        """
-        self._done += amount
-        if not self._bar.disable:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(amount)
-        now = time.monotonic()
-        finished = self._done >= self._total
-        if line or finished or now - self._last_line >= _LINE_SECONDS:
-            self._last_line = now
-            tell = self._terminal.say if self._bar.disable else self._terminal.record
-            tell(f"{self._terminal.label} {self._state(now)} {note}".rstrip())
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
-
-    def _state(self, now: float) -> str:
-        covered = max(self._done - self._first, 1)
-        left = (now - self._started) / covered * max(self._total - self._done, 0)
-        return f"{self._unit} {self._done}/{self._total}, {_duration(left)} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wrinklefree.config.training import WITHOUT_EFFECT
 from wrinklefree.errors import UserError
+from wrinklefree.schema.reads import WITHOUT_EFFECT
 from wrinklefree.tracking.artifact import MANIFEST
 from wrinklefree.tracking.files import sha256_of_json, write_atomically
 

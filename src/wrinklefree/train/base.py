@@ -8,16 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import (
-    BaseSettings,
+from wrinklefree.downloads.settings import (
     BaseSource,
     FolderBaseSettings,
     GgufBaseSettings,
     HubBaseSettings,
-    ScratchSettings,
 )
-from wrinklefree.data.tokenizer import vocabulary_size
-from wrinklefree.models.base import (
+from wrinklefree.models.dense import (
     build_scratch,
     check_vocabulary,
     load_folder,
@@ -27,7 +24,9 @@ from wrinklefree.models.base import (
 from wrinklefree.models.exportable import export_obstacles
 from wrinklefree.models.folder import ModelFormat, save_model
 from wrinklefree.stability.initial_loss import check_initial_loss
+from wrinklefree.tokens.tokenizer import vocabulary_size
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.base_settings import BaseSettings, ScratchSettings
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.history import write_history
 from wrinklefree.train.loop import Trainer

@@ -13,15 +13,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import TrainingSettings
-from wrinklefree.data.loader import TrainingData
-from wrinklefree.data.order import WeightChange
-from wrinklefree.data.selection import ROWS_AT_A_TIME
 from wrinklefree.errors import UserError
-from wrinklefree.models.damage import row_losses
+from wrinklefree.mixture.few_rows import ROWS_AT_A_TIME
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.order import WeightChange
 from wrinklefree.models.forward import require_embeddings
+from wrinklefree.models.losses import row_losses
 from wrinklefree.tracking.files import write_atomically
+from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.settings import TrainingSettings
 
 SCORES = "row_scores.npy"
 
@@ -119,7 +120,7 @@ def _losses(stage: Stage, data: TrainingData, samples: int, model: PreTrainedMod
     if torch.cuda.is_available():
         nn.Module.to(model, "cuda")
     losses = []
-    with contextlib.closing(stage.terminal.progress(total=rows, unit="row")) as progress:
+    with contextlib.closing(Progress(stage.terminal.label, "rows", rows)) as progress:
         for batch in data.batches_of(samples, ROWS_AT_A_TIME):
             losses += row_losses(model, batch, 0.0).tolist()
             progress.advance(len(batch.sample_B))

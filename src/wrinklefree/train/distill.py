@@ -8,16 +8,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.load import validate_section
-from wrinklefree.config.training import DiffusionSettings, DistillSettings
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.vocabulary import check_tokenizers
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.schema.load import validate_section
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.base import Objective
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+from wrinklefree.train.objectives.objective import Objective
 
 
 def distill_student(stage: Stage) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from wrinklefree.config.training import DlmSettings
 from wrinklefree.models.folder import DiffusionFormat, load_model, save_model
 from wrinklefree.models.mask_token import add_mask_token
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.dlm_settings import DlmSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import TrainingSettings
-from wrinklefree.data.loader import HeldOutData
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.train.objectives.base import Objective
+from wrinklefree.train.objectives.objective import Objective
+from wrinklefree.train.settings import TrainingSettings
 
 HELD_OUT = "held_out/loss"
 

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import QuantizedTrainingSettings, TrainingSettings
-from wrinklefree.data.loader import Batch, TrainingData
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.finite import first_not_finite
 from wrinklefree.models.forward import require_embeddings, require_positions
-from wrinklefree.optim import build_optimizer
+from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.quant.bitlinear import set_quantization_lambda
@@ -36,13 +36,15 @@ from wrinklefree.stability.gradients import GradientWarning, first_non_finite, g
 from wrinklefree.stability.loss_variance import split_variance
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.stability.zclip import ZClip
+from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.signals import HeldSignals, held_signals
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.trainings import continued_from
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.held_out import HELD_OUT, HeldOutLoss
 from wrinklefree.train.history import write_history
-from wrinklefree.train.objectives.base import LossOutput, Objective
+from wrinklefree.train.objectives.objective import LossOutput, Objective
+from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.state import TrainingState
 
 MOVEMENT_STEPS = 100
@@ -117,7 +119,8 @@ class Trainer:
         for entry in self.state.history:  # of which a killed process may not have sent the last
             self.stage.run.log_metrics(int(entry["step"]), _tracked(entry))
         self.resumed_at = self.state.step
-        progress = self.stage.terminal.progress(total=self.settings.steps, done=self.state.step)
+        label = self.stage.terminal.label
+        progress = Progress(label, "steps", self.settings.steps, self.state.step)
         # Made after the checkpoint is loaded: it compares with the parameters of this moment.
         self.movement = MovementCheck(self.model, self.optimizer, steps=MOVEMENT_STEPS)
         with contextlib.closing(progress), held_signals() as self.signals:
@@ -159,7 +162,7 @@ class Trainer:
         if state.step or passed_over:
             terminal.say(f"{terminal.label}: going on from step {state.step}")
 
-    def _advance(self, progress: Any) -> None:
+    def _advance(self, progress: Progress) -> None:
         """Take a step, and all that follows from it."""
         started = time.monotonic()
         entry = self._step(self.state.step)
@@ -329,7 +332,7 @@ class Trainer:
     def _is_due(self, interval: int, step: int) -> bool:
         return step % interval == 0 or step == self.settings.steps
 
-    def _report(self, progress: Any, entry: dict[str, float], seconds: float) -> None:
+    def _report(self, progress: Progress, entry: dict[str, float], seconds: float) -> None:
         step = self.state.step
         before = self.state.history[-2]["tokens"] if step > 1 else 0
         speed = (entry["tokens"] - before) / seconds
@@ -337,8 +340,8 @@ class Trainer:
         words = [f"loss {entry['train/loss']:.3f}" if "train/loss" in entry else "skipped"]
         if (held_out := entry.get(HELD_OUT)) is not None:
             words.append(f"held out {held_out:.3f}")
-        line = step % self.settings.log_interval == 0 or held_out is not None
-        progress.advance(note=" ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
+        line = self._is_due(self.settings.log_interval, step) or held_out is not None
+        progress.advance(note=", ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
 
     def _divergence(self, step: int, totals: _StepTotals) -> str:
         """What is not finite and what to do. Before the first update no rate can be the cause."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from wrinklefree.config.training import QuantizedTrainingSettings
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.settings import QuantizedTrainingSettings
 
 
 def continue_pretraining(stage: Stage) -> dict[str, Any]:

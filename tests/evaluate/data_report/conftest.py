@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.config.outcome import DataReportSettings
-from wrinklefree.config.tokens import MixtureSettings
-from wrinklefree.data.document import Document
-from wrinklefree.data.documents import DocumentWriter
-from wrinklefree.data.mixture import build_mixture
 from wrinklefree.evaluate.data_report.report import DataReport, measure
+from wrinklefree.evaluate.settings import DataReportSettings
+from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DocumentWriter
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
 VOCABULARY, LENGTH = 300, 16

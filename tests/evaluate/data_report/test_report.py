@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from wrinklefree.data.rows import read_mixture
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.data_report.report import Amount, DataReport, bytes_per_token, measure
+from wrinklefree.mixture.rows import read_mixture
 
 
 def test_amounts_are_of_the_documents_that_became_tokens(report: DataReport):

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wrinklefree.data.loader import TrainingData
-from wrinklefree.data.rows import read_mixture
 from wrinklefree.evaluate.data_report.shares import DomainShare, realised_shares
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.rows import read_mixture
 
 
 def shares_of(packed: Path, samples: int, read: int) -> dict[str, DomainShare]:

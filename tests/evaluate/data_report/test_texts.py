@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from wrinklefree.data.document import Document
-from wrinklefree.data.documents import DocumentWriter
 from wrinklefree.evaluate.data_report.texts import (
     SAMPLE_CHARACTERS,
     Size,
@@ -14,6 +12,8 @@ from wrinklefree.evaluate.data_report.texts import (
     lowest_ranks,
     read_source,
 )
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import DocumentWriter
 
 
 def write(folder: Path, train: list[str], held_out: list[str]) -> Path:

@@ -5,13 +5,10 @@ from dataclasses import fields
 import pytest
 import torch
 
-from wrinklefree.config.training import (
-    DiffusionSettings,
-    DistillationWeights,
-    DistillSettings,
-    RelationSettings,
-)
-from wrinklefree.data.loader import Batch
+from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.distill.settings import DistillationWeights, RelationSettings
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wrinklefree.config.training import DiffusionSettings
 from wrinklefree.diffusion.masks import block_diffusion_mask, find_blocks
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
 from wrinklefree.train.objectives.diffusion import BlockDiffusion

@@ -5,20 +5,17 @@ import math
 import pytest
 import torch
 
-from wrinklefree.config.training import (
-    DiffusionSettings,
-    DistillationWeights,
-    DistillSettings,
-    RelationSettings,
-)
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.relations import (
     capture_projections,
     relation_mask,
     relations_divergence,
 )
+from wrinklefree.distill.settings import DistillationWeights, RelationSettings
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.objectives.diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation

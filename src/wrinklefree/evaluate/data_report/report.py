@@ -7,10 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wrinklefree.config.outcome import DataReportSettings
-from wrinklefree.data.document import SPLITS
-from wrinklefree.data.rows import DomainRows, read_mixture
-from wrinklefree.data.shards import TokenFolder, read_tokens
 from wrinklefree.evaluate.data_report.drops import Drops, drops_of
 from wrinklefree.evaluate.data_report.lengths import Lengths, document_lengths
 from wrinklefree.evaluate.data_report.overlap import Overlaps, find_overlaps
@@ -21,6 +17,10 @@ from wrinklefree.evaluate.data_report.texts import (
     lowest_ranks,
     read_source,
 )
+from wrinklefree.evaluate.settings import DataReportSettings
+from wrinklefree.mixture.rows import DomainRows, read_mixture
+from wrinklefree.schema.splits import SPLITS
+from wrinklefree.tokens.shards import TokenFolder, read_tokens
 from wrinklefree.tracking.artifact import read_manifest
 
 

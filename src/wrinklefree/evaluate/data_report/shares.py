@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from wrinklefree.data.loader import TrainingData
-from wrinklefree.data.progress import progress
-from wrinklefree.data.rows import Mixture
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.rows import Mixture
+from wrinklefree.tracking.progress import progress
 
 ROWS_AT_A_TIME = 64
 """Rows of a batch: bounds memory and changes nothing else."""

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wrinklefree.config.outcome import DataReportSettings
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.data_report import plots
 from wrinklefree.evaluate.data_report.pages import samples_page
 from wrinklefree.evaluate.data_report.report import DataReport, measure, total
 from wrinklefree.evaluate.data_report.tables import report_text
 from wrinklefree.evaluate.page import text_page, write_texts
+from wrinklefree.evaluate.settings import DataReportSettings
 
 SCHEMA = 1
 

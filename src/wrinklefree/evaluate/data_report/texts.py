@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wrinklefree.data.document import SPLITS, Document
-from wrinklefree.data.documents import read_documents
-from wrinklefree.data.progress import progress
+from wrinklefree.schema.splits import SPLITS
+from wrinklefree.text.documents.document import Document
+from wrinklefree.text.documents.parquet import read_documents
+from wrinklefree.tracking.progress import progress
 
 SAMPLE_CHARACTERS = 600
 _WORD = 8

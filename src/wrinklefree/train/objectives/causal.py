@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from wrinklefree.data.loader import Batch
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.train.objectives.base import LossOutput, Prepared
+from wrinklefree.train.objectives.objective import LossOutput, Prepared
 from wrinklefree.train.objectives.rows import hidden_states, logits_of, sum_by_row
 
 

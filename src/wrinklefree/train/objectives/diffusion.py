@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import DiffusionSettings
-from wrinklefree.data.loader import Batch
 from wrinklefree.diffusion.corruption import Corruption, complement, corrupt
 from wrinklefree.diffusion.masks import Blocks, block_diffusion_mask, find_blocks
 from wrinklefree.diffusion.objective import (
@@ -26,8 +24,10 @@ from wrinklefree.diffusion.objective import (
     masked_cross_entropy,
     noisy_and_clean,
 )
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.diffusion.shift import predictor_rows, supervised_tokens
-from wrinklefree.train.objectives.base import LossOutput, Prepared
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.train.objectives.objective import LossOutput, Prepared
 from wrinklefree.train.objectives.rows import hidden_states, logits_of, sum_by_row
 
 

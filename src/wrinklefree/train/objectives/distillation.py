@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from wrinklefree.config.training import DiffusionSettings, DistillSettings
-from wrinklefree.data.loader import Batch
 from wrinklefree.diffusion.objective import masked_cross_entropy, without_mask_token
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.logits import logits_divergence
 from wrinklefree.distill.relations import (
     Capture,
@@ -33,14 +32,16 @@ from wrinklefree.distill.relations import (
 )
 from wrinklefree.distill.vocabulary import check_vocabulary_sizes
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.train.objectives.base import LossOutput, Prepared
+from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.causal import predecessors_of
 from wrinklefree.train.objectives.diffusion import (
     BlockDiffusion,
     DiffusionPrepared,
     masked_per_row,
 )
+from wrinklefree.train.objectives.objective import LossOutput, Prepared
 from wrinklefree.train.objectives.rows import hidden_states, logits_of, sum_by_row
 
 

@@ -1,1 +1,0 @@
-"""Documents, tokens, rows and the order in which training reads them."""

@@ -1,0 +1,1 @@
+"""What comes from outside: archives of packages, files, base models."""

@@ -1,0 +1,62 @@
+"""``base.source``: where a dense model comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wrinklefree.schema.section import (
+    PackageWord,
+    Section,
+    Sha256,
+)
+
+
+class ScratchBaseSettings(Section):
+    """No model to start from: it is trained here, see ``base.scratch``."""
+
+    kind: Literal["scratch"]
+
+
+class HubBaseSettings(Section):
+    """A dense model of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    repository: str
+    """``owner/name``."""
+    revision: str
+    """A commit, so that the run can be repeated."""
+
+
+class FolderBaseSettings(Section):
+    """A dense model in a folder on this machine, in safetensors."""
+
+    kind: Literal["folder"]
+    path: str
+    """The folder."""
+    sha256: Sha256
+    """Of the folder's files, names and contents, so that an edit is noticed.
+
+    ``wrinklefree hash PATH`` prints it.
+    """
+
+
+class GgufBaseSettings(Section):
+    """A dense model in a GGUF file inside a wheel of a package registry."""
+
+    kind: Literal["gguf"]
+    package: PackageWord
+    """Name of the package."""
+    version: PackageWord
+    """Version of the package."""
+    sha256: Sha256
+    """Of the wheel."""
+    member: str
+    """Path of the GGUF file inside the wheel."""
+
+
+BaseSource = Annotated[
+    ScratchBaseSettings | HubBaseSettings | FolderBaseSettings | GgufBaseSettings,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,1 @@
+"""What Snakemake and DVC ask about the stages."""

@@ -1,0 +1,1 @@
+"""Rows of tokens, their order, and the batches that training reads."""

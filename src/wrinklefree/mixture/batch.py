@@ -1,0 +1,41 @@
+"""What a model is given: rows of tokens. Shapes: B rows, T tokens of a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of documents. All tensors are int64."""
+
+    tokens_BT: Tensor
+    """Token ids; padding is end of text."""
+    document_ids_BT: Tensor
+    """Number of the document piece within the row, -1 on padding."""
+    positions_BT: Tensor
+    """Position within the document piece, from 0."""
+    source_documents_BT: Tensor
+    """Number of the document within its domain and split, -1 on padding."""
+    source_positions_BT: Tensor
+    """Position within that document, -1 on padding; it tells the piece of a long one."""
+    domain_B: Tensor
+    """Index into the ``domains`` of the data the batch comes from."""
+    sample_B: Tensor
+    """Training: number of the sample since step 0. Held out: number of the row."""
+
+    @property
+    def has_predecessor_BT(self) -> Tensor:
+        """bool: tokens with another one before them in their own document piece.
+
+        They are what next-token prediction is asked for. The first token of a piece, where
+        positions restart, has nothing to be predicted from, and padding is no text.
+        """
+        return (self.document_ids_BT >= 0) & (self.positions_BT > 0)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on ``device``."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})

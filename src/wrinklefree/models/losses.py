@@ -1,0 +1,66 @@
+"""What a model makes of the next token, in nats per token.
+
+Shapes: B rows, T tokens of a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.models.forward import next_token_logits
+from wrinklefree.quant.bitlinear import quantization_lambda_of
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Cross-entropy (nats) of every token that follows another one, float64 [B, T]; 0 elsewhere."""
+    logits_BTV = next_token_logits(
+        model,
+        batch.tokens_BT,
+        batch.positions_BT,
+        causal_document_mask(batch.document_ids_BT),
+    )
+    scored_BT = batch.has_predecessor_BT
+    loss_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=scored_BT.device)
+    # Row by row: the softmax of a whole batch would double the largest tensor there is.
+    for loss_T, logits_TV, tokens_T in zip(loss_BT, logits_BTV, batch.tokens_BT, strict=True):
+        loss_T[1:] = F.cross_entropy(logits_TV[:-1], tokens_T[1:], reduction="none").double()
+    return torch.where(scored_BT, loss_BT, 0.0)
+
+
+def row_losses(model: PreTrainedModel, batch: Batch, quantization_lambda: float) -> Tensor:
+    """``mean_next_token_loss`` of every row, float64 [B]; 0 for a row where no token follows."""
+    sums_B, counts_B = _sums_by_row(model, batch, quantization_lambda)
+    return sums_B / counts_B.clamp(min=1)
+
+
+def mean_next_token_loss(
+    model: PreTrainedModel, batches: Iterable[Batch], quantization_lambda: float
+) -> float:
+    """Mean of :func:`token_losses` over every token that follows another one of its document.
+
+    ``quantization_lambda`` is the strength of quantization meanwhile; without ``BitLinear`` layers
+    it has no effect.
+    """
+    total, tokens = 0.0, 0
+    for batch in batches:
+        sums_B, counts_B = _sums_by_row(model, batch, quantization_lambda)
+        total += sums_B.sum().item()
+        tokens += int(counts_B.sum())
+    assert tokens, "no token follows another one"
+    return total / tokens
+
+
+def _sums_by_row(
+    model: PreTrainedModel, batch: Batch, quantization_lambda: float
+) -> tuple[Tensor, Tensor]:
+    batch = batch.to(model.device)
+    with quantization_lambda_of(model, quantization_lambda):
+        return token_losses(model, batch).sum(1), batch.has_predecessor_BT.sum(1)

@@ -1,0 +1,54 @@
+"""``base.scratch.model`` and ``subln``: the shape of a model, and how it is made ternary."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from wrinklefree.schema.section import (
+    Heads,
+    Section,
+)
+
+
+class ModelSettings(Section):
+    """The shape of a Llama-like model trained from scratch."""
+
+    hidden_size: Annotated[int, Field(gt=0, le=1 << 16)]
+    """Features of a token between layers."""
+    intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)]
+    """Features inside the feed-forward network."""
+    layers: Annotated[int, Field(gt=0, le=1000)]
+    """Decoder layers."""
+    heads: Heads
+    """Attention heads of queries."""
+    key_value_heads: Heads
+    """Attention heads of keys and values, each shared by equally many queries."""
+    rope_theta: Annotated[float, Field(ge=1.0, le=1e12)] = 10_000.0
+    """Base of the rotary embeddings' wavelengths."""
+    initializer_range: Annotated[float, Field(ge=1e-6, le=10.0)] = 0.02
+    """Standard deviation of the initial weights."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ModelSettings:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over heads {self.heads}: expected an even number"
+                " of features per head, for rotary embeddings turn them in pairs"
+            )
+        if self.heads % self.key_value_heads:
+            raise ValueError(
+                f"heads {self.heads} is no multiple of key_value_heads {self.key_value_heads}:"
+                " every key must serve equally many queries"
+            )
+        return self
+
+
+class SublnSettings(Section):
+    """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
+
+    gain: Literal["calibrated", "calibrated_scalar", "ones"] = "calibrated"
+    """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
+    calibration_rows: Annotated[int, Field(gt=0, le=10**6)] = 32
+    """Training rows on which gains are fitted, and held-out rows on which losses are measured."""

@@ -1,0 +1,207 @@
+"""``control``, ``regmix`` and ``microanneal``: trainings beside the pipeline that judge it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wrinklefree.mixture.settings import DataSettings, Weights
+from wrinklefree.models.settings import ModelSettings
+from wrinklefree.schema.section import (
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    RowsAtOnce,
+    Section,
+    Workers,
+)
+from wrinklefree.train.settings import TrainingSettings
+
+SMALLEST_CONCENTRATION = 0.1
+"""Below, nearly every mixture that is drawn is a single domain."""
+Concentration = Annotated[float, Field(ge=SMALLEST_CONCENTRATION, le=1e6)]
+OVERALL = "overall"
+TARGET = "target"
+"""What counts, beside the domains in tables, plots and files: no domain may be called so."""
+FEWEST_FITTED = 3
+FEWEST_HELD_OUT = 3
+"""Rank correlation of two mixtures is 1 or -1 whatever the regression says."""
+HIGHEST_CONFIDENCE = 0.9999
+"""Student's distribution is not known to describe such luck any further out."""
+Confidence = Annotated[float, Field(ge=0.5, le=HIGHEST_CONFIDENCE)]
+
+
+class MeasureSettings(Section):
+    """Held-out loss of every domain after a training."""
+
+    rows_per_domain: Annotated[int, Field(ge=2, le=10**9)]
+    """Held-out rows scored per domain, at most. Intervals count their documents."""
+    batch_size: RowsAtOnce = 8
+    """Rows at a time. Bounds memory."""
+
+
+class ControlSettings(Section):
+    """The dense base trained on as the students were, for the price of ternary weights."""
+
+    measure: MeasureSettings
+    """Held-out loss after the training."""
+    confidence: Confidence = 0.95
+    """Of the intervals."""
+
+
+class DrawSettings(Section):
+    """Mixtures around the present one: floor + (what the floors leave) x Dirichlet.
+
+    The Dirichlet's parameters are a concentration times the weights of ``mixture``; the
+    concentration of each mixture is drawn log-uniformly between the two given.
+    """
+
+    concentration_min: Concentration = 2.0
+    """Small: mixtures of one or two domains."""
+    concentration_max: Concentration = 20.0
+    """Large: mixtures close to the present one."""
+    floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    """The least weight of a domain that has a weight in ``mixture``."""
+
+    @model_validator(mode="after")
+    def _interval(self) -> Self:
+        if self.concentration_min > self.concentration_max:
+            raise ValueError(
+                f"concentration_min {self.concentration_min:g} is above concentration_max"
+                f" {self.concentration_max:g}; swap them"
+            )
+        return self
+
+
+class FitSettings(Section):
+    """The regression from weights to losses, and the search for the best mixture."""
+
+    held_out_runs: Annotated[int, Field(ge=FEWEST_HELD_OUT, le=10**6)] = 8
+    """The last of the runs; the regression is judged on them and never fitted on them."""
+    regression: Literal["linear", "log_linear", "boosted_trees"] = "log_linear"
+    """``linear``: ridge on weights; ``log_linear``: ridge on their logarithms."""
+    target: dict[Name, NonNegativeFloat] | None = None
+    """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
+    candidates: Annotated[int, Field(gt=0, le=10**7)] = 20_000
+    """Mixtures whose target loss is predicted."""
+    best_candidates: Annotated[int, Field(gt=0, le=10**7)] = 100
+    """The mean of this many of the best is the mixture that is proposed."""
+    bootstraps: Annotated[int, Field(ge=20, le=100_000)] = 200
+    """Fits on runs drawn with replacement, for the uncertainty."""
+
+    @model_validator(mode="after")
+    def _something_to_choose(self) -> Self:
+        if self.best_candidates > self.candidates:
+            raise ValueError(
+                f"best_candidates {self.best_candidates} is more than candidates {self.candidates}"
+            )
+        _check_target(self.target)
+        return self
+
+
+class RegmixSettings(Section):
+    """Data mixture as regression (arXiv 2407.01492)."""
+
+    runs: Annotated[list[NonNegativeInt], Field(min_length=FEWEST_FITTED + FEWEST_HELD_OUT)]
+    """Numbers of the runs. A run's mixture follows from its number, so that more can be added."""
+    threads: Workers
+    """CPU threads of a run; an engine trains as many at once as there are cores for."""
+    draw: DrawSettings
+    """How the mixtures of the runs are drawn."""
+    model: ModelSettings
+    """Shape of the model that every run trains."""
+    training: TrainingSettings
+    """How it is trained."""
+    measure: MeasureSettings
+    """Held-out loss after each training."""
+    fit: FitSettings
+    """The regression, and the search for the best mixture."""
+
+    @model_validator(mode="after")
+    def _enough_runs(self) -> Self:
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError("runs has a number twice; every run has its own")
+        fitted = len(self.runs) - self.fit.held_out_runs
+        if fitted < FEWEST_FITTED:
+            raise ValueError(
+                f"{len(self.runs)} runs less fit.held_out_runs {self.fit.held_out_runs} leaves"
+                f" {fitted} to fit on, expected {FEWEST_FITTED} or more; add runs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drawn_mixtures_only(self) -> Self:
+        _check_shuffled(self.training)
+        return self
+
+
+class ArmSettings(Section):
+    """One of the two mixtures that are compared."""
+
+    weights: Weights | None = None
+    """Without: ``mixture.weights``."""
+
+
+class ArmsSettings(Section):
+    """The two mixtures."""
+
+    present: ArmSettings
+    """The mixture that is in use."""
+    candidate: ArmSettings
+    """The mixture that may be better."""
+
+
+class VerdictSettings(Section):
+    """Whether the candidate is better than the present mixture."""
+
+    target: dict[Name, NonNegativeFloat] | None = None
+    """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
+    confidence: Confidence = 0.95
+    """Of the intervals. The verdict is undecided where the interval contains 0."""
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        _check_target(self.target)
+        return self
+
+
+class MicroannealSettings(Section):
+    """Two short anneals from the dense base, with two mixtures."""
+
+    arms: ArmsSettings
+    """The two mixtures that are compared."""
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=2)]
+    """One anneal of each arm per seed of the data order; both arms have the same seeds."""
+    threads: Workers
+    """CPU threads of an arm; an engine trains both arms at once if there are cores for it."""
+    training: TrainingSettings
+    """``schedule`` anneals: no warmup to speak of, ``final_lr_fraction`` 0."""
+    measure: MeasureSettings
+    """Held-out loss after each anneal."""
+    verdict: VerdictSettings
+    """How it is decided which mixture is better."""
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds has a number twice, which would count the same anneal twice")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_mixtures_only(self) -> Self:
+        _check_shuffled(self.training)
+        return self
+
+
+def _check_shuffled(training: TrainingSettings) -> None:
+    if training.data != DataSettings():
+        raise ValueError(
+            "training.data is set, but these trainings compare mixtures: each reads one mixture in"
+            " shuffled order from first to last; leave training.data out"
+        )
+
+
+def _check_target(target: dict[str, float] | None) -> None:
+    if target is not None and not sum(target.values()):
+        raise ValueError("every weight of target is 0; give a domain that counts a weight")

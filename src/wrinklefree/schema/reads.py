@@ -1,0 +1,102 @@
+"""Which part of ``params.yaml`` each stage reads: the contract that both engines are held to.
+
+A stage is rerun when something that it reads changes, so a path listed here and not used costs
+time, and a path used and not listed would be a stale result. Stages get nothing but these sections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrinklefree.errors import UserError
+
+READS: dict[str, tuple[str, ...]] = {
+    "fetch": ("sources.{instance}", "held_out"),
+    "clean": ("cleaning", "sources"),
+    "tokenizer": ("sources", "tokenizer", "base.source"),
+    "tokenize": ("sources.{instance}", "tokenize"),
+    "mixture": ("sources", "mixture"),
+    "data_report": ("seed", "sources", "data_report"),
+    "base": ("seed", "base"),
+    "subln": ("seed", "subln"),
+    "stage2": ("seed", "stage2"),
+    "dlm": ("seed", "dlm"),
+    "distill": ("seed", "distill.{instance}"),
+    "evaluate": ("seed", "evaluate"),
+    "export": ("export",),
+    "control": ("seed", "stage2", "distill.ar", "control"),
+    "regmix_run": (
+        "seed",
+        "regmix.threads",
+        "regmix.draw",
+        "regmix.model",
+        "regmix.training",
+        "regmix.measure",
+    ),
+    "regmix": ("seed", "regmix.runs", "regmix.draw", "regmix.fit"),
+    "microanneal_run": (
+        "seed",
+        "microanneal.arms.{instance}",
+        "microanneal.seeds",
+        "microanneal.threads",
+        "microanneal.training",
+        "microanneal.measure",
+    ),
+    "microanneal": ("microanneal.verdict",),
+}
+
+ALTERNATIVES = {"optimizer": ("adamw", "muon", "muonclip")}
+"""Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""
+
+
+WITHOUT_EFFECT = ("checkpoint_interval", "log_interval")
+"""Settings of a training that leave its result as it is: a resumed run may have others."""
+
+
+def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) -> dict[str, Any]:
+    """The sections of ``parameters`` that ``stage`` may read, nested as in the file.
+
+    Blocks of alternatives that are not chosen are left out: they have no effect.
+
+    Parameters
+    ----------
+    parameters : the whole of ``params.yaml``, or an already narrowed part of it.
+    instance : the source, student, run or arm of a stage that has several.
+
+    Raises
+    ------
+    UserError : a path is missing, or ``stage`` is no stage.
+    """
+    narrowed: dict[str, Any] = {}
+    for path in reads(stage, instance):
+        value: Any = parameters
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise UserError(f"settings of stage {stage}: {path} is missing")
+            value = value[key]
+        target = narrowed
+        *parents, last = path.split(".")
+        for key in parents:
+            target = target.setdefault(key, {})
+        target[last] = _without_unchosen(value)
+    return narrowed
+
+
+def _without_unchosen(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_unchosen(item) for key, item in value.items()}
+    for key, names in ALTERNATIVES.items():
+        block = kept.get(key)
+        if isinstance(block, dict) and (chosen := block.get("name")) in names:
+            # What is no block stays, for the stage to refuse.
+            unchosen = set(names) - {chosen}
+            kept[key] = {own: item for own, item in block.items() if own not in unchosen}
+    return kept
+
+
+def reads(stage: str, instance: str | None = None) -> list[str]:
+    """Dotted paths of the settings that ``stage`` reads."""
+    if stage not in READS:
+        raise UserError(f"unknown stage {stage}; stages: {', '.join(READS)}")
+    return [path.format(instance=instance) for path in READS[stage]]

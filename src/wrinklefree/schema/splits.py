@@ -1,0 +1,3 @@
+"""The two splits that documents and tokens are in."""
+
+SPLITS = ("train", "held_out")

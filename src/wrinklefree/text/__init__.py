@@ -1,0 +1,1 @@
+"""Documents of every source, and what is removed from them."""

@@ -1,0 +1,94 @@
+"""Advance of long work: a bar on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from wrinklefree.tracking.terminal import record, say
+
+T = TypeVar("T")
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Shows on standard error how much is done.
+
+    It is a line every ten seconds; on a terminal it is a bar, and the lines are in the stage's log
+    file only.
+
+    Parameters
+    ----------
+    total : in units; None where nobody knows, and then no time left is told.
+    done : units that were done before.
+    """
+
+    def __init__(self, description: str, unit: str, total: int | None = None, done: int = 0):
+        self._description, self._unit, self._total = description, unit, total
+        self._first = self._done = done
+        self._started = self._last = time.monotonic()
+        on_terminal = sys.stderr.isatty()
+        self.tell = record if on_terminal else say
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=f" {unit}",
+            desc=description,
+            disable=not on_terminal,
+            dynamic_ncols=True,
+        )
+        self.has_told = False
+
+    def advance(self, amount: int = 1, note: str = "", *, line: bool = False) -> None:
+        """Count ``amount`` units as done.
+
+        Parameters
+        ----------
+        note : shown behind the bar and in the line, in place of the rate: loss and speed.
+        line : tell a line now.
+        """
+        self._done += amount
+        if not self._bar.disable:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(amount)
+        now = time.monotonic()
+        if line or now - self._last >= LINE_SECONDS:
+            self._last, self.has_told = now, True
+            self.tell(f"{self._description}: {self._state(now - self._started, note)}")
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+    def finish(self) -> None:
+        """Tell how long all of it took, unless it was too short for a line."""
+        if self.has_told:
+            seconds = tqdm.format_interval(time.monotonic() - self._started)
+            self.tell(f"{self._description}: all {self._done:,} {self._unit} in {seconds}")
+
+    def _state(self, seconds: float, note: str) -> str:
+        rate = (self._done - self._first) / seconds if seconds else 0.0
+        behind = note or f"{rate:,.4g} a second"
+        if self._total is None:
+            return f"{self._done:,} {self._unit}, {behind}"
+        left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
+        share = f"{self._done / self._total:.0%}" if self._total else "100%"
+        done = f"{self._done:,} of {self._total:,} {self._unit} ({share})"
+        return f"{done}, {left} left, {behind}"
+
+
+def progress(
+    items: Iterable[T], description: str, unit: str, total: int | None = None
+) -> Iterator[T]:
+    """Yield ``items`` and show how many there were; of short work nothing is said."""
+    with closing(Progress(description, unit, total)) as shown:
+        for item in items:
+            yield item
+            shown.advance()
+    shown.finish()

@@ -1,0 +1,117 @@
+"""What every training stage has, and what quantization in the loop adds."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from wrinklefree.mixture.settings import DataSettings
+from wrinklefree.optim.settings import OptimizerSettings, ScheduleSettings
+from wrinklefree.quant.settings import LambdaWarmupSettings
+from wrinklefree.schema.section import (
+    Rows,
+    RowsAtOnce,
+    Section,
+    Steps,
+    StepsOrZero,
+)
+from wrinklefree.stability.settings import ZClipSettings
+
+LEAST_FINAL_LR_FRACTION = 0.3
+"""What a curriculum's last rows need of the peak learning rate."""
+
+
+class CurriculumDecayWarning(UserWarning):
+    """A curriculum keeps its best text for the end, where the learning rate is nearly 0."""
+
+
+class TrainingSettings(Section):
+    """The one training loop."""
+
+    steps: Steps
+    """Optimizer steps."""
+    batch_size: RowsAtOnce
+    """Rows per micro-batch."""
+    gradient_accumulation_steps: RowsAtOnce = 1
+    """Micro-batches per optimizer step."""
+    optimizer: OptimizerSettings
+    """Which optimizer trains, and how."""
+    schedule: ScheduleSettings
+    """The learning rate over steps."""
+    zclip: ZClipSettings = ZClipSettings()
+    """Clipping of the gradients' norm."""
+    data: DataSettings = DataSettings()
+    """Which rows are read, and in which order."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Compute type of the forward pass; parameters and optimizer state stay fp32."""
+    checkpoint_interval: Steps = 40
+    """Steps between resumable checkpoints. Has no effect on the result."""
+    log_interval: Steps = 20
+    """Steps between lines of output. Has no effect on the result."""
+    evaluate_interval: StepsOrZero = 0
+    """Steps between measurements of the held-out loss, in the history; 0: none."""
+    evaluate_rows_per_domain: Rows = 8
+    """Held-out rows of each domain that it is measured on, the same ones each time."""
+    max_skipped_steps: StepsOrZero = 0
+    """Steps of a run that may be left out because loss or gradient is not finite."""
+
+    @model_validator(mode="after")
+    def _some_step_trains(self) -> Self:
+        if self.max_skipped_steps >= self.steps:
+            raise ValueError(
+                f"max_skipped_steps is {self.max_skipped_steps} and steps {self.steps}: all could"
+                " be skipped and nothing trained; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_reaches_its_peak_and_decays(self) -> Self:
+        if self.schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps is {self.schedule.warmup_steps} and steps {self.steps}:"
+                " warmup must end before the last step; lower it or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_begin_within_the_run(self) -> Self:
+        if self.data.phases and (last := self.data.phases[-1].from_step) >= self.steps:
+            raise ValueError(
+                f"data.phases has one from step {last} on and steps is {self.steps}: it would never"
+                " begin; lower its from_step, leave it out or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _curriculum_meets_a_learning_rate(self) -> Self:
+        final = self.schedule.final_lr_fraction
+        decays = self.schedule.kind != "constant" and final < LEAST_FINAL_LR_FRACTION
+        if self.data.order != "shuffled" and decays:
+            warnings.warn(
+                f"data.order {self.data.order} with schedule.final_lr_fraction {final:g}: the rows"
+                " that come last are hardly learnt from; a curriculum's gain over a random order is"
+                f" lost (arXiv 2511.18903). Use {LEAST_FINAL_LR_FRACTION:g} or more, or schedule"
+                " constant",
+                CurriculumDecayWarning,
+                stacklevel=2,
+            )
+        return self
+
+
+class QuantizedTrainingSettings(TrainingSettings):
+    """Training with quantization in the loop."""
+
+    lambda_warmup: LambdaWarmupSettings
+    """Quantization strength over steps."""
+
+    @model_validator(mode="after")
+    def _trains_fully_quantized(self) -> Self:
+        if self.lambda_warmup.warmup_steps >= self.steps:
+            raise ValueError(
+                f"lambda_warmup.warmup_steps is {self.lambda_warmup.warmup_steps} and steps"
+                f" {self.steps}: no step would train the fully quantized model; lower it or train"
+                " longer"
+            )
+        return self
