@@ -35,7 +35,7 @@ _HEAD = """\
 # Settings
 
 Every setting of `params.yaml`, from the code that checks it. Do not edit this page: the sentences
-are docstrings in `src/wrinklefree/config/`, and `wrinklefree settings --write` writes it anew.
+are docstrings in `src/wrinklefree/`, and `wrinklefree settings --write` writes it anew.
 Editors complete and check `params.yaml` by [the same as a JSON schema](settings.schema.json).
 
 - A setting that is not written has its default. To lay other values over `params.yaml`, write a
@@ -134,7 +134,7 @@ def _section(name: str, schema: dict[str, Any], definitions: dict[str, Any]) -> 
 
 
 def _description(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Of a setting; pydantic leaves it out where it is that of the section it refers to."""
+    """What a setting means; pydantic leaves it out where the section that it refers to says it."""
     described = schema
     if "description" not in schema and "$ref" in schema:
         described = definitions[schema["$ref"].rpartition("/")[2]]

@@ -24,7 +24,7 @@ class ResourcesSettings(Section):
     """What a cluster is asked for. No stage reads it, no result depends on it."""
 
     model_parameters: PositiveInt | None = None
-    """Of the model of ``base.source``, for memory; null: counted if from scratch, else 10⁹."""
+    """Size of the model of ``base.source``, for memory; null: counted if from scratch, else 10⁹."""
     gpus: Literal[0, 1] = 0
     """GPUs of each stage that trains or runs the model."""
 

@@ -30,11 +30,11 @@ class DistillationWeights(Section):
     """Factors of the terms of the loss."""
 
     cross_entropy: NonNegativeFloat = 1.0
-    """Of the text itself."""
+    """Weight of the text itself."""
     logits: NonNegativeFloat = 1.0
-    """Of the teacher's distribution over the next token."""
+    """Weight of the teacher's distribution over the next token."""
     relations: NonNegativeFloat = 1.0
-    """Of the teacher's relations between tokens."""
+    """Weight of the teacher's relations between tokens."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> DistillationWeights:

@@ -36,7 +36,7 @@ class FolderBaseSettings(Section):
     path: str
     """The folder."""
     sha256: Sha256
-    """Of the folder's files, names and contents, so that an edit is noticed.
+    """Hash of the folder's files, names and contents, by which an edit is noticed.
 
     ``wrinklefree hash PATH`` prints it.
     """
@@ -51,7 +51,7 @@ class GgufBaseSettings(Section):
     version: PackageWord
     """Version of the package."""
     sha256: Sha256
-    """Of the wheel."""
+    """Hash of the wheel."""
     member: str
     """Path of the GGUF file inside the wheel."""
 

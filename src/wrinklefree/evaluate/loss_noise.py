@@ -38,13 +38,13 @@ class LossNoise:
     tokens: np.ndarray
     """Training tokens after each step."""
     within: np.ndarray
-    """Of row losses, within domains."""
+    """Variance of row losses within domains."""
     between: np.ndarray
-    """Of row losses, between domains."""
+    """Variance of row losses between domains."""
     steps: np.ndarray
-    """Of step losses."""
+    """Variance of step losses."""
     composition: np.ndarray
-    """Of what step losses would be if every row lost what its domain loses on average."""
+    """Variance of step losses if every row lost what its domain loses on average."""
     rows_of_stage: VarianceSplit
     """Mean of ``within`` and of ``between``."""
     steps_of_stage: float

@@ -87,7 +87,7 @@ class HeldOutScores:
 
     rows: ScoreSums
     documents: ScoreSums
-    """Of each document that a row has a part of: all its parts in these rows together."""
+    """Sums of each document that a row has a part of, over all its parts in these rows."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class DomainScore:
     tokens: int
     bytes: int
     loss_variance: float
-    """Of the rows' losses around the domain's, by tokens; nats²."""
+    """Variance of the rows' losses around the domain's, by tokens; nats²."""
 
     def as_json(self) -> dict[str, float | int | None]:
         """The score with the sample that it was measured on."""
@@ -119,7 +119,7 @@ class ModelScore:
     overall: Score
     domains: dict[str, DomainScore]
     loss_variance: VarianceSplit
-    """Of the losses of rows that come from the domains as the mixture's weights say."""
+    """Variance of the losses of rows that come from the domains by the mixture's weights."""
 
     def as_json(self) -> dict[str, Any]:
         """``models.<name>`` of ``evaluation.json``."""

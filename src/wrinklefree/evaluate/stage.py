@@ -187,7 +187,7 @@ def evaluate_models(
 
 
 def _histories(models: dict[str, Path]) -> dict[str, History]:
-    """Of the models that were trained here; a pretrained base has an empty history or none."""
+    """Histories of the models that were trained here; a pretrained base has none."""
     histories = {}
     for name, path in models.items():
         file = path / HISTORY

@@ -21,7 +21,7 @@ class LayerTernary:
     """The codes of one ternary linear layer."""
 
     name: str
-    """Of the module, as in the model's state dict."""
+    """Name of the module, as in the model's state dict."""
     weights: int
     minus: float
     """Share of the code -1; with ``zero`` and ``plus`` it sums to 1."""

@@ -62,7 +62,7 @@ class Layout:
     names: dict[str, str]
     """Stock part of a tensor's name by ours."""
     epsilon: float | None
-    """Of the norms in all ternary linear layers; None where these have none."""
+    """Epsilon of the norms in all ternary linear layers; None where these have none."""
 
     def place(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """``tensors`` (by our names, float32 and packed) under the stock names."""

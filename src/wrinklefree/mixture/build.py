@@ -186,7 +186,7 @@ class _Documents(NamedTuple):
     shard: np.ndarray
     """Among all shards, source after source."""
     start: np.ndarray
-    """Of the first token within the shard."""
+    """Place of the first token within the shard."""
     length: np.ndarray
 
 

@@ -110,7 +110,7 @@ class TrainingData:
         return dict(zip(self.domains, rows_of_run(self._order, samples), strict=True))
 
     def mean_piece_lengths(self, samples: int) -> np.ndarray:
-        """Of the rows of a run: tokens in the piece that a row's mean token is in, float64."""
+        """For each row of a run: tokens in the piece that its mean token is in, float64."""
         chosen = self.rows_of_run(samples).values()
         return np.concatenate(
             [mean_piece_lengths(d.train, r) for d, r in zip(self._domains, chosen, strict=True)]

@@ -24,7 +24,7 @@ from wrinklefree.schema.load import validate_section
 _Width = Annotated[int, Field(ge=1, le=2**20)]
 _Heads = Annotated[int, Field(ge=1, le=2**16)]
 _MIN_THETA, _MAX_THETA = 1.0, 1e12
-"""Of rotary positions: below the one their frequencies overflow, above the other they are zero."""
+"""Bounds of the rotary base: below, frequencies overflow; above, they are zero."""
 _BYTES = 4
 
 

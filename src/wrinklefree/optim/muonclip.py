@@ -54,7 +54,7 @@ class QkClip:
         self._recorder = AttentionLogitRecorder(model)
         self._threshold = threshold
         self.last: QkClipStats | None = None
-        """Of the latest call."""
+        """What the latest call did."""
 
     @torch.no_grad()
     def __call__(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd quintic; steep at 0, so that five steps lift small singular values to about 1."""
+"""The odd quintic. It is steep at 0: five steps lift small singular values to about 1."""
 ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
 

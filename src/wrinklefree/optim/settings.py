@@ -26,7 +26,7 @@ from wrinklefree.schema.section import (
 ADAMW_RANGE = (5e-5, 1e-3)
 MUON_ORIGINAL_RANGE = (1e-3, 3e-3)
 MATCH_RMS_RANGE = (5e-5, 3e-3)
-"""Of Muon with updates of AdamW's size, and of AdamW beside any Muon.
+"""The usual rates of Muon with updates of AdamW's size, and of AdamW beside any Muon.
 
 From what full sizes take to what models of a few million parameters do best with (docs/LOG.md).
 """

@@ -14,7 +14,7 @@ from wrinklefree.research.measure import shared_seed
 from wrinklefree.research.settings import DrawSettings
 
 DECIMALS = 4
-"""Of weights that are written for people."""
+"""Decimals of weights that people read."""
 
 
 def mixture_of_run(

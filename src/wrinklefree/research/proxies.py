@@ -43,7 +43,7 @@ class Proxies:
     losses_ND: np.ndarray
     """Nats per token."""
     parameters: int
-    """Of one model."""
+    """Parameters of one model."""
     tokens: int
     """That one model was trained on, the mean over runs."""
 

@@ -38,7 +38,7 @@ class Regmix:
     settings: FitSettings
     target_D: np.ndarray
     predicted_ND: np.ndarray
-    """Of all runs, by the regression that was fitted on the first of them."""
+    """Predictions for all runs, by the regression that was fitted on the first of them."""
     agreement: dict[str, Agreement]
     """On the held-out runs, of the target and of every domain."""
     best: Best

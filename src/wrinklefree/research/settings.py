@@ -47,7 +47,7 @@ class ControlSettings(Section):
     measure: MeasureSettings
     """Held-out loss after the training."""
     confidence: Confidence = 0.95
-    """Of the intervals."""
+    """Confidence of the intervals."""
 
 
 class DrawSettings(Section):
@@ -158,7 +158,7 @@ class VerdictSettings(Section):
     target: dict[Name, NonNegativeFloat] | None = None
     """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
     confidence: Confidence = 0.95
-    """Of the intervals. The verdict is undecided where the interval contains 0."""
+    """Confidence of the intervals. The verdict is undecided where the interval contains 0."""
 
     @model_validator(mode="after")
     def _something_counts(self) -> Self:

@@ -30,7 +30,7 @@ PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
-"""Of an optimizer, or an interval between some of them."""
+"""Optimizer steps, or the interval between two events."""
 StepsOrZero = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 RowsAtOnce = Annotated[int, Field(gt=0, le=MOST_ROWS_AT_ONCE)]
 Rows = Annotated[int, Field(gt=0, le=10**9)]

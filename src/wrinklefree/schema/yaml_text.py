@@ -35,7 +35,7 @@ _ALIKE = re.compile(
 """The plain scalars that are no text and that YAML 1.1, YAML 1.2 and both libraries read alike."""
 _MERGE = "<<"
 _YES_NO = {"y": True, "Y": True, "n": False, "N": False}
-"""Of YAML 1.1, which PyYAML leaves as text and other readers don't."""
+"""YAML 1.1 calls these booleans; PyYAML leaves them as text, other readers don't."""
 _LONGEST_REASON = 200
 _LONGEST_PATH = 12
 _TABS = " (YAML is indented with spaces, not tabs)"

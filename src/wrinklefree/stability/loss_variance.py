@@ -25,7 +25,7 @@ class VarianceSplit:
 
     @property
     def total(self) -> float:
-        """Of all rows together: the sum of the parts."""
+        """Variance of all rows together: the sum of the parts."""
         return self.within + self.between
 
     @property

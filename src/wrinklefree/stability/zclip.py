@@ -41,7 +41,7 @@ class ClipStats:
     finite: bool
     """Whether the gradients can be used: if not, they were left as they are."""
     ema_mean: float
-    """Of norms, this step included; while statistics are gathered, of those so far."""
+    """Running mean of norms, this step included; the plain mean while statistics are gathered."""
     ema_std: float
 
 

@@ -48,7 +48,7 @@ class ShardPlan:
     first_document: int
     """Row of the file."""
     documents: int
-    """Of both splits."""
+    """Documents of both splits."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SplitRecord:
     """Ends of text included."""
     documents: int = 0
     bytes: int = 0
-    """Of the documents' text in UTF-8."""
+    """Bytes of the documents' text in UTF-8."""
     left_out: int = 0
     """Documents that were not encoded, since none of them is wanted any more."""
 
@@ -220,7 +220,7 @@ class Row:
 
     text: str
     bytes: int
-    """Of the text in UTF-8."""
+    """Bytes of the text in UTF-8."""
     split: str
 
 

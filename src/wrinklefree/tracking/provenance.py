@@ -47,7 +47,7 @@ class Provenance:
     """The record of one run of a stage."""
 
     digest: str
-    """Of the artifact's manifest."""
+    """Digest of the artifact's manifest."""
     inputs: dict[str, dict[str, str]]
     """``path`` and ``digest`` of each input, by its name."""
     code: str
@@ -58,7 +58,7 @@ class Provenance:
     uncommitted: bool
     """Whether tracked files differed from the commit."""
     threads: int | None
-    """Of torch; None for a stage that does not use it. Sums, and so bytes, depend on it."""
+    """Threads of torch; None for a stage that does not use it. Sums, and so bytes, depend on it."""
     device: str | None
     platform: str
     host: str

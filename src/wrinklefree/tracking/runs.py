@@ -69,7 +69,7 @@ class StageRun:
 
     @property
     def id(self) -> str:
-        """Of the run in MLflow; empty where the store was never reached."""
+        """Id of the run in MLflow; empty where the store was never reached."""
         return self._run_id
 
     @property

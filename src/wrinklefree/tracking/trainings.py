@@ -43,7 +43,7 @@ class Training:
 
     folder: Path
     step: int
-    """Of the newest checkpoint."""
+    """Step of the newest checkpoint."""
 
     @property
     def key(self) -> str:

@@ -52,7 +52,7 @@ class TrainingState:
     saved: int = 0
     """Steps of the newest checkpoint; 0: there is none."""
     file: HistoryFile = field(default_factory=HistoryFile)
-    """Of ``history`` up to the newest checkpoint."""
+    """The file of ``history`` up to the newest checkpoint."""
 
     def save(self, work: Path) -> None:
         """Write a checkpoint into ``work``, then drop all before it but the newest.

@@ -60,7 +60,7 @@ class DomainReport:
     sources: list[str]
     splits: dict[str, Amount]
     lengths: Lengths
-    """Of training documents."""
+    """Lengths of training documents."""
     rows: dict[str, int]
     """By split."""
     pieces: dict[str, int]

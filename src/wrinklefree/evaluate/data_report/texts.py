@@ -39,7 +39,7 @@ class TextSample:
     text: str
     """The beginning."""
     characters: int
-    """Of the whole document."""
+    """Length of the whole document."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SourceTexts:
     left: Size
     """Documents behind the last one that became tokens, of all splits."""
     samples: list[TextSample]
-    """Of the training split, different texts, in the order of their ranks."""
+    """Different training texts, in the order of their ranks."""
 
 
 def read_source(

