@@ -13,6 +13,7 @@ from wrinklefree.tracking.code import (
     code_digest,
     code_parts,
     compiled_text,
+    folders_digest,
     imported_files,
 )
 
@@ -53,13 +54,18 @@ def test_a_stage_depends_on_the_folders_of_what_it_imports(project: Path):
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_the_digest_changes_with_an_edit_in_these_folders_and_with_no_other(
+def test_engines_watch_these_folders_and_a_stage_the_modules_that_it_imports(
     project: Path, name: str
 ):
-    before = code_digest(project / "script.py", project / "src")
+    def digests() -> tuple[str, str]:
+        script, source = project / "script.py", project / "src"
+        return folders_digest(script, source), code_digest(script, source)
+
+    before = digests()
     (project / name).write_text(FILES[name] + "edited = 1\n")
-    after = code_digest(project / "script.py", project / "src")
-    assert (before != after) == (name not in OTHERS)
+    folders, modules = (one != other for one, other in zip(before, digests(), strict=True))
+    assert folders == (name not in OTHERS)
+    assert modules == (name not in [*OTHERS, "src/wrinklefree/b/unused.py"])
 
 
 def test_a_folder_stands_for_the_folders_in_it(project: Path):

@@ -282,6 +282,15 @@ def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path
     run(project, "wrinklefree", "verify", "--current", "models/distill/ar", "models/export")
 
 
+def test_code_beside_what_a_stage_imports_puts_back_what_it_made(project: Path):
+    with (project / "src/wrinklefree/evaluate/table.py").open("a") as file:
+        file.write("EDITED = True\n")
+    assert set(snakemake_reruns(project)) > {"results", "data/report", "research/control"}
+    said = run(project, "snakemake", "--cores", "1", "all")
+    assert set(re.findall(r"^(\S+): \S+ no change in", said, re.MULTILINE)) == {"evaluate"}
+    assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {"data_report"}
+
+
 def test_better_words_rerun_nothing_under_snakemake(project: Path):
     file = project / "src/wrinklefree/quant/bitlinear.py"
     file.write_text(file.read_text().replace('"""', '"""Well: ', 1) + "\n# The end.\n")

@@ -13,7 +13,7 @@ from wrinklefree.config.resources import data_memory_mb, model_memory_mb
 from wrinklefree.engines.sections import write_sections
 from wrinklefree.errors import UserError
 from wrinklefree.tracking import pipeline
-from wrinklefree.tracking.code import code_digest
+from wrinklefree.tracking.code import folders_digest
 from wrinklefree.tracking.cpus import available_cpus
 from wrinklefree.engines.described import settings_of_run
 from wrinklefree.tracking.kept import FORCED
@@ -80,8 +80,8 @@ def tell_what_is_forced():
 
 
 def code(stage):
-    """Digest of a stage's script and all that it imports: an edit of it reruns the stage."""
-    return code_digest(PROJECT / "workflow" / "scripts" / f"{stage}.py", PROJECT / "src")
+    """Digest of a stage's script and its folders of code: an edit in them reruns the stage."""
+    return folders_digest(PROJECT / "workflow" / "scripts" / f"{stage}.py", PROJECT / "src")
 
 
 def all_cores(wildcards):

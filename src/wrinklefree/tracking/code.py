@@ -1,8 +1,9 @@
-"""Which folders of this project a script depends on, found by reading imports, and their digest.
+"""Which code of this project a script depends on, found by reading imports, and its digests.
 
-An engine that knows these folders reruns a stage when a file in one of them is edited, and no other
-stage. Imports inside functions count, and so do the ``__init__.py`` of the packages above a module.
-Comments, docstrings and layout are no code: the digest is over what Python compiles.
+An engine knows the folders: it reruns a stage when a file in one of them is edited, and no other
+stage. The stage knows the modules: where none that it imports was edited, it puts back what it
+made. Imports inside functions count, and so do the ``__init__.py`` of the packages above a module.
+Comments, docstrings and layout are no code: the digests are over what Python compiles.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -44,16 +46,6 @@ def code_parts(script: Path, source: Path) -> list[Path]:
     return [script, *sorted(part for part in parts if parts.isdisjoint(part.parents))]
 
 
-def code_files(script: Path, source: Path) -> list[Path]:
-    """Every file of :func:`code_parts` that has code, sorted."""
-    return sorted(
-        file
-        for part in code_parts(script, source)
-        for file in (part.rglob("*.py") if part.is_dir() else [part])
-        if compiled_text(file.read_bytes())
-    )
-
-
 def imported_files(script: Path, source: Path) -> list[Path]:
     """``script`` and every module of the package that it imports, directly or not, sorted."""
     found = {script}
@@ -71,15 +63,28 @@ def imported_files(script: Path, source: Path) -> list[Path]:
 
 
 def code_digest(script: Path, source: Path) -> str:
-    """SHA-256 over names and code of :func:`code_files`, wherever the two folders lie."""
+    """SHA-256 over names and code of :func:`imported_files`: equal where the same code runs."""
+    return _digest(imported_files(script, source), source)
+
+
+def folders_digest(script: Path, source: Path) -> str:
+    """SHA-256 over names and code of all files in :func:`code_parts`: what an engine watches."""
+    parts = code_parts(script, source)
+    return _digest(
+        [file for p in parts for file in (p.rglob("*.py") if p.is_dir() else [p])], source
+    )
+
+
+def _digest(files: Iterable[Path], source: Path) -> str:
+    """Wherever the files lie; those without code count for nothing."""
     named = {
         (file.relative_to(source).as_posix() if file.is_relative_to(source) else file.name): file
-        for file in code_files(script, source)
+        for file in files
     }
     digest = hashlib.sha256()
     for name, file in sorted(named.items()):
-        content = compiled_text(file.read_bytes())
-        digest.update(f"{name}\0{len(content)}\0{content}".encode())
+        if content := compiled_text(file.read_bytes()):
+            digest.update(f"{name}\0{len(content)}\0{content}".encode())
     return digest.hexdigest()
 
 
