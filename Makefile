@@ -39,7 +39,7 @@ report: setup
 	snakemake $(SNAKEMAKE_ACCEPTED) --report report.html
 	@echo "report.html is the report; it needs no network"
 
-# Two workers; the tests that share a finished run are in one of them.
+# The workers share one finished run; the tests of DVC, which make another, are in one of them.
 PYTEST := pytest --numprocesses $(WORKERS) --dist loadgroup
 
 test: setup

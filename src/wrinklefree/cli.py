@@ -191,8 +191,8 @@ def _continue(arguments: argparse.Namespace) -> None:
     training = ask_to_continue(arguments.stage, arguments.key)
     print(
         f"the next run of {arguments.stage} goes on from step {training.step} in {training.folder},"
-        " under the settings, code and inputs of then; an engine runs the stage when one of them"
-        " is edited, or when it is forced"
+        " under the settings, code and inputs that it then has; an engine runs the stage when one"
+        " of them is edited, or when it is forced"
     )
 
 
@@ -218,7 +218,7 @@ def _code(arguments: argparse.Namespace) -> None:
             print(f"{path}: code dependencies brought up to date")
         else:
             raise UserError(
-                f"{path}: lists other modules than the stages import;"
+                f"{path}: lists other folders of code than the stages import from;"
                 " run `wrinklefree code --write` and commit the result"
             )
 

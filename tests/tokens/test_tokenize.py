@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, SCHEMA
+from wrinklefree.text.documents.parquet import DOCUMENTS_FILE
 from wrinklefree.text.generators.mathematics import document
 from wrinklefree.tokens import encode as encode_module
 from wrinklefree.tokens import tokenize as tokenize_module
@@ -359,43 +358,3 @@ def test_the_processes_import_neither_torch_nor_mlflow() -> None:
         "print(sorted({'torch', 'mlflow', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-P", "-c", code], text=True) == "[]\n"
-
-
-def plant(folder: Path, texts: pa.Array) -> Path:
-    columns = {name: pa.array(["train"] * len(texts)) for name in SCHEMA.names}
-    table = pa.table({**columns, "text": texts}, schema=SCHEMA)
-    pq.write_table(table, folder / DOCUMENTS_FILE, row_group_size=2)
-    return folder
-
-
-def test_a_row_without_text_is_refused_by_number(
-    tokenize, small_shards: None, tmp_path: Path
-) -> None:
-    folder = plant(tmp_path, pa.array(["a" * 2000, "b" * 2000, "c" * 2000, None, "e"]))
-    with pytest.raises(UserError, match=r"documents\.parquet row 3 has no text in UTF-8"):
-        tokenize(folder, megabytes=1)
-
-
-def test_a_row_of_broken_utf8_is_refused_by_number(tokenize, tmp_path: Path) -> None:
-    values = pa.array([b"abc", b"d", b"\xffef", b"g"])
-    texts = pa.StringArray.from_buffers(len(values), values.buffers()[1], values.buffers()[2])
-    with pytest.raises(UserError, match=r"documents\.parquet row 2 has no text in UTF-8"):
-        tokenize(plant(tmp_path, texts))
-
-
-@pytest.mark.parametrize("keep", [0.3, 0.999])
-def test_a_truncated_file_of_documents_is_refused(
-    source: Path, tokenize, tmp_path: Path, keep: float
-) -> None:
-    content = (source / DOCUMENTS_FILE).read_bytes()
-    (tmp_path / DOCUMENTS_FILE).write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(UserError, match=r"cannot read .*documents\.parquet"):
-        tokenize(tmp_path)
-
-
-def test_a_damaged_page_of_documents_is_refused(source: Path, tokenize, tmp_path: Path) -> None:
-    content = bytearray((source / DOCUMENTS_FILE).read_bytes())
-    content[2000:2100] = bytes(100)
-    (tmp_path / DOCUMENTS_FILE).write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read .*documents\.parquet"):
-        tokenize(tmp_path)

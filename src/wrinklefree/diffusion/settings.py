@@ -20,7 +20,11 @@ class DiffusionSettings(Section):
     mask_init: Literal["mean", "random", "zero"] = "mean"
     """Initial embedding of the mask token."""
     token_shift: Literal["none", "noisy", "clean_boundary"] = "clean_boundary"
-    """From which row a token is predicted (docs: diffusion)."""
+    """From which row a token is predicted.
+
+    ``none``: its own noisy row. ``noisy``: the noisy row before it. ``clean_boundary``: the same,
+    but the clean row before it for the first token of a block.
+    """
     loss_weighting: Literal["unit", "elbo"] = "unit"
     """``unit``: every masked token counts alike. ``elbo``: by the bound on the likelihood."""
     complementary_masks: bool = True

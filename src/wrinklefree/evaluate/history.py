@@ -49,7 +49,7 @@ def read_history(folder: Path) -> History:
     """The history of the training stage that wrote ``folder``.
 
     A value that is absent, null or not finite is a gap in its curve, as the loss of a domain in a
-    step without its rows. A step whose gradient is not finite has no line: training stops there.
+    step without its rows. A step that was skipped has a line without a loss.
     """
     records: list[dict[str, Any]] = entries_of(folder)
     names = sorted({name for record in records for name in record} - set(_COUNTERS))

@@ -163,8 +163,8 @@ def evaluate_models(
 
     Raises
     ------
-    UserError : a model, its tokenizer or its history is missing or damaged, or not finite, or a
-        model is not of the kind that its name says.
+    UserError : a model or its tokenizer is missing or damaged, or not finite, or a model is not of
+        the kind that its name says.
     """
     assert BASE in models, "every comparison is with the dense base"
     for name in [name for name in models if name in KINDS]:

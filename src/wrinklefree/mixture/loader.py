@@ -18,7 +18,6 @@ from wrinklefree.mixture.curriculum import EasyFirst, mean_piece_lengths, rows_o
 from wrinklefree.mixture.order import DomainSize, SampleOrder, WeightChange
 from wrinklefree.mixture.rows import (
     DomainRows,
-    Mixture,
     Rows,
     read_mixture,
 )
@@ -84,7 +83,7 @@ class TrainingData:
         samples_B = np.arange(first, first + batch_size)
         domain_B, row_B = self._locate(samples_B)
         rows = [self._domains[domain].train for domain in domain_B]
-        return _batch(self._mixture, rows, row_B, domain_B, samples_B)
+        return _batch(rows, row_B, domain_B, samples_B)
 
     def weights_at(self, sample: int) -> dict[str, float]:
         """The share of the training tokens by domain that holds for a sample."""
@@ -122,7 +121,7 @@ class TrainingData:
             for start in range(0, len(chosen), batch_size):
                 row_B = chosen[start : start + batch_size]
                 rows = [self._domains[index].train] * len(row_B)
-                yield _batch(self._mixture, rows, row_B, np.full(len(row_B), index), row_B)
+                yield _batch(rows, row_B, np.full(len(row_B), index), row_B)
 
     def easy_first(self, samples: int, scores: np.ndarray) -> TrainingData:
         """The same run with each domain's rows by ascending score (one of every row, float64)."""
@@ -152,10 +151,7 @@ def _check_weights(mixture: Path, domains: list[DomainRows], change: WeightChang
 
 
 class HeldOutData:
-    """The held-out rows of a mixture folder.
-
-    Raises UserError for a folder whose files are missing, truncated or edited.
-    """
+    """The held-out rows of a mixture folder."""
 
     def __init__(self, mixture: Path) -> None:
         self._mixture = read_mixture(mixture)
@@ -182,11 +178,10 @@ class HeldOutData:
         for start in range(0, count, batch_size):
             row_B = chosen[start : start + batch_size]
             domain_B = np.full(len(row_B), index)
-            yield _batch(self._mixture, [held_out] * len(row_B), row_B, domain_B, row_B)
+            yield _batch([held_out] * len(row_B), row_B, domain_B, row_B)
 
 
 def _batch(
-    mixture: Mixture,
     rows: list[Rows],
     row_B: np.ndarray,
     domain_B: np.ndarray,

@@ -48,7 +48,6 @@ class Row(NamedTuple):
 class Rows:
     """Memory-mapped rows of one domain and split."""
 
-    path: Path
     tokens: np.ndarray
     """[rows, T]."""
     pieces: np.ndarray
@@ -143,9 +142,8 @@ def _read_rows(folder: Path, entry: dict[str, Any], split: str, index: dict[str,
     counts, length = entry["splits"][split], index["sequence_length"]
     stem = f"{entry['name']}.{split}"
     dtype = np.dtype(index["dtype"]).newbyteorder("<")
-    path = folder / f"{stem}.rows"
-    tokens = map_file(path, dtype, counts["rows"] * length).reshape(-1, length)
+    tokens = map_file(folder / f"{stem}.rows", dtype, counts["rows"] * length).reshape(-1, length)
     pieces = map_file(folder / f"{stem}.pieces", PIECE_DTYPE, counts["pieces"])
     offsets = map_file(folder / f"{stem}.offsets", OFFSET_DTYPE, counts["rows"] + 1)
     # As plain arrays: memmap's own indexing would take a third of a row's time.
-    return Rows(path, np.asarray(tokens), np.asarray(pieces), np.asarray(offsets))
+    return Rows(np.asarray(tokens), np.asarray(pieces), np.asarray(offsets))

@@ -11,15 +11,13 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wrinklefree.errors import UserError
 from wrinklefree.schema.splits import SPLITS
 from wrinklefree.text.documents.parquet import DOCUMENTS_FILE
 from wrinklefree.tokens.shards import ShardCounts, ShardWriter
@@ -95,7 +93,7 @@ def plan_shards(cleaned: Path, megabytes: int) -> list[ShardPlan]:
     plans: list[ShardPlan] = []
     groups: list[int] = []
     size = first = documents = 0
-    with _reading(cleaned), pq.ParquetFile(cleaned / DOCUMENTS_FILE) as file:
+    with pq.ParquetFile(cleaned / DOCUMENTS_FILE) as file:
         metadata = file.metadata
         column = file.schema_arrow.get_field_index("text")
         for group in range(metadata.num_row_groups):
@@ -117,10 +115,6 @@ def encode_shard(
     ----------
     train : whether to encode training documents, or only count them.
     show : show the progress through the documents under this description.
-
-    Raises
-    ------
-    UserError : the documents can't be read.
     """
     partial = work / f".{plan.shard:05d}.partial-{os.getpid()}"
     partial.mkdir(parents=True)
@@ -225,47 +219,12 @@ class Row:
 
 
 def read_rows(cleaned: Path, plan: ShardPlan) -> Iterator[Row]:
-    """The documents of a shard, in order; memory holds a few pages of the file.
-
-    Raises UserError naming the file, and the row where it is one row's fault.
-    """
-    groups, number = list(plan.row_groups), plan.first_document
-    with _reading(cleaned), pq.ParquetFile(cleaned / DOCUMENTS_FILE) as file:
+    """The documents of a shard, in order; memory holds a few pages of the file."""
+    groups = list(plan.row_groups)
+    with pq.ParquetFile(cleaned / DOCUMENTS_FILE) as file:
         for batch in file.iter_batches(
             ROWS_AT_A_TIME, groups, ["text", "split"], use_threads=False
         ):
-            texts = _texts(batch.column("text"), cleaned, number)
+            texts, splits = (batch.column(name).to_pylist() for name in ("text", "split"))
             sizes = pc.call_function("binary_length", [batch.column("text")]).to_pylist()
-            yield from map(Row, texts, sizes, batch.column("split").to_pylist())
-            number += len(texts)
-
-
-def _texts(column: pa.Array, cleaned: Path, first: int) -> list[str]:
-    try:
-        if not column.null_count:
-            return column.to_pylist()
-    except UnicodeDecodeError:
-        pass
-    values = enumerate(column.cast(pa.binary()).to_pylist())
-    row = first + next(at for at, value in values if not _is_text(value))
-    raise UserError(
-        f"{cleaned / DOCUMENTS_FILE} row {row} has no text in UTF-8: the file was edited; run the"
-        " stage that makes it again"
-    )
-
-
-def _is_text(value: bytes | None) -> bool:
-    try:
-        return value is not None and bool(value.decode() or True)
-    except UnicodeDecodeError:
-        return False
-
-
-@contextmanager
-def _reading(cleaned: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"cannot read {cleaned / DOCUMENTS_FILE}: {error}; run the stage that makes it again"
-        ) from error
+            yield from map(Row, texts, sizes, splits)

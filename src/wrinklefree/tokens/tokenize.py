@@ -63,7 +63,7 @@ def tokenize_source(
     With ``max_tokens`` the training split ends with the document that reaches that many tokens,
     ends of text included; fewer are a warning. Facts per split: tokens, documents and bytes per
     token, for which ends of text don't count; ``shards``; with ``max_tokens`` the training
-    documents left out and the tokens lacking. Raises UserError for unreadable documents.
+    documents left out and the tokens lacking.
     """
     encoder = Encoder(tokenizer, threads=available_cpus())
     source = _Source(cleaned, folder, work, encoder, max_tokens)

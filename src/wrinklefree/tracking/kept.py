@@ -97,10 +97,10 @@ def is_forced(stage: str, output: Path) -> bool:
     """Whether the stage must run though the kept copy is what it would make.
 
     So it is unless Snakemake says in ``WRINKLEFREE_FORCED`` that others are meant: it names the
-    rules and files that were forced, ``*`` for all.
+    rules and files that were forced.
     """
     forced = os.environ.get(FORCED)
-    names = {stage, f"{stage}_source", f"{stage}_student", f"{output.as_posix()}/{MANIFEST}", "*"}
+    names = {stage, f"{stage}_source", f"{stage}_student", f"{output.as_posix()}/{MANIFEST}"}
     return forced is None or not names.isdisjoint(forced.split())
 
 

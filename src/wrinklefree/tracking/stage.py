@@ -69,7 +69,7 @@ class Stage:
     folder: Path
     """An empty folder to write the artifact's files into."""
     work: Path
-    """A folder that outlives a killed stage; its name changes when settings or inputs do."""
+    """A folder that outlives a killed stage; its name changes with inputs, settings and code."""
     run: StageRun
     terminal: Terminal
     continuation: Continuation | None = None

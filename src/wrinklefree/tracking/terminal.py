@@ -1,4 +1,4 @@
-"""What a person sees of a stage: a bar on a terminal, plain lines elsewhere, a log file."""
+"""What a stage says: lines on standard error and in a log file."""
 
 from __future__ import annotations
 

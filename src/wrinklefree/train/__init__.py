@@ -1,1 +1,1 @@
-"""The one training loop, its objectives, its state on disk and its progress display."""
+"""The one training loop, its objectives and its state on disk."""

@@ -43,7 +43,7 @@ def open_data(
 
     ``seed`` and ``weights`` are the stage's and the mixture's own where they are not given. Says
     how often the run reads each domain that it reads more than once. Raises UserError for a domain
-    that it would read more than ``mixture.max_repetition`` times, and for weights or files that
+    that it would read more than ``mixture.max_repetition`` times, and for weights that
     don't fit the mixture.
     """
     per_step = samples_per_step(settings)

@@ -278,10 +278,3 @@ def test_a_mask_token_beyond_the_teachers_vocabulary_changes_nothing(tiny_model,
     torch.testing.assert_close(before.loss, after.loss)
     with pytest.raises(UserError, match="40 tokens and the student one of 41"):
         evaluate(Distillation(settings_with(), teacher), model, batch)
-
-
-@each_student
-def test_weights_that_are_all_zero_are_refused(tiny_model, student):
-    nothing = dict.fromkeys(TERMS, 0.0)
-    with pytest.raises(UserError, match="all 0"):
-        STUDENTS[student](settings_with(weights=nothing), tiny_model())

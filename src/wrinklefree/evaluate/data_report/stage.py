@@ -63,7 +63,7 @@ def report_on_data(
 
     Raises
     ------
-    UserError : a manifest, token folder or mixture can't be read.
+    UserError : a manifest can't be read.
     """
     report = measure(settings, raw, clean, tokens, mixture, seed=seed)
     table = report_text(report)

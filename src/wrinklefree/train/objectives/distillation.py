@@ -31,7 +31,6 @@ from wrinklefree.distill.relations import (
     relations_divergence,
 )
 from wrinklefree.distill.vocabulary import check_vocabulary_sizes
-from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.train.distill_settings import DistillSettings
@@ -50,11 +49,6 @@ class _Teaching:
 
     def __init__(self, settings: DistillSettings, teacher: PreTrainedModel) -> None:
         self.weights = settings.weights
-        if not any(self.weights.model_dump().values()):
-            raise UserError(
-                "distill weights cross_entropy, logits and relations are all 0, which leaves"
-                " nothing to train on; give at least one of them a weight"
-            )
         self.settings = settings
         self.teacher = teacher.eval().requires_grad_(False)
 
@@ -126,7 +120,7 @@ class Distillation:
     def __init__(self, settings: DistillSettings, teacher: PreTrainedModel) -> None:
         """``teacher`` is frozen and put into evaluation mode; its device must be the student's.
 
-        Raises UserError if all weights are 0; ``loss`` does if the vocabularies differ.
+        ``loss`` raises UserError if the vocabularies differ.
         """
         self._teaching = _Teaching(settings, teacher)
 
