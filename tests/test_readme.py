@@ -14,27 +14,44 @@ from wrinklefree.evaluate.scores import LABELS
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text()
-MEASURED = json.loads((PROJECT / "docs" / "results" / "evaluation.json").read_text())
+RESULTS = PROJECT / "docs" / "results"
+FIGURES = (PROJECT / "docs" / "results.md").read_text()
+MEASURED = json.loads((RESULTS / "evaluation.json").read_text())
+CONTROL = json.loads((RESULTS / "control.json").read_text())
 
 
-def rows_of_the_first_table() -> dict[str, list[str]]:
-    shown = README.split("<!-- results", 1)[1].split("<!-- end of results", 1)[0]
+def rows_between(text: str, start: str, end: str) -> dict[str, list[str]]:
+    """Cells of the first table of a part of ``text``, by the first of each row."""
     rows: dict[str, list[str]] = {}
-    for line in shown.splitlines():
+    for line in text.split(start, 1)[1].split(end, 1)[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) > 3:
+        if len(cells) > 2:
             rows.setdefault(cells[0], cells)
     return rows
 
 
 @pytest.mark.parametrize("model", list(MEASURED["models"]))
-def test_the_readme_has_the_measured_figures(model: str):
-    measured, row = MEASURED["models"][model], rows_of_the_first_table()[LABELS[model]]
+def test_the_results_have_the_measured_figures(model: str):
+    measured = MEASURED["models"][model]
+    row = rows_between(FIGURES, "<!-- results", "<!-- end of results")[LABELS[model]]
     assert f"{measured['loss']:.3f}" in row[1]
     assert f"{measured['perplexity']:.2f}" in row[2]
     assert f"{measured['bits_per_byte']:.3f}" in row[3]
     if (recovered := MEASURED["recovered"].get(model)) is not None:
         assert f"{recovered:.1%}".replace("%", " %") == row[4]
+
+
+@pytest.mark.parametrize("student", list(CONTROL["students"]))
+def test_the_first_screen_has_what_ternary_weights_were_measured_to_cost(student: str):
+    measured = CONTROL["students"][student]
+    row = rows_between(README, "<!-- control", "<!-- end of control")[LABELS[student]]
+    losses, cost = measured["losses"]["overall"], measured["differences"]["overall"]
+    assert row[1:3] == [f"{losses['dense']:.3f}", f"{losses['ternary']:.3f}"]
+    assert row[3] == f"{cost['mean']:+.3f} ({cost['low']:.3f} to {cost['high']:.3f})"
+    by_domain = rows_between(FIGURES, "<!-- control", "<!-- end of control")[LABELS[student]]
+    for name, shown in zip(["overall", *sorted(CONTROL["shares"])], by_domain[1:], strict=True):
+        cost = measured["differences"][name]
+        assert shown == f"{cost['mean']:+.3f} ({cost['low']:.3f} to {cost['high']:.3f})"
 
 
 def test_the_measured_run_kept_what_the_project_promises():
