@@ -271,11 +271,13 @@ def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path
     rename_a_local_variable(project)
     said = run(project, *RERUN[engine])
     ran = set(re.findall(r"^(\S+): \S+ no change in \d+ s$", said, re.MULTILINE))
-    assert ran == {"distill.ar", "distill.dlm", "control"}
+    # `control` has its folder in common with them, and imports nothing that was edited.
+    beside = {"control"} if engine == "dvc" else set()
+    assert ran == {"distill.ar", "distill.dlm"} | beside
     assert not re.search(r"^\S+: \S+ done in", said, re.MULTILINE)
     if engine == "snakemake":
         back = set(re.findall(r"^(\S+): \S+ is put back: made of the same", said, re.MULTILINE))
-        assert {"evaluate", "export"} <= back
+        assert {"control", "evaluate", "export"} <= back
     for name, content in before.items():
         assert (project / name / "manifest.json").read_bytes() == content, name
     assert snakemake_reruns(project) == {} if engine == "snakemake" else not dvc_reruns(project)
