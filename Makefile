@@ -39,8 +39,8 @@ report: setup
 	snakemake $(SNAKEMAKE_ACCEPTED) --report report.html
 	@echo "report.html is the report; it needs no network"
 
-# The workers share one finished run; the tests of DVC, which make another, are in one of them.
-PYTEST := pytest --numprocesses $(WORKERS) --dist loadgroup
+# A worker runs all tests of a file, which share what they make; the workers share one finished run.
+PYTEST := pytest --numprocesses $(WORKERS) --dist loadfile
 
 test: setup
 	$(PYTEST) -m "not slurm"

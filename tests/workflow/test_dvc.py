@@ -10,11 +10,7 @@ from typing import Any
 import pytest
 from workspace import HIDDEN, PROJECT, copy_run, dvc_accept, run
 
-pytestmark = [
-    pytest.mark.end_to_end,
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("dvc"),  # one worker has what the tests share
-]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 EXPERIMENT = "one-more-step"
 
