@@ -20,7 +20,7 @@ from wrinklefree.text.documents.parquet import DOCUMENTS_FILE
 from wrinklefree.text.generators.mathematics import document
 from wrinklefree.tokens import encode as encode_module
 from wrinklefree.tokens import tokenize as tokenize_module
-from wrinklefree.tokens.encode import plan_shards
+from wrinklefree.tokens.encode import plan_shards, read_rows
 from wrinklefree.tokens.encode_pool import encode_in_processes
 from wrinklefree.tokens.settings import TokenizeSettings
 from wrinklefree.tokens.shards import read_tokens
@@ -188,8 +188,11 @@ def test_shards_are_runs_of_row_groups_of_about_the_set_size(
     groups = [group for plan in plans for group in plan.row_groups]
     assert groups == list(range(24))
     starts = [0, *accumulate(plan.documents for plan in plans)]
-    assert [plan.first_document for plan in plans] == starts[:-1]
     assert starts[-1] == 120
+    texts = pq.read_table(source / DOCUMENTS_FILE)["text"].to_pylist()
+    for plan, first in zip(plans, starts, strict=False):
+        read = [row.text for row in read_rows(source, plan)]
+        assert read == texts[first : first + plan.documents], "a shard starts where one ends"
     folder, facts = tokenize(source, megabytes=1000)
     assert facts["shards"] == {"train": 1, "held_out": 1}
     assert documents(folder, "train") == documents(tokenize(source)[0], "train")

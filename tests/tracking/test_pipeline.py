@@ -16,7 +16,7 @@ from wrinklefree.tracking.pipeline import (
     pipeline_name,
     pipeline_note,
     preset_name,
-    printable,
+    storable,
 )
 from wrinklefree.tracking.store import lock_file, project_folder, tracking_uri
 
@@ -72,9 +72,9 @@ def test_a_pipelines_name_and_note_say_what_was_run(project: Path, monkeypatch: 
     assert "no git repository." in pipeline_note(Commit("", False))
 
 
-def test_text_of_any_kind_becomes_printable():
-    assert printable("a\udcff\0木") == "a\\udcff\\0木"
-    assert len(printable("x" * 20_000)) == 2001
+def test_text_of_any_kind_becomes_storable():
+    assert storable("a\udcff\0木") == "a\\udcff\\0木"
+    assert len(storable("x" * 20_000)) == 2001
 
 
 @pytest.mark.parametrize("copy", ["tmpib3ohd6j", "standalone/tmp82uiyghq", "tmpx/sub/project"])

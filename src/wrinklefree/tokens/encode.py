@@ -43,8 +43,6 @@ class ShardPlan:
 
     shard: int
     row_groups: tuple[int, ...]
-    first_document: int
-    """Row of the file."""
     documents: int
     """Documents of both splits."""
 
@@ -92,7 +90,7 @@ def plan_shards(cleaned: Path, megabytes: int) -> list[ShardPlan]:
     """Runs of consecutive row groups, each closed by the group that brings it to ``megabytes``."""
     plans: list[ShardPlan] = []
     groups: list[int] = []
-    size = first = documents = 0
+    size = documents = 0
     with pq.ParquetFile(cleaned / DOCUMENTS_FILE) as file:
         metadata = file.metadata
         column = file.schema_arrow.get_field_index("text")
@@ -101,8 +99,8 @@ def plan_shards(cleaned: Path, megabytes: int) -> list[ShardPlan]:
             size += metadata.row_group(group).column(column).total_uncompressed_size
             documents += metadata.row_group(group).num_rows
             if size >= megabytes * MEGABYTE or group == metadata.num_row_groups - 1:
-                plans.append(ShardPlan(len(plans), tuple(groups), first, documents))
-                groups, size, first, documents = [], 0, first + documents, 0
+                plans.append(ShardPlan(len(plans), tuple(groups), documents))
+                groups, size, documents = [], 0, 0
     return plans
 
 

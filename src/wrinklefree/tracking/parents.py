@@ -19,7 +19,7 @@ from wrinklefree.tracking.pipeline import (
     pipeline_key,
     pipeline_name,
     pipeline_note,
-    printable,
+    storable,
 )
 
 PARENT = "mlflow.parentRunId"
@@ -40,7 +40,7 @@ def find_parent(client: Any, experiment_id: str, commit: Commit) -> str:
         return found[0].info.run_id
     tags = {
         "wrinklefree.pipeline.key": key,
-        "wrinklefree.pipeline": printable(identity),
+        "wrinklefree.pipeline": storable(identity),
         _NOTE: pipeline_note(commit),
         **commit.tags(),
     }

@@ -59,7 +59,7 @@ def pipeline_key(identity: str) -> str:
     return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:_KEY_LENGTH]
 
 
-def printable(text: str) -> str:
+def storable(text: str) -> str:
     """``text`` cut to a length that every store takes, without bytes that are no text."""
     shown = text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
     return shown if len(shown) <= _TEXT_LENGTH else f"{shown[:_TEXT_LENGTH]}…"
@@ -75,7 +75,7 @@ def pipeline_name(commit: Commit) -> str:
 def pipeline_note(commit: Commit) -> str:
     """A description in Markdown: the engine's command line, the settings and the commit."""
     command = _command()
-    lines = printable(shlex.join(command)).replace("\n", "\n    ")
+    lines = storable(shlex.join(command)).replace("\n", "\n    ")
     state = ", with uncommitted edits" if commit.dirty else ""
     code = f"commit {commit.hash}{state}" if commit.hash else "no git repository"
     return f"    {lines}\n\nSettings: {preset_name(command)}; {code}."

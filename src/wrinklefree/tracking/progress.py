@@ -34,7 +34,7 @@ class Progress:
         self._first = self._done = done
         self._started = self._last = time.monotonic()
         on_terminal = sys.stderr.isatty()
-        self.tell = record if on_terminal else say
+        self._tell = record if on_terminal else say
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -43,7 +43,7 @@ class Progress:
             disable=not on_terminal,
             dynamic_ncols=True,
         )
-        self.has_told = False
+        self._has_told = False
 
     def advance(self, amount: int = 1, note: str = "", *, line: bool = False) -> None:
         """Count ``amount`` units as done.
@@ -59,8 +59,8 @@ class Progress:
             self._bar.update(amount)
         now = time.monotonic()
         if line or now - self._last >= LINE_SECONDS:
-            self._last, self.has_told = now, True
-            self.tell(f"{self._description}: {self._state(now - self._started, note)}")
+            self._last, self._has_told = now, True
+            self._tell(f"{self._description}: {self._state(now - self._started, note)}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -68,9 +68,9 @@ class Progress:
 
     def finish(self) -> None:
         """Tell how long all of it took, unless it was too short for a line."""
-        if self.has_told:
+        if self._has_told:
             seconds = tqdm.format_interval(time.monotonic() - self._started)
-            self.tell(f"{self._description}: all {self._done:,} {self._unit} in {seconds}")
+            self._tell(f"{self._description}: all {self._done:,} {self._unit} in {seconds}")
 
     def _state(self, seconds: float, note: str) -> str:
         rate = (self._done - self._first) / seconds if seconds else 0.0
