@@ -24,7 +24,6 @@ from wrinklefree.downloads.settings import (
 from wrinklefree.errors import UserError
 from wrinklefree.models.dense import (
     build_scratch,
-    check_vocabulary,
     load_folder,
     load_gguf,
     load_hub,
@@ -316,13 +315,6 @@ def test_a_scratch_model_has_no_tokenizer(tmp_path: Path) -> None:
         tokenizer_of_base(ScratchBaseSettings(kind="scratch"), tmp_path / "out", tmp_path)
 
 
-def test_vocabulary_must_fit_the_embedding(tiny: Tiny) -> None:
-    check_vocabulary(tiny().config, 97)
-    check_vocabulary(tiny().config, 90)
-    with pytest.raises(UserError, match="98 ids"):
-        check_vocabulary(tiny().config, 98)
-
-
 def test_a_member_that_is_not_in_the_wheel_is_refused_with_those_that_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,7 +363,7 @@ def test_a_gguf_of_a_package_answers_before_and_after_it_is_saved(tmp_path: Path
     model = load_gguf(SMOLLM2, tmp_path / "cache")
     save_model(tmp_path / "model", model, ModelFormat(), tmp_path / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    check_vocabulary(model.config, len(tokenizer))
+    assert len(tokenizer) <= model.config.vocab_size
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     for answering in (model, load_model(tmp_path / "model")[0]):
         answer = answering.generate(prompt, max_new_tokens=3, do_sample=False)

@@ -133,7 +133,10 @@ def test_the_kept_copy_is_what_a_stage_would_make_if_all_is_the_same(
 
 def test_what_was_asked_for_by_name_is_forced(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WRINKLEFREE_FORCED", raising=False)
-    assert is_forced("stage2", STAGE2), "by hand, or by DVC"
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    assert is_forced("stage2", STAGE2), "by hand"
+    monkeypatch.setenv("DVC_STAGE", "stage2")
+    assert not is_forced("stage2", STAGE2), "by a DVC that was not forced"
     for forced, expected in {
         "": False,
         "base mixture": False,

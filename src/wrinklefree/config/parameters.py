@@ -91,7 +91,7 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
-    def _phases_weigh_all_domains(self) -> Parameters:
+    def _all_domains_are_weighed(self) -> Parameters:
         trainings: dict[str, TrainingSettings] = {
             "stage2": self.stage2,
             "dlm": self.dlm,
@@ -100,28 +100,25 @@ class Parameters(Section):
         }
         if self.base.scratch:
             trainings["base.scratch.training"] = self.base.scratch.training
-        domains = set(self.mixture.weights)
-        for path, training in trainings.items():
-            for number, phase in enumerate(training.data.phases):
-                if wrong := sorted(domains ^ set(phase.weights)):
-                    raise ValueError(
-                        f"{path}.data.phases.{number}.weights and mixture.weights differ in"
-                        f" {', '.join(wrong)}: a phase names every domain of the mixture, with"
-                        " weight 0 to leave it out, and no other"
-                    )
+        weighings = {
+            f"{path}.data.phases.{number}": phase.weights
+            for path, training in trainings.items()
+            for number, phase in enumerate(training.data.phases)
+        }
+        for arm in ArmsSettings.model_fields:
+            if weights := getattr(self.microanneal.arms, arm).weights:
+                weighings[f"microanneal.arms.{arm}"] = weights
+        for path, weights in weighings.items():
+            if wrong := sorted(set(self.mixture.weights) ^ set(weights)):
+                raise ValueError(
+                    f"{path}.weights and mixture.weights differ in {', '.join(wrong)}: name every"
+                    " domain of the mixture, with weight 0 to leave it out, and no other"
+                )
         return self
 
     @model_validator(mode="after")
-    def _research_is_about_these_domains(self) -> Parameters:
+    def _targets_are_domains(self) -> Parameters:
         domains = set(self.mixture.weights)
-        for arm in ArmsSettings.model_fields:
-            weights = getattr(self.microanneal.arms, arm).weights
-            if wrong := sorted(domains ^ set(weights)) if weights else []:
-                raise ValueError(
-                    f"microanneal.arms.{arm}.weights and mixture.weights differ in"
-                    f" {', '.join(wrong)}: an arm names every domain of the mixture, with weight 0"
-                    " to leave it out, and no other; without weights it takes the mixture's"
-                )
         for path, target in (
             ("regmix.fit.target", self.regmix.fit.target),
             ("microanneal.verdict.target", self.microanneal.verdict.target),

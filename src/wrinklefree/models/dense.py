@@ -110,19 +110,6 @@ def load_gguf(settings: GgufBaseSettings, cache: Path) -> PreTrainedModel:
         )
 
 
-def check_vocabulary(config: PreTrainedConfig, vocabulary_size: int) -> None:
-    """Raise a UserError unless every id of a tokenizer of ``vocabulary_size`` has an embedding.
-
-    The embedding may be larger: many models pad it to a round number.
-    """
-    if vocabulary_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocabulary_size} ids, but the base model's embedding has"
-            f" {config.vocab_size} rows; use the tokenizer that the model was trained with"
-            " (tokenizer.kind: base)"
-        )
-
-
 def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
     """The dense model that transformers finds at ``path``, every tensor from there and finite."""
     places = ("revision", "local_files_only", "gguf_file")

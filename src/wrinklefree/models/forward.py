@@ -31,7 +31,9 @@ def next_token_logits(
     ).logits
 
 
-def require_embeddings(model: PreTrainedModel, vocabulary_size: int) -> None:
+def require_embeddings(
+    model: PreTrainedModel, vocabulary_size: int, whose: str = "mixture"
+) -> None:
     """Raise a UserError unless every token id below ``vocabulary_size`` has an embedding.
 
     The embedding may be larger: many models pad it to a round number.
@@ -39,10 +41,9 @@ def require_embeddings(model: PreTrainedModel, vocabulary_size: int) -> None:
     embeddings = model.config.vocab_size
     if vocabulary_size > embeddings:
         raise UserError(
-            f"the mixture's rows have token ids up to {vocabulary_size - 1}, but the model's"
-            f" embedding ends at {embeddings - 1}: model and mixture come from different"
-            " tokenizers. Run the stages of both again with one tokenizer (tokenizer.kind: base for"
-            " a pretrained model)"
+            f"the {whose} has token ids up to {vocabulary_size - 1}, but the model's embedding ends"
+            f" at {embeddings - 1}: they come from different tokenizers. Run the stages of both"
+            " again with one tokenizer (tokenizer.kind: base for a pretrained model)"
         )
 
 

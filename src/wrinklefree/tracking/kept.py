@@ -3,16 +3,21 @@
 Both engines delete the outputs of a stage before they start it. The copy in ``work/kept`` is made
 of hard links: it takes no space as long as the artifact stands. Only the newest is kept.
 
-Snakemake decides what to run before it runs anything: after a stage it starts all below it, even if
-the stage changed no byte. These find the copy made of the same inputs, settings and code, and put
-it back. DVC stops there by itself, and a stage that was asked for by name runs in any case.
+Both engines start more than must be computed: Snakemake all that is below a stage, even if that
+changed no byte; DVC what depends on an edited folder or section, whether or not the edit has an
+effect. Such a stage finds the copy made of the same inputs, settings and code, and puts it back. A
+stage that was asked for by name, by ``--force`` or by hand runs in any case.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from pathlib import Path
+
+import psutil
 
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import (
@@ -29,6 +34,8 @@ from wrinklefree.tracking.provenance import read_provenance, record_of
 
 KEPT = Path("work/kept")
 FORCED = "WRINKLEFREE_FORCED"
+IN_DVC = "DVC_STAGE"
+"""The variable in which DVC tells a stage its name."""
 
 
 def keep(path: Path) -> str | None:
@@ -96,12 +103,25 @@ def made_already(output: Path, origin: Origin, code: str, versions: dict[str, st
 def is_forced(stage: str, output: Path) -> bool:
     """Whether the stage must run though the kept copy is what it would make.
 
-    So it is unless Snakemake says in ``WRINKLEFREE_FORCED`` that others are meant: it names the
-    rules and files that were forced.
+    Snakemake names the rules and files that were forced in ``WRINKLEFREE_FORCED``, DVC was called
+    with ``--force``, and who runs the script by hand wants it to run.
     """
     forced = os.environ.get(FORCED)
+    if forced is None:
+        return IN_DVC not in os.environ or _dvc_was_forced()
     names = {stage, f"{stage}_source", f"{stage}_student", f"{output.as_posix()}/{MANIFEST}"}
-    return forced is None or not names.isdisjoint(forced.split())
+    return not names.isdisjoint(forced.split())
+
+
+def _dvc_was_forced() -> bool:
+    """Whether a process above this one is a forced DVC, which tells its stages nothing of it."""
+    for process in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            called_dvc = any(Path(word).name == "dvc" for word in words[:3])
+            if called_dvc and any(re.fullmatch("--force.*|-[a-zA-Z]*f", word) for word in words):
+                return True
+    return False
 
 
 def is_kept(path: Path) -> bool:

@@ -33,7 +33,15 @@ from wrinklefree.tracking.artifact import (
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.cpus import use_available_cpus
 from wrinklefree.tracking.files import explain_system_error, sha256_of_json
-from wrinklefree.tracking.kept import has_copy, is_forced, is_kept, keep, made_already, restore
+from wrinklefree.tracking.kept import (
+    IN_DVC,
+    has_copy,
+    is_forced,
+    is_kept,
+    keep,
+    made_already,
+    restore,
+)
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.provenance import library_versions, write_provenance
 from wrinklefree.tracking.runs import Outcome, StageRun
@@ -47,7 +55,6 @@ from wrinklefree.tracking.trainings import (
     is_asked_to_continue,
 )
 
-_NAME_OF_THE_STAGE_IN_DVC = "DVC_STAGE"
 _COMMAND_LINE = "wrinklefree.cli"
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 """A source, student, run or arm: it becomes a part of paths."""
@@ -240,7 +247,7 @@ def _parse(
     )
     # DVC writes names of params.yaml into the command as they are, and a shell reads it: from DVC a
     # stage takes its own name, which is checked, and {source} in a folder stands for it.
-    of_dvc = os.environ.get(_NAME_OF_THE_STAGE_IN_DVC, "").partition(f"{name}@")[2] or None
+    of_dvc = os.environ.get(IN_DVC, "").partition(f"{name}@")[2] or None
     braces = f"; {{{instance}}} in it is replaced" if instance else ""
     if instance:
         parser.add_argument(f"--{instance}", default=of_dvc, required=not of_dvc)

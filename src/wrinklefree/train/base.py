@@ -16,13 +16,13 @@ from wrinklefree.downloads.settings import (
 )
 from wrinklefree.models.dense import (
     build_scratch,
-    check_vocabulary,
     load_folder,
     load_gguf,
     load_hub,
 )
 from wrinklefree.models.exportable import export_obstacles
 from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.models.forward import require_embeddings
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tokens.tokenizer import vocabulary_size
 from wrinklefree.tracking.stage import Stage
@@ -39,7 +39,7 @@ def make_base(stage: Stage) -> dict[str, Any]:
     if settings.scratch:
         return _train(stage, settings.scratch)
     model = _load(stage, settings.source)
-    check_vocabulary(model.config, vocabulary_size(stage.inputs["tokenizer"]))
+    require_embeddings(model, vocabulary_size(stage.inputs["tokenizer"]), "tokenizer")
     _warn_of_export(model)
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
     write_history(stage.folder, [])
