@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from wrinklefree.errors import UserError
 from wrinklefree.text.clean import datatrove as engine_module
-from wrinklefree.text.clean import datatrove_run
 from wrinklefree.text.clean.datatrove import build_pipelines
-from wrinklefree.text.clean.datatrove_run import run_pipelines, slurm_executors
-from wrinklefree.text.clean.datatrove_steps import Pipeline
+from wrinklefree.text.clean.datatrove_run import Pipeline, run_pipelines, slurm_executors
+from wrinklefree.text.clean.datatrove_steps import Tasks
 from wrinklefree.text.clean.settings import CleaningSettings, DatatroveEngine
 from wrinklefree.text.documents import parquet as documents
 
@@ -140,7 +139,8 @@ def test_workers_in_processes_of_their_own_give_the_same(
 def pipelines_of(folder: Path, texts: Texts, tasks: int, **steps: Any) -> list[Pipeline]:
     raw = write(folder / "raw", texts)
     settings = CleaningSettings.model_validate({"engine": {"kind": "datatrove"}, **steps})
-    return build_pipelines(settings, tasks, {}, "s", {"s": raw}, folder / "work", folder / "cache")
+    task = Tasks(settings, {}, "s", {"s": raw}, folder / "work", folder / "cache")
+    return build_pipelines(task, tasks)
 
 
 def test_an_interrupted_pipeline_goes_on_where_it_was(
@@ -247,20 +247,13 @@ FAKES = {
         echo $number > "$FAKE/number"
         cp "$1" "$FAKE/$number.slurm"
         last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
-        if ! grep -q merge_stats "$1"; then
-            for task in $(seq 0 "$last"); do
-                SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here bash "$1" > /dev/null 2>> "$FAKE/log"
-            done
-        fi
+        for task in $(seq 0 "$last"); do
+            SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here bash "$1" > /dev/null 2>> "$FAKE/log"
+        done
         echo "Submitted batch job $number"
     """,
     "srun": 'while [ "$1" != launch_pickled_pipeline ]; do shift; done; exec "$@"',
     "scontrol": "echo here",
-    "squeue": """
-        cat "$FAKE/queue" 2> /dev/null && exit
-        echo "slurm_load_jobs error: Invalid job id specified" >&2
-        exit 1
-    """,
 }
 
 
@@ -276,7 +269,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     binaries = Path(sys.executable).parent
     monkeypatch.setenv("FAKE", str(folder))
     monkeypatch.setenv("PATH", f"{folder}:{binaries}:{os.environ['PATH']}")
-    monkeypatch.setattr(datatrove_run, "POLL_SECONDS", 0.01)
     return folder
 
 
@@ -296,6 +288,9 @@ def test_slurm_jobs_get_the_settings_and_wait_for_each_other(tmp_path: Path) -> 
         "account": "text",
     }
     assert expected.items() <= arguments.items()
+    all_arguments = [executor.get_sbatch_args() for executor in executors]
+    assert {arguments["kill-on-invalid-dep"] for arguments in all_arguments} == {"yes"}
+    assert ["wait" in arguments for arguments in all_arguments] == [*[False] * 8, True]
     assert "qos" not in arguments
     script = filtered.get_launch_file_contents(arguments, "run")
     assert "#SBATCH --partition=cpu\n" in script
@@ -317,30 +312,25 @@ def test_jobs_of_a_pretended_cluster_give_the_same(clean, cluster: Path) -> None
     assert (cluster / "1.slurm").read_text().count("launch_pickled_pipeline") == 1
 
 
-def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, cluster: Path) -> None:
-    (cluster / "sbatch").write_text('#!/bin/bash\necho "Submitted batch job 7"')
-    (cluster / "squeue").write_text(
-        """#!/bin/bash
-        echo >> "$FAKE/asked"
-        [ $(wc -l < "$FAKE/asked") -lt 3 ] && reason="Unable to contact slurm controller"
-        echo "slurm_load_jobs error: ${reason:-Invalid job id specified}" >&2
-        exit 1
+@pytest.mark.parametrize("status", [0, 1])  # 0 after a time limit
+def test_failed_jobs_are_an_error_that_names_their_logs(
+    tmp_path: Path, cluster: Path, status: int
+) -> None:
+    (cluster / "sbatch").write_text(
+        f"""#!/bin/bash
+        echo "Submitted batch job 7"
+        grep -qx "#SBATCH --wait" "${{!#}}" && touch "$FAKE/waited" && exit {status}
+        exit 0
         """
     )
     pipelines = pipelines_of(tmp_path, [("a", "train")], 4)
-    with (
-        pytest.warns(UserWarning, match="Unable to contact slurm controller"),
-        pytest.raises(UserError, match="the Slurm jobs ended"),
-    ):
-        run_pipelines(pipelines, slurm_engine(), tmp_path / "work", "s")
-    assert len((cluster / "asked").read_text()) == 3
-
-
-def test_failed_jobs_are_an_error_that_names_their_logs(
-    tmp_path: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (cluster / "sbatch").write_text('#!/bin/bash\necho "Submitted batch job 7"')
-    (cluster / "queue").write_text("DependencyNeverSatisfied\n")
-    pipelines = pipelines_of(tmp_path, [("a", "train")], 4)
     with pytest.raises(UserError, match=r"1 of 1 tasks of clean\.s\.evaluation.*00_evaluation"):
+        run_pipelines(pipelines, slurm_engine(), tmp_path / "work", "s")
+    assert (cluster / "waited").exists()
+
+
+def test_jobs_that_slurm_refuses_are_an_error(tmp_path: Path, cluster: Path) -> None:
+    (cluster / "sbatch").write_text("#!/bin/bash\nexit 1")
+    pipelines = pipelines_of(tmp_path, [("a", "train")], 4)
+    with pytest.raises(UserError, match="Slurm jobs failed or were refused"):
         run_pipelines(pipelines, slurm_engine(), tmp_path / "work", "s")

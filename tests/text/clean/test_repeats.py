@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrinklefree.text.clean.repeats import (
-    Answers,
-    Recorder,
-    Seen,
-    digest,
-    repeats_of_bucket,
-)
+from wrinklefree.text.clean.repeats import Recorder, Seen, answers, digest, find_repeats
 
 WORDS = st.lists(st.sampled_from("abcdefg"), max_size=12)
 
@@ -25,17 +21,31 @@ def test_repeats_are_what_came_before(words: list[str]) -> None:
     assert [seen(digest(word)) for word in words] == slow(words)
 
 
-@settings(max_examples=60)
-@given(st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 4))
-def test_tasks_and_buckets_find_what_one_process_finds(tasks: list[list[str]], count: int) -> None:
-    recorders = [Recorder() for _ in tasks]
-    for recorder, words in zip(recorders, tasks, strict=True):
-        assert not any(recorder(digest(word)) for word in words)
-    buckets = [recorder.buckets(count) for recorder in recorders]
-    found = [repeats_of_bucket([parts[bucket] for parts in buckets]) for bucket in range(count)]
-    answers = []
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORDS, min_size=1, max_size=5))
+def test_tasks_and_buckets_find_what_one_process_finds(
+    tmp_path_factory: pytest.TempPathFactory, tasks: list[list[str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("digests")
     for task, words in enumerate(tasks):
-        ordinals = sorted(ordinal for bucket in found for ordinal in bucket[task].tolist())
-        answer = Answers(np.array(ordinals))
-        answers += [answer(digest(word)) for word in words]
-    assert answers == slow([word for words in tasks for word in words])
+        recorder = Recorder()
+        assert not any(recorder(digest(word)) for word in words)
+        recorder.save(folder, task, len(tasks))
+    for bucket in range(len(tasks)):
+        find_repeats(folder, None, bucket, len(tasks))
+    found = []
+    for task, words in enumerate(tasks):
+        answer = answers(folder, task)
+        found += [answer(digest(word)) for word in words]
+    assert found == slow([word for words in tasks for word in words])
+
+
+def test_digests_that_end_in_zeros_are_told_apart(tmp_path: Path) -> None:
+    keys = [bytes(15) + b"a", b"a" + bytes(15), b"a" + bytes(14) + b"a", bytes(16)]
+    recorder = Recorder()
+    for key in [*keys, *keys]:
+        recorder(key)
+    recorder.save(tmp_path, 0, 1)
+    find_repeats(tmp_path, None, 0, 1)
+    answer = answers(tmp_path, 0)
+    assert [answer(key) for key in [*keys, *keys]] == [False] * 4 + [True] * 4

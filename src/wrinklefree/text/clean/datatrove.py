@@ -9,44 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupSignature,
+)
+from datatrove.utils.hashing import HashConfig
+from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
 from wrinklefree.text.clean.counts import Counts
-from wrinklefree.text.clean.datatrove_minhash import minhash_pipelines
-from wrinklefree.text.clean.datatrove_run import run_pipelines
-from wrinklefree.text.clean.datatrove_steps import (
-    CountNgrams,
-    DigestFiles,
-    EvaluationStep,
-    FilterStep,
-    FindConvicting,
-    FindRepeats,
-    Pipeline,
-    ReadPart,
-    ReadSlice,
-    WritePart,
-    part_folder,
-)
+from wrinklefree.text.clean.datatrove_run import Pipeline, run_pipelines
+from wrinklefree.text.clean.datatrove_steps import Tasks
 from wrinklefree.text.clean.items import Item
+from wrinklefree.text.clean.repeats import find_repeats
 from wrinklefree.text.clean.settings import DatatroveEngine
-from wrinklefree.text.documents.parquet import read_documents
 from wrinklefree.text.documents.settings import CleaningSteps, Source
-
-
-class _Names(NamedTuple):
-    """Folders below the work folder."""
-
-    documents: str = "repeated_documents"
-    paragraphs: str = "repeated_paragraphs"
-    ngrams: str = "ngrams"
-    filtered: str = "filtered"
-    whole: str = "without_paragraphs"
-    distinct: str = "without_near_duplicates"
-    cleaned: str = "cleaned"
-
-
-_NAMES = _Names()
 
 
 def clean_with_datatrove(
@@ -62,94 +43,75 @@ def clean_with_datatrove(
     """The documents of ``raw[name]`` that the steps leave, in order; see ``clean_locally``.
 
     Everything between lies in ``work``, which all machines must see; tasks that are complete there
-    are not run again. Memory of a task: 40 bytes for each digest and 40 for each evaluation
+    are not run again. Memory of a task: about 100 bytes for each digest and 40 for each evaluation
     n-gram of its share, and a few megabytes of text.
 
     Raises UserError where a task on a cluster failed.
     """
     folders = {key: path.resolve() for key, path in raw.items()}
-    pipelines = build_pipelines(
-        steps, engine.tasks, references, name, folders, work.resolve(), cache.resolve()
-    )
-    run_pipelines(pipelines, engine, work.resolve(), name)
+    task = Tasks(steps, references, name, folders, work.resolve(), cache.resolve())
+    pipelines = build_pipelines(task, engine.tasks)
+    run_pipelines(pipelines, engine, task.work, name)
     for file in sorted((work / "counts").glob("*/*.json")):
         counts.add(json.loads(file.read_text(encoding="utf-8")))
     for rank in range(engine.tasks):
-        yield from read_documents(part_folder(work, pipelines[-1].name, rank))
+        yield from task.part(pipelines[-1].name, rank)
 
 
-def build_pipelines(
-    steps: CleaningSteps,
-    tasks: int,
-    references: dict[str, Source],
-    name: str,
-    raw: dict[str, Path],
-    work: Path,
-    cache: Path,
-) -> list[Pipeline]:
-    """What to run, in this order; the last one writes the parts of the result.
-
-    ``raw``, ``work`` and ``cache``: absolute paths.
-    """
-    settings = steps.decontamination
+def build_pipelines(task: Tasks, tasks: int) -> list[Pipeline]:
+    """What to run, in this order; the last one writes the parts of the result."""
+    steps = task.steps
     pipelines = []
-    if settings.enabled:
-        found = EvaluationStep(raw, references, settings.ngram, work, _NAMES.ngrams, cache)
-        pipelines.append(Pipeline("evaluation", [found], 1))
-    pipelines += _filters(steps, tasks, raw[name], work)
+    if steps.decontamination.enabled:
+        pipelines.append(Pipeline("evaluation", [task.find_evaluation], 1))
+    if steps.deduplicate_documents:
+        find = partial(find_repeats, task.work / "repeated_documents")
+        pipelines.append(Pipeline("digests_of_documents", [task.digest_documents], tasks))
+        pipelines.append(Pipeline("repeated_documents", [find], tasks))
+    last = "filtered"
+    pipelines.append(Pipeline(last, [task.filter], tasks))
     if steps.paragraphs.deduplicate:
-        pipelines += _paragraphs(steps, tasks, work)
+        find = partial(find_repeats, task.work / "repeated_paragraphs")
+        pipelines.append(Pipeline("repeated_paragraphs", [find], tasks))
+        drop = partial(task.drop, last, last := "without_paragraphs", task.without_paragraphs)
+        pipelines.append(Pipeline(last, [drop], tasks))
     if steps.near_duplicates.enabled:
-        last = pipelines[-1].name
-        pipelines += minhash_pipelines(steps.near_duplicates, tasks, last, _NAMES.distinct, work)
-    if settings.enabled:
-        pipelines += _decontamination(steps, tasks, pipelines[-1].name, work)
+        pipelines += _minhash(task, tasks, last)
+        drop = partial(task.drop, last, last := "distinct", task.without_near_duplicates)
+        pipelines.append(Pipeline(last, [drop], tasks))
+    if steps.decontamination.enabled:
+        count = partial(task.count_ngrams, last)
+        pipelines.append(Pipeline("documents_with_ngrams", [count], tasks))
+        pipelines.append(Pipeline("convicting_ngrams", [task.find_convicting], 1))
+        drop = partial(task.drop, last, last := "cleaned", task.without_contamination)
+        pipelines.append(Pipeline(last, [drop], tasks))
     return pipelines
 
 
-def _filters(steps: CleaningSteps, tasks: int, raw: Path, work: Path) -> list[Pipeline]:
-    """Steps 1 to 3, and the digests for step 4."""
-    chain: list[Any] = [ReadSlice(raw, work)]
-    pipelines = []
-    if steps.deduplicate_documents:
-        asked, answered = (
-            DigestFiles(work / _NAMES.documents, tasks, recording) for recording in (True, False)
-        )
-        record = FilterStep("repeated_documents", steps, work, digests=asked)
-        pipelines.append(Pipeline("digests_of_documents", [ReadSlice(raw), record], tasks))
-        pipelines.append(Pipeline(_NAMES.documents, [FindRepeats(asked)], tasks))
-        chain.append(FilterStep("repeated_documents", steps, work, digests=answered))
-    chain.append(FilterStep("length", steps, work))
-    if steps.language.enabled:
-        chain.append(FilterStep("language", steps, work))
-    if steps.paragraphs.deduplicate:
-        asked = DigestFiles(work / _NAMES.paragraphs, tasks, recording=True)
-        chain.append(FilterStep("repeated_paragraphs", steps, work, digests=asked))
-    chain.append(WritePart(work, _NAMES.filtered))
-    return [*pipelines, Pipeline(_NAMES.filtered, chain, tasks)]
+class SpaceTokenizer(WhitespaceTokenizer):
+    """Words are what stands between spaces; datatrove's own need models that are downloaded."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """Words of a text whose punctuation datatrove has removed."""
+        return text.split()
 
 
-def _paragraphs(steps: CleaningSteps, tasks: int, work: Path) -> list[Pipeline]:
-    """Step 4."""
-    digests = DigestFiles(work / _NAMES.paragraphs, tasks, recording=False)
-    drop = FilterStep("repeated_paragraphs", steps, work, digests=digests)
-    chain: list[Any] = [ReadPart(work, _NAMES.filtered), drop, WritePart(work, _NAMES.whole)]
+def _minhash(task: Tasks, tasks: int, before: str) -> list[Pipeline]:
+    """Signatures, pairs that share a bucket, and clusters of pairs."""
+    settings = task.steps.near_duplicates
+    config = MinhashConfig(
+        n_grams=settings.ngram,
+        num_buckets=settings.buckets,
+        hashes_per_bucket=settings.hashes_per_bucket,
+        # Of the two that datatrove has the one that is always there.
+        hash_config=HashConfig(hash_fc="sha1"),
+    )
+    signatures, pairs, clusters = (str(task.work / n) for n in ("signatures", "pairs", "clusters"))
+    sign = MinhashDedupSignature(signatures, config, language=SpaceTokenizer())  # pyright: ignore[reportArgumentType]
+    bucket = MinhashDedupBuckets(signatures, pairs, config=config)
+    cluster = MinhashDedupCluster(pairs, clusters, config)
     return [
-        Pipeline(_NAMES.paragraphs, [FindRepeats(digests)], tasks),
-        Pipeline(_NAMES.whole, chain, tasks),
-    ]
-
-
-def _decontamination(steps: CleaningSteps, tasks: int, before: str, work: Path) -> list[Pipeline]:
-    """Step 5, on the documents that the pipeline ``before`` left."""
-    settings = steps.decontamination
-    folder = work / _NAMES.ngrams
-    count: list[Any] = [ReadPart(work, before), CountNgrams(folder, settings.ngram)]
-    find = FindConvicting(folder, tasks, settings.max_training_documents)
-    drop = FilterStep("contamination", steps, work, ngrams=folder)
-    chain: list[Any] = [ReadPart(work, before), drop, WritePart(work, _NAMES.cleaned)]
-    return [
-        Pipeline("documents_with_ngrams", count, tasks),
-        Pipeline("convicting_ngrams", [find], 1),
-        Pipeline(_NAMES.cleaned, chain, tasks),
+        Pipeline("signatures", [partial(task.training_texts, before), sign], tasks),
+        Pipeline("pairs", [bucket], settings.buckets),
+        Pipeline("clusters", [cluster], 1),
     ]

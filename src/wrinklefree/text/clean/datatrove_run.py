@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import multiprocess
 from datatrove.executor.local import LocalPipelineExecutor
@@ -16,17 +14,18 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from loguru import logger
 
 from wrinklefree.errors import UserError
-from wrinklefree.text.clean import datatrove_minhash as minhash
-from wrinklefree.text.clean.datatrove_steps import Pipeline
+from wrinklefree.text.clean import datatrove_steps
 from wrinklefree.text.clean.settings import DatatroveEngine
 from wrinklefree.tracking.cpus import available_cpus
 from wrinklefree.tracking.progress import progress
 
-POLL_SECONDS = 15.0
-_FORGOTTEN = "Invalid job id"
-"""What squeue says when all of the jobs have ended a while ago."""
-_NEVER = "DependencyNeverSatisfied"
-"""Slurm's reason of a job whose predecessor failed; it stays in the queue."""
+
+class Pipeline(NamedTuple):
+    """Steps that ``tasks`` tasks take, when those of the pipeline before are done."""
+
+    name: str
+    steps: list[Any]
+    tasks: int
 
 
 def run_pipelines(
@@ -38,16 +37,11 @@ def run_pipelines(
     UserError where jobs of a cluster ended without having done their tasks.
     """
     if engine.executor == "slurm":
-        executors = slurm_executors(pipelines, engine, work, name)
-        with quiet(work):
-            # Launches those that it depends on, first to last. Not run(): inside of a Slurm job
-            # that would take this process for one of the tasks.
-            executors[-1].launch_job()
-        _wait(executors)
+        _run_on_slurm(slurm_executors(pipelines, engine, work, name), work)
         return
     # What every worker would otherwise import anew for each pipeline.
     context = multiprocess.get_context("forkserver")  # pyright: ignore[reportAttributeAccessIssue]
-    context.set_forkserver_preload([__name__, minhash.__name__])
+    context.set_forkserver_preload([__name__, datatrove_steps.__name__])
     for number, pipeline in enumerate(progress(pipelines, f"clean {name}", "pipelines")):
         executor = QuietExecutor(
             pipeline.steps,
@@ -61,12 +55,16 @@ def run_pipelines(
 
 def slurm_executors(
     pipelines: list[Pipeline], engine: DatatroveEngine, work: Path, name: str
-) -> list[SlurmPipelineExecutor]:
-    """One executor for each pipeline, each depending on the one before."""
+) -> list[SlurmExecutor]:
+    """One executor for each pipeline, each depending on the one before.
+
+    sbatch waits for the job of the last one. Where a job fails, Slurm ends those behind it.
+    """
     settings = engine.slurm
     assert settings is not None
-    executors: list[SlurmPipelineExecutor] = []
+    executors: list[SlurmExecutor] = []
     for number, pipeline in enumerate(pipelines):
+        wait = {"wait": ""} if pipeline is pipelines[-1] else {}
         arguments: dict[str, Any] = {
             "tasks": pipeline.tasks,
             "workers": engine.workers,
@@ -76,12 +74,12 @@ def slurm_executors(
             "mem_per_cpu_gb": settings.memory_gb_per_cpu,
             "qos": settings.quality_of_service,
             "env_command": settings.environment_command,
-            "sbatch_args": dict(settings.sbatch),
+            "sbatch_args": {"kill-on-invalid-dep": "yes", **wait, **settings.sbatch},
             "job_name": f"clean.{name}.{pipeline.name}",
             "logging_dir": str(log_folder(work, number, pipeline)),
             "depends": executors[-1] if executors else None,
         }
-        executors.append(SlurmPipelineExecutor(pipeline.steps, **arguments))
+        executors.append(SlurmExecutor(pipeline.steps, **arguments))
     return executors
 
 
@@ -96,6 +94,13 @@ class QuietExecutor(LocalPipelineExecutor):
     def _launch_run_for_rank(self, rank: int, *arguments: Any, **options: Any) -> Any:
         with quiet(Path(self.logging_dir.path)):
             return super()._launch_run_for_rank(rank, *arguments, **options)
+
+
+class SlurmExecutor(SlurmPipelineExecutor):
+    """datatrove's Slurm executor without a job of its own that sums up statistics."""
+
+    def launch_merge_stats(self) -> None:
+        """Nobody reads them, and sbatch would wait for the job."""
 
 
 @contextlib.contextmanager
@@ -115,36 +120,17 @@ def quiet(folder: Path) -> Iterator[None]:
             logger.remove()
 
 
-def _wait(executors: list[SlurmPipelineExecutor]) -> None:
-    """Return when all tasks are complete; UserError when none of the jobs can run any more."""
-    jobs = [str(executor.job_id) for executor in executors if executor.job_id not in (None, -1)]
-    while any(executor.get_incomplete_ranks(skip_completed=True) for executor in executors):
-        alive = _alive(jobs)
-        if not alive:
-            _check_complete(executors)
-            return
-        time.sleep(POLL_SECONDS)
-
-
-def _check_complete(executors: list[SlurmPipelineExecutor]) -> None:
+def _run_on_slurm(executors: list[SlurmExecutor], work: Path) -> None:
+    """Queue all jobs and wait; UserError if a task isn't complete then."""
+    # sbatch fails where the last job does, and then it's told below what is missing.
+    with quiet(work), contextlib.suppress(subprocess.CalledProcessError):
+        # Launches those that it depends on, first to last. Not run(): inside of a Slurm job that
+        # would take this process for one of the tasks.
+        executors[-1].launch_job()
     for executor in executors:
         if ranks := executor.get_incomplete_ranks(skip_completed=True):
             raise UserError(
-                f"the Slurm jobs ended, but {len(ranks)} of {executor.tasks} tasks of"
+                f"Slurm jobs failed or were refused: {len(ranks)} of {executor.tasks} tasks of"
                 f" {executor.job_name} are not complete; see {executor.logging_dir.path}/logs and"
                 f" {executor.slurm_logs_folder}, then run again: complete tasks are kept"
             )
-
-
-def _alive(jobs: list[str]) -> bool:
-    """Whether Slurm still has a job that may run.
-
-    Jobs don't end because the controller is busy or restarted: where it can't be asked, yes.
-    """
-    command = ["squeue", "--noheader", "--format=%r", f"--jobs={','.join(jobs)}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode and _FORGOTTEN not in result.stderr:
-        warnings.warn(f"squeue failed and is asked again: {result.stderr.strip()}", stacklevel=2)
-        return True
-    reasons = result.stdout.split() if result.returncode == 0 else []
-    return any(reason != _NEVER for reason in reasons)

@@ -1,312 +1,152 @@
-"""The steps as datatrove runs them: each sees the documents of one task.
+"""The steps as datatrove runs them: functions of (data, rank, number of tasks), one call per task.
 
-From step to step goes datatrove's ``Document``, with the split in its metadata; from pipeline to
-pipeline go files of the work folder. A task that is run again writes the same files.
+From pipeline to pipeline go files of the work folder, each task's its own. A task that is run
+again writes the same files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from datatrove.data import Document as PipelineDocument
-from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
 from wrinklefree.text.clean.contamination import convicting, count_documents_with, drop_contaminated
 from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.documents import drop_repeated_documents
 from wrinklefree.text.clean.evaluation import evaluation_ngrams
 from wrinklefree.text.clean.items import Item
-from wrinklefree.text.clean.language import drop_other_languages
-from wrinklefree.text.clean.length import drop_unfit_lengths
+from wrinklefree.text.clean.local import counted, filtered
 from wrinklefree.text.clean.paragraphs import drop_repeated_paragraphs
-from wrinklefree.text.clean.repeats import (
-    Answers,
-    Recorder,
-    Repeats,
-    repeats_of_bucket,
-)
+from wrinklefree.text.clean.repeats import Recorder, answers, save_array
 from wrinklefree.text.documents.document import Document
-from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, DocumentWriter, read_documents
+from wrinklefree.text.documents.parquet import DocumentWriter, read_documents
 from wrinklefree.text.documents.settings import CleaningSteps, Source
 
-Documents = Iterable[PipelineDocument]
 
+@dataclass(frozen=True)
+class Tasks:
+    """What the tasks of all pipelines know. All paths are absolute."""
 
-class Pipeline(NamedTuple):
-    """Steps that ``tasks`` tasks take, when those of the pipeline before are done."""
-
+    steps: CleaningSteps
+    references: dict[str, Source]
     name: str
-    steps: list[PipelineStep]
-    tasks: int
+    """Of the source that is cleaned."""
+    raw: dict[str, Path]
+    work: Path
+    cache: Path
 
-
-def part_folder(work: Path, pipeline: str, rank: int) -> Path:
-    """Where task ``rank`` of a pipeline leaves its documents."""
-    return work / "parts" / pipeline / f"{rank:05d}"
-
-
-def write_counts(counts: Counts, work: Path, name: str, rank: int) -> None:
-    """Leave the counts of one task of a step in the work folder."""
-    file = work / "counts" / name / f"{rank:05d}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(counts.as_dict()), encoding="utf-8")
-
-
-class ReadSlice(PipelineStep):
-    """The documents of a fetched folder that are this task's: whole row groups, in order."""
-
-    name = "fetched documents"
-    type = "read"
-
-    def __init__(self, raw: Path, work: Path | None = None) -> None:
-        super().__init__()
-        self.raw = raw
-        self.work = work
-        """Where to leave what was read, if it is to be counted."""
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Documents:
-        """Yields the documents."""
+    def find_evaluation(self, _data: Any, rank: int, _tasks: int) -> None:
+        """One task finds the n-grams of all evaluation text."""
         counts = Counts()
-        with pq.ParquetFile(self.raw / DOCUMENTS_FILE) as file:
-            groups = file.num_row_groups
-            mine = range(rank * groups // world_size, (rank + 1) * groups // world_size)
-            for group in mine:
-                for batch in file.iter_batches(1024, row_groups=[group]):
-                    columns = (batch.column(key).to_pylist() for key in ("id", "text", "split"))
-                    for id, text, split in zip(*columns, strict=True):
-                        counts.count_read(text, split)
-                        yield PipelineDocument(text=text, id=id, metadata={"split": split})
-        if self.work:
-            write_counts(counts, self.work, "read", rank)
+        n = self.steps.decontamination.ngram
+        found = evaluation_ngrams(self.raw, self.references, n, counts, cache=self.cache)
+        save_array(self.work / "ngrams" / "evaluation.npy", found)
+        self._write_counts("evaluation", rank, counts)
 
+    def digest_documents(self, _data: Any, rank: int, tasks: int) -> None:
+        """Record the documents of this task."""
+        recorder = Recorder()
+        items = read_documents(self.raw[self.name], rank, tasks)
+        deque(drop_repeated_documents(items, recorder, Counts()), maxlen=0)
+        recorder.save(self.work / "repeated_documents", rank, tasks)
 
-class ReadPart(PipelineStep):
-    """The documents that the same task of an earlier pipeline left."""
+    def filter(self, _data: Any, rank: int, tasks: int) -> None:
+        """Steps 1 to 3, and the digests for step 4."""
+        counts, recorder = Counts(), Recorder()
+        items = counted(read_documents(self.raw[self.name], rank, tasks), counts)
+        is_repeat = answers(self.work / "repeated_documents", rank)
+        items = filtered(items, self.steps, counts, is_repeat, recorder)
+        self._write("filtered", rank, items, counts)
+        if self.steps.paragraphs.deduplicate:
+            recorder.save(self.work / "repeated_paragraphs", rank, tasks)
 
-    name = "documents so far"
-    type = "read"
-
-    def __init__(self, work: Path, pipeline: str) -> None:
-        super().__init__()
-        self.work = work
-        self.pipeline = pipeline
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Documents:
-        """Yields the documents."""
-        yield from _as_documents(read_documents(part_folder(self.work, self.pipeline, rank)))
-
-
-class WritePart(PipelineStep):
-    """Leaves the documents of a task as a file."""
-
-    name = "documents so far"
-    type = "write"
-
-    def __init__(self, work: Path, pipeline: str) -> None:
-        super().__init__()
-        self.work = work
-        self.pipeline = pipeline
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Takes all documents."""
-        folder = part_folder(self.work, self.pipeline, rank)
-        folder.mkdir(parents=True, exist_ok=True)
-        with DocumentWriter(folder, self.pipeline) as writer:
-            for document, split in _as_items(data):
-                writer.append(document, split)
-
-
-class DigestFiles(NamedTuple):
-    """How a step that drops repeats works over tasks: it records, or it follows the answers."""
-
-    folder: Path
-    buckets: int
-    recording: bool
-
-    def digests(self, bucket: int, task: int) -> Path:
-        """File of the digests that a task recorded for a bucket."""
-        return self.folder / "digests" / f"{bucket:05d}" / f"{task:05d}.npy"
-
-    def repeats(self, bucket: int, task: int) -> Path:
-        """File of the ordinals of a task's repeats that a bucket found."""
-        return self.folder / "repeats" / f"{task:05d}" / f"{bucket:05d}.npy"
-
-
-class FilterStep(PipelineStep):
-    """One of the steps of cleaning, the same function as without datatrove."""
-
-    type = "filter"
-
-    def __init__(
-        self,
-        name: str,
-        steps: CleaningSteps,
-        work: Path,
-        *,
-        digests: DigestFiles | None = None,
-        ngrams: Path | None = None,
+    def drop(
+        self, before: str, name: str, step: Callable[..., Any], _data: Any, rank: int, _tasks: int
     ) -> None:
-        """``name``: one of ``counts.STEPS``."""
-        self.name = name
-        super().__init__()
-        self.steps = steps
-        self.work = work
-        self.digests = digests
-        self.ngrams = ngrams
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Documents:
-        """Yields the documents that stay."""
+        """Write as part ``name`` what ``step`` leaves of the documents of pipeline ``before``."""
         counts = Counts()
-        recorder = Recorder() if self.digests and self.digests.recording else None
-        yield from _as_documents(self._filtered(_as_items(data), recorder, rank, counts))
-        if self.digests and recorder:
-            for bucket, records in enumerate(recorder.buckets(self.digests.buckets)):
-                _save(self.digests.digests(bucket, rank), records)
-        else:
-            write_counts(counts, self.work, self.name, rank)
+        self._write(name, rank, step(self.part(before, rank), rank, counts), counts)
 
-    def _filtered(
-        self, items: Iterable[Item], recorder: Recorder | None, rank: int, counts: Counts
+    def without_paragraphs(
+        self, items: Iterable[Item], rank: int, counts: Counts
     ) -> Iterable[Item]:
-        steps = self.steps
-        if self.name == "repeated_documents":
-            return drop_repeated_documents(items, recorder or self._answers(rank), counts)
-        if self.name == "length":
-            return drop_unfit_lengths(items, steps.min_characters, steps.max_characters, counts)
-        if self.name == "language":
-            return drop_other_languages(items, steps.language, counts)
-        if self.name == "repeated_paragraphs":
-            minimum = steps.paragraphs.min_characters
-            is_repeat = recorder or self._answers(rank)
-            return drop_repeated_paragraphs(items, minimum, is_repeat, counts)
-        assert self.name == "contamination" and self.ngrams
-        hashes = np.load(_convicting(self.ngrams))
-        return drop_contaminated(items, hashes, steps.decontamination.ngram, counts)
+        """Step 4."""
+        is_repeat = answers(self.work / "repeated_paragraphs", rank)
+        minimum = self.steps.paragraphs.min_characters
+        return drop_repeated_paragraphs(items, minimum, is_repeat, counts)
 
-    def _answers(self, rank: int) -> Repeats:
-        assert self.digests
-        files = [self.digests.repeats(bucket, rank) for bucket in range(self.digests.buckets)]
-        return Answers(np.concatenate([np.load(file) for file in files]))
+    def training_texts(
+        self, before: str, _data: Any, rank: int, _tasks: int
+    ) -> Iterator[PipelineDocument]:
+        """All documents for MinHash, which finds nothing near the held-out ones: they are empty."""
+        for document, split in self.part(before, rank):
+            yield PipelineDocument(document.text if split == "train" else "", document.id)
 
+    def without_near_duplicates(
+        self, items: Iterable[Item], rank: int, counts: Counts
+    ) -> Iterator[Item]:
+        """datatrove's filter, with what it drops counted."""
 
-class FindRepeats(PipelineStep):
-    """Task ``b`` finds the repeats among the digests of bucket ``b`` from all tasks."""
+        def count(document: PipelineDocument, _rank: int) -> None:
+            counts.drop_document("near_duplicates", document.text)
 
-    name = "repeats among digests"
-    type = "gather"
+        writer: Any = nullcontext(SimpleNamespace(write=count))
+        block = MinhashDedupFilter(str(self.work / "clusters"), exclusion_writer=writer)
+        documents: Any = (
+            PipelineDocument(document.text, document.id, metadata={"split": split})
+            for document, split in items
+        )
+        for document in block.run(documents, rank):
+            yield Document(document.id, document.text), document.metadata["split"]
 
-    def __init__(self, digests: DigestFiles) -> None:
-        super().__init__()
-        self.digests = digests
+    def count_ngrams(self, before: str, _data: Any, rank: int, _tasks: int) -> None:
+        """How many training documents of this task have each n-gram of the evaluation text."""
+        hashes = np.load(self.work / "ngrams" / "evaluation.npy")
+        found = np.zeros(len(hashes), dtype=np.uint32)
+        n = self.steps.decontamination.ngram
+        deque(count_documents_with(self.part(before, rank), hashes, n, found), maxlen=0)
+        save_array(self.work / "ngrams" / "documents_with" / f"{rank:05d}.npy", found)
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """There are as many tasks as buckets."""
-        tasks = range(world_size)
-        parts = [np.load(self.digests.digests(rank, task)) for task in tasks]
-        for task, ordinals in zip(tasks, repeats_of_bucket(parts), strict=True):
-            _save(self.digests.repeats(rank, task), ordinals)
+    def find_convicting(self, _data: Any, _rank: int, _tasks: int) -> None:
+        """One task adds up the counts of all and keeps the n-grams that are no templates."""
+        folder = self.work / "ngrams"
+        hashes = np.load(folder / "evaluation.npy")
+        total: Any = sum(np.load(file) for file in (folder / "documents_with").glob("*.npy"))
+        most = self.steps.decontamination.max_training_documents
+        save_array(folder / "convicting.npy", convicting(hashes, total, most))
 
+    def without_contamination(
+        self, items: Iterable[Item], _rank: int, counts: Counts
+    ) -> Iterable[Item]:
+        """Step 5."""
+        hashes = np.load(self.work / "ngrams" / "convicting.npy")
+        return drop_contaminated(items, hashes, self.steps.decontamination.ngram, counts)
 
-class EvaluationStep(PipelineStep):
-    """One task finds the n-grams of all evaluation text."""
+    def part(self, pipeline: str, rank: int) -> Iterator[Item]:
+        """The documents that task ``rank`` of a pipeline left."""
+        return read_documents(self._folder(pipeline, rank))
 
-    name = "n-grams of evaluation text"
-    type = "gather"
+    def _write(self, pipeline: str, rank: int, items: Iterable[Item], counts: Counts) -> None:
+        folder = self._folder(pipeline, rank)
+        folder.mkdir(parents=True, exist_ok=True)
+        with DocumentWriter(folder, pipeline) as writer:
+            for document, split in items:
+                writer.append(document, split)
+        self._write_counts(pipeline, rank, counts)
 
-    def __init__(
-        self,
-        raw: dict[str, Path],
-        references: dict[str, Source],
-        n: int,
-        work: Path,
-        name: str,
-        cache: Path,
-    ) -> None:
-        """``name``: of the folder below ``work`` for the n-grams."""
-        super().__init__()
-        self.raw = raw
-        self.references = references
-        self.n = n
-        self.work = work
-        self.folder = work / name
-        self.cache = cache
+    def _write_counts(self, pipeline: str, rank: int, counts: Counts) -> None:
+        file = self.work / "counts" / pipeline / f"{rank:05d}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(counts.as_dict()), encoding="utf-8")
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Needs no documents."""
-        counts = Counts()
-        found = evaluation_ngrams(self.raw, self.references, self.n, counts, cache=self.cache)
-        _save(_evaluation(self.folder), found)
-        write_counts(counts, self.work, "evaluation", rank)
-
-
-class CountNgrams(PipelineStep):
-    """How many training documents of this task have each n-gram of the evaluation text."""
-
-    name = "training documents with n-grams"
-    type = "gather"
-
-    def __init__(self, folder: Path, n: int) -> None:
-        super().__init__()
-        self.folder = folder
-        self.n = n
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Takes all documents."""
-        hashes = np.load(_evaluation(self.folder))
-        documents_with = np.zeros(len(hashes), dtype=np.uint32)
-        for _ in count_documents_with(_as_items(data), hashes, self.n, documents_with):
-            pass
-        _save(_documents_with(self.folder, rank), documents_with)
-
-
-class FindConvicting(PipelineStep):
-    """One task adds up the counts of all and keeps the n-grams that are no templates."""
-
-    name = "n-grams that are no templates"
-    type = "gather"
-
-    def __init__(self, folder: Path, tasks: int, max_documents: int) -> None:
-        super().__init__()
-        self.folder = folder
-        self.tasks = tasks
-        self.max_documents = max_documents
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Needs no documents."""
-        hashes = np.load(_evaluation(self.folder))
-        total = np.zeros(len(hashes), dtype=np.uint32)
-        for task in range(self.tasks):
-            total += np.load(_documents_with(self.folder, task))
-        _save(_convicting(self.folder), convicting(hashes, total, self.max_documents))
-
-
-def _evaluation(folder: Path) -> Path:
-    return folder / "evaluation.npy"
-
-
-def _convicting(folder: Path) -> Path:
-    return folder / "convicting.npy"
-
-
-def _documents_with(folder: Path, task: int) -> Path:
-    return folder / "documents_with" / f"{task:05d}.npy"
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, array)
-
-
-def _as_items(documents: Documents) -> Iterator[Item]:
-    for document in documents:
-        yield Document(document.id, document.text), document.metadata["split"]
-
-
-def _as_documents(items: Iterable[Item]) -> Iterator[PipelineDocument]:
-    for document, split in items:
-        yield PipelineDocument(text=document.text, id=document.id, metadata={"split": split})
+    def _folder(self, pipeline: str, rank: int) -> Path:
+        return self.work / "parts" / pipeline / f"{rank:05d}"

@@ -14,7 +14,7 @@ from wrinklefree.text.clean.items import Item
 from wrinklefree.text.clean.language import drop_other_languages
 from wrinklefree.text.clean.length import drop_unfit_lengths
 from wrinklefree.text.clean.paragraphs import drop_repeated_paragraphs
-from wrinklefree.text.clean.repeats import Seen
+from wrinklefree.text.clean.repeats import Repeats, Seen
 from wrinklefree.text.documents.parquet import DocumentWriter, read_documents
 from wrinklefree.text.documents.settings import CleaningSteps
 from wrinklefree.tracking.progress import progress
@@ -41,7 +41,7 @@ def clean_locally(
     counts : what was read and dropped is added to it.
     """
     items = progress(read_documents(raw), f"clean {name}", "documents")
-    items = _without_repeats(counted(items, counts), steps, counts)
+    items = filtered(counted(items, counts), steps, counts, Seen(), Seen())
     if not steps.decontamination.enabled:
         yield from items
         return
@@ -64,13 +64,20 @@ def counted(items: Iterable[Item], counts: Counts) -> Iterator[Item]:
         yield document, split
 
 
-def _without_repeats(items: Iterable[Item], steps: CleaningSteps, counts: Counts) -> Iterable[Item]:
+def filtered(
+    items: Iterable[Item],
+    steps: CleaningSteps,
+    counts: Counts,
+    repeated_document: Repeats,
+    repeated_paragraph: Repeats,
+) -> Iterable[Item]:
+    """``items`` that steps 1 to 4 leave."""
     if steps.deduplicate_documents:
-        items = drop_repeated_documents(items, Seen(), counts)
+        items = drop_repeated_documents(items, repeated_document, counts)
     items = drop_unfit_lengths(items, steps.min_characters, steps.max_characters, counts)
     if steps.language.enabled:
         items = drop_other_languages(items, steps.language, counts)
     if steps.paragraphs.deduplicate:
         minimum = steps.paragraphs.min_characters
-        items = drop_repeated_paragraphs(items, minimum, Seen(), counts)
+        items = drop_repeated_paragraphs(items, minimum, repeated_paragraph, counts)
     return items

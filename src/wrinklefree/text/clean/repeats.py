@@ -8,7 +8,9 @@ recorder and in a second pass the answers that were found in between.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +18,9 @@ DIGEST_BYTES = 16
 Repeats = Callable[[bytes], bool]
 """Whether this digest came before; called once for each thing, in order."""
 
-RECORD = np.dtype([("high", ">u8"), ("low", ">u8"), ("ordinal", "<u8")])
-"""A digest in two halves, and the how-manieth of its task it was."""
+RECORD = np.dtype([("digest", f"S{DIGEST_BYTES}"), ("ordinal", "<u8")])
+"""A digest, and the how-manieth of its task it was. numpy ignores zeros at the end of a digest;
+of equally long ones equal remain those that are equal."""
 
 
 def digest(text: str) -> bytes:
@@ -49,43 +52,43 @@ class Recorder:
         self._digests += key
         return False
 
-    def buckets(self, count: int) -> list[np.ndarray]:
-        """The digests as :data:`RECORD` arrays by bucket; equal digests share their bucket."""
-        halves = np.frombuffer(self._digests, dtype=">u8").reshape(-1, 2)
-        records = np.empty(len(halves), RECORD)
-        records["high"], records["low"] = halves[:, 0], halves[:, 1]
-        records["ordinal"] = np.arange(len(halves))
-        bucket = records["high"] % np.uint64(count)
-        return [records[bucket == number] for number in range(count)]
+    def save(self, folder: Path, task: int, tasks: int) -> None:
+        """Leave a file for each of ``tasks`` buckets; equal digests share their bucket."""
+        halves = np.frombuffer(self._digests, "<u8")
+        bucket = halves[::2] % np.uint64(tasks)
+        records = np.empty(len(bucket), RECORD)
+        records["digest"] = np.frombuffer(self._digests, RECORD["digest"])
+        records["ordinal"] = np.arange(len(records))
+        for number in range(tasks):
+            file = folder / "digests" / f"{number:05d}" / f"{task:05d}.npy"
+            save_array(file, records[bucket == number])
 
 
-class Answers:
-    """Answers from the ordinals of the repeats: yes to those, no to all others."""
+def find_repeats(folder: Path, _data: object, bucket: int, tasks: int) -> None:
+    """Leave for each task the ordinals of its repeats in a bucket that all recorders have saved.
 
-    def __init__(self, repeated: np.ndarray) -> None:
-        self._repeated = set(repeated.tolist())
-        self._next = 0
-
-    def __call__(self, key: bytes) -> bool:
-        """Whether the next ordinal is one of the repeats."""
-        self._next += 1
-        return self._next - 1 in self._repeated
-
-
-def repeats_of_bucket(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """The ordinals that repeat a digest of an earlier task or earlier in their own, by task.
-
-    ``parts``: the :data:`RECORD` array of one bucket from every task, in order. Memory: 40 bytes
-    per record.
+    As a step of datatrove's there is a task for each bucket. Memory: 100 bytes per digest.
     """
+    files = [folder / "digests" / f"{bucket:05d}" / f"{task:05d}.npy" for task in range(tasks)]
+    parts = [np.load(file) for file in files]
     records = np.concatenate(parts)
-    task = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    # lexsort is stable: equal digests stay in the order of tasks and ordinals.
-    order = np.lexsort((records["low"], records["high"]))
-    ordered = records[order]
-    repeated = np.zeros(len(records), dtype=bool)
-    same = (ordered["high"][1:] == ordered["high"][:-1]) & (
-        ordered["low"][1:] == ordered["low"][:-1]
-    )
-    repeated[order[1:][same]] = True
-    return [records["ordinal"][repeated & (task == number)] for number in range(len(parts))]
+    repeated = np.ones(len(records), dtype=bool)
+    repeated[np.unique(records["digest"], return_index=True)[1]] = False
+    ends = np.cumsum([len(part) for part in parts])
+    for task, (part, which) in enumerate(zip(parts, np.split(repeated, ends[:-1]), strict=True)):
+        file = folder / "repeats" / f"{task:05d}" / f"{bucket:05d}.npy"
+        save_array(file, part["ordinal"][which])
+
+
+def answers(folder: Path, task: int) -> Repeats:
+    """Answers yes for the ordinals that were found in all buckets, no for all others."""
+    files = (folder / "repeats" / f"{task:05d}").glob("*.npy")
+    repeated = {ordinal for file in files for ordinal in np.load(file).tolist()}
+    ordinals = itertools.count()
+    return lambda _: next(ordinals) in repeated
+
+
+def save_array(file: Path, array: np.ndarray) -> None:
+    """Save where the folder may not be there yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, array)

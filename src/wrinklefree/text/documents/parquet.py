@@ -57,13 +57,18 @@ class DocumentWriter:
         self._group, self._size = [], 0
 
 
-def read_documents(folder: Path) -> Iterator[tuple[Document, str]]:
-    """(document, split) of all documents of a folder, in order; memory holds part of a group."""
+def read_documents(folder: Path, part: int = 0, parts: int = 1) -> Iterator[tuple[Document, str]]:
+    """(document, split) of all documents of a folder, in order; memory holds part of a group.
+
+    Of ``parts`` equal parts, each of whole row groups, only those of number ``part`` from 0.
+    """
     with pq.ParquetFile(folder / DOCUMENTS_FILE) as file:
-        for batch in file.iter_batches(batch_size=1024, columns=["id", "text", "split"]):
-            ids, texts, splits = (column.to_pylist() for column in batch.columns)
-            for id, text, split in zip(ids, texts, splits, strict=True):
-                yield Document(id, text), split
+        groups = file.num_row_groups
+        for group in range(part * groups // parts, (part + 1) * groups // parts):
+            for batch in file.iter_batches(1024, [group], ["id", "text", "split"]):
+                ids, texts, splits = (column.to_pylist() for column in batch.columns)
+                for id, text, split in zip(ids, texts, splits, strict=True):
+                    yield Document(id, text), split
 
 
 def read_texts(folder: Path, split: str) -> Iterator[str]:
