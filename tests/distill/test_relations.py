@@ -9,16 +9,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from wrinklefree.distill.relations import (
-    Projections,
-    capture_projections,
-    relation_layer,
-    relation_mask,
-    relations_divergence,
-)
+from wrinklefree.distill.relations import relation_layer, relation_mask, relations_divergence
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.projections import Projections, capture_projections
 
 
 def projections(heads, key_heads, size, seed):

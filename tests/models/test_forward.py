@@ -9,7 +9,12 @@ from transformers import PreTrainedModel
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import next_token_logits, require_embeddings
+from wrinklefree.models.forward import (
+    hidden_states,
+    logits_of,
+    next_token_logits,
+    require_embeddings,
+)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -54,3 +59,17 @@ def test_an_embedding_may_be_larger_than_the_vocabulary_and_not_smaller(
         require_embeddings(tiny(), vocabulary)
     with pytest.raises(UserError, match="ids up to 97, but the model's embedding ends at 96"):
         require_embeddings(tiny(), 98)
+
+
+def test_selected_rows_have_the_models_own_logits(tiny_model, pack):
+    model, batch = tiny_model(), pack([[7, 4]], 12)
+    mask = causal_document_mask(batch.document_ids_BT)
+    whole = next_token_logits(model, batch.tokens_BT, batch.positions_BT, mask)
+    hidden = hidden_states(model, batch.tokens_BT, batch.positions_BT, mask)
+    torch.testing.assert_close(logits_of(model, hidden[0, [2, 9]]), whole[0, [2, 9]])
+
+
+def test_logits_are_at_least_float32(tiny_model):
+    model = tiny_model()
+    assert logits_of(model, torch.zeros(1, 64, dtype=torch.float64)).dtype == torch.float64
+    assert logits_of(model.bfloat16(), torch.zeros(1, 64).bfloat16()).dtype == torch.float32

@@ -57,15 +57,16 @@ def test_all_runs_start_from_the_same_weights_and_read_a_domain_in_the_same_orde
 ):
     seen: list[tuple[Any, list[int]]] = []
 
-    class Recording(Trainer):
-        def run(self) -> dict[str, Any]:
-            batch = self.data.batch(0, 0, batch_size=64, micro_batches=1)
-            mine = self.data.domains.index("left")
-            rows = batch.source_documents_BT[batch.domain_B == mine][:10, 0].tolist()
-            seen.append((self.model.get_input_embeddings().weight.detach().clone(), rows))
-            return super().run()
+    run_it = Trainer.run
 
-    monkeypatch.setattr(proxies, "Trainer", Recording)
+    def recorded(trainer: Trainer) -> dict[str, Any]:
+        batch = trainer.data.batch(0, 0, batch_size=64, micro_batches=1)
+        mine = trainer.data.domains.index("left")
+        rows = batch.source_documents_BT[batch.domain_B == mine][:10, 0].tolist()
+        seen.append((trainer.model.get_input_embeddings().weight.detach().clone(), rows))
+        return run_it(trainer)
+
+    monkeypatch.setattr(Trainer, "run", recorded)
     for number in (0, 1):
         run(make_stage, mixture, number)
     (first, rows), (second, other_rows) = seen

@@ -65,7 +65,7 @@ def test_a_shape_that_cannot_be_exported_is_warned_of_before_it_is_trained(
     def no_training(*arguments: Any, **named: Any) -> Any:
         raise InterruptedError
 
-    monkeypatch.setattr(base, "Trainer", no_training)
+    monkeypatch.setattr(base, "stage_trainer", no_training)
     training = make_settings().model_dump(exclude={"lambda_warmup"}, exclude_none=True)
     shape = {
         "hidden_size": 32,

@@ -19,8 +19,8 @@ from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import HistoryFile, read_history
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 NAN = math.nan
@@ -47,7 +47,7 @@ def make_trainer(
         insert_bitlinear(model)
         settings = make_settings(changes)
         data = TrainingData(mixture, seed=7)
-        return Trainer(make_stage(name), model, CausalLanguageModel(), data, settings)
+        return stage_trainer(make_stage(name), model, data, settings)
 
     return make
 
@@ -196,14 +196,14 @@ def test_a_whole_checkpoint_that_is_not_of_this_training_is_passed_over_by_name(
 ) -> None:
     first = make_trainer()
     first.run()
-    seal_again(first.stage.work / "step-00000005", change)
+    seal_again(first.folder / "step-00000005", change)
     again = make_trainer()
-    (complaint,) = again.state.restore(again.stage.work)
+    (complaint,) = again.state.restore(again.folder)
     assert again.state.step == 4
     assert "step-00000005" in complaint and re.search(message, complaint)
     again.run()
     assert equal(state_of(again), state_of(first))
-    assert not make_trainer().state.restore(again.stage.work), "the good one stands in its place"
+    assert not make_trainer().state.restore(again.folder), "the good one stands in its place"
 
 
 @pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN)
@@ -212,14 +212,14 @@ def test_nothing_of_a_foreign_checkpoint_is_loaded(
 ) -> None:
     first = make_trainer()
     first.run()
-    shutil.rmtree(first.stage.work / "step-00000004")
-    seal_again(first.stage.work / "step-00000005", change)
+    shutil.rmtree(first.folder / "step-00000004")
+    seal_again(first.folder / "step-00000005", change)
     again = make_trainer()
     untouched = state_of(make_trainer("other"))
-    assert len(again.state.restore(again.stage.work)) == 1
+    assert len(again.state.restore(again.folder)) == 1
     assert again.state.step == 0
     assert equal(state_of(again), untouched)
-    assert (first.stage.work / "step-00000005").is_dir()
+    assert (first.folder / "step-00000005").is_dir()
 
 
 class Harmful:
@@ -239,11 +239,11 @@ def test_code_in_a_checkpoint_is_not_run(
     first.run()
     ran = tmp_path / "ran"
     seal_again(
-        first.stage.work / "step-00000005",
+        first.folder / "step-00000005",
         parts(lambda found: found.update(clipper=Harmful(ran))),
     )
     again = make_trainer()
-    (complaint,) = again.state.restore(again.stage.work)
+    (complaint,) = again.state.restore(again.folder)
     assert "would run code when read" in complaint and "weights_only" not in complaint
     assert again.state.step == 4 and not ran.exists()
 
@@ -256,10 +256,10 @@ def test_the_state_of_another_optimizer_is_passed_over(
     other.run()
     first = make_trainer()
     first.run()
-    theirs = other.stage.work / "step-00000005" / "parts.pt"
-    seal_again(first.stage.work / "step-00000005", lambda folder: shutil.copy(theirs, folder))
+    theirs = other.folder / "step-00000005" / "parts.pt"
+    seal_again(first.folder / "step-00000005", lambda folder: shutil.copy(theirs, folder))
     again = make_trainer()
-    (complaint,) = again.state.restore(again.stage.work)
+    (complaint,) = again.state.restore(again.folder)
     assert "optimizer is not of this training: its groups" in complaint
 
 
@@ -270,12 +270,12 @@ def test_a_checkpoint_of_another_step_or_training_is_passed_over(
     first = make_trainer()
     first.run()
     other = make_trainer("other")
-    object.__setattr__(other.stage, "work", tmp_path / "other" / "elsewhere")
+    other.folder = tmp_path / "other" / "elsewhere"
     other.run()
-    shutil.rmtree(first.stage.work / "step-00000005")
-    shutil.copytree(tmp_path / source, first.stage.work / "step-00000005")
+    shutil.rmtree(first.folder / "step-00000005")
+    shutil.copytree(tmp_path / source, first.folder / "step-00000005")
     again = make_trainer()
-    (complaint,) = again.state.restore(again.stage.work)
+    (complaint,) = again.state.restore(again.folder)
     assert "step-00000005: written by another training or for another step" in complaint
     assert again.state.step == 4
 
@@ -284,7 +284,7 @@ def test_what_is_no_checkpoint_is_left_alone(make_trainer: Callable[..., Trainer
     reference = make_trainer("reference")
     reference.run()
     trainer = make_trainer()
-    work = trainer.stage.work
+    work = trainer.folder
     strays = ["step-garbage", "step-", "step-1", "step-00000003.bak", "step-0000000x"]
     for name in strays:
         (work / name).mkdir(parents=True)
@@ -306,7 +306,7 @@ def test_without_one_good_checkpoint_training_starts_anew_and_ends_the_same(
 ) -> None:
     first = make_trainer()
     first.run()
-    for folder in sorted(first.stage.work.glob("step-*")):
+    for folder in sorted(first.folder.glob("step-*")):
         seal_again(folder, tensors(lambda found: found.pop(NORM)))
     again = make_trainer()
     capsys.readouterr()
@@ -315,4 +315,4 @@ def test_without_one_good_checkpoint_training_starts_anew_and_ends_the_same(
     assert said.count("a checkpoint was passed over") == 2
     assert "going on from step 0" in said
     assert equal(state_of(again), state_of(first))
-    assert read_history(again.stage.folder) == first.state.history
+    assert read_history(again.journal._stage.folder) == first.state.history

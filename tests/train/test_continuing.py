@@ -30,8 +30,8 @@ from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage, stage_main
 from wrinklefree.tracking.trainings import checkpoints_in, trainings
 from wrinklefree.train.history import read_history
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 PROJECT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def train(stage: Stage, mixture: Path, hidden: int = 32) -> Trainer:
     )  # fmt: skip
     insert_bitlinear(model)
     data = TrainingData(mixture, seed=7)
-    return Trainer(stage, model, CausalLanguageModel(), data, settings)
+    return stage_trainer(stage, model, data, settings)
 
 
 def finish(stage: Stage, trainer: Trainer) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from wrinklefree.train.data import SCORES, arrange, open_data
 from wrinklefree.train.distill import distill_student
 from wrinklefree.train.dlm import convert_to_diffusion
 from wrinklefree.train.history import read_history
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.settings import CurriculumDecayWarning, QuantizedTrainingSettings
 from wrinklefree.train.stage2 import continue_pretraining
 
@@ -92,9 +91,7 @@ def test_weights_of_every_step_are_in_the_history(
     stage: Stage, make_settings: MakeSettings
 ) -> None:
     settings = make_settings({"data": {"phases": [{"from_step": 3, "weights": LATER}]}})
-    trainer = Trainer(
-        stage, small_model(), CausalLanguageModel(), open_data(stage, settings), settings
-    )
+    trainer = stage_trainer(stage, small_model(), open_data(stage, settings), settings)
     trainer.run()
     for name, values in (("first", [0.25] * 3 + [1.0] * 2), ("second", [0.75] * 3 + [0.0] * 2)):
         assert [entry[f"train/weight/{name}"] for entry in trainer.state.history] == values
@@ -216,7 +213,7 @@ def test_a_model_without_an_embedding_for_every_id_is_refused_before_training(
     settings = make_settings()
     data = open_data(stage, settings)
     with pytest.raises(UserError, match="ids up to 399, but the model's embedding ends at 398"):
-        Trainer(stage, small_model(399), CausalLanguageModel(), data, settings)
+        stage_trainer(stage, small_model(399), data, settings)
 
 
 @pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
@@ -235,10 +232,10 @@ def test_rows_longer_than_the_positions_of_the_model_are_refused(
     data = open_data(stage, settings)
     model = small_model()
     model.config.max_position_embeddings = data.sequence_length
-    Trainer(stage, model, CausalLanguageModel(), data, settings)
+    stage_trainer(stage, model, data, settings)
     model.config.max_position_embeddings = data.sequence_length - 1
     with pytest.raises(UserError, match=f"rows have {data.sequence_length} tokens, but the model"):
-        Trainer(stage, model, CausalLanguageModel(), data, settings)
+        stage_trainer(stage, model, data, settings)
 
 
 @pytest.mark.parametrize(

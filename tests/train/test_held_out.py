@@ -14,10 +14,12 @@ from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.train.held_out import HeldOutLoss
+from wrinklefree.train.hooks import HeldOutLoss, LambdaWarmup
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
-from wrinklefree.train.objectives.diffusion import BlockDiffusion
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeTrainer = Callable[..., Trainer]
@@ -28,7 +30,7 @@ MUONCLIP = {
     },
 }  # fmt: skip
 OBJECTIVES: dict[str, Callable[[], Any]] = {
-    "causal": CausalLanguageModel,
+    "causal": NextToken,
     "diffusion": lambda: BlockDiffusion(
         DiffusionSettings(
             block_size=4, mask_init="mean", token_shift="none", loss_weighting="elbo",
@@ -58,9 +60,20 @@ def make_trainer(
         insert_bitlinear(model)
         stage = replace(make_stage(name), inputs={"mixture": mixture})
         data = TrainingData(mixture, seed=7)
-        return Trainer(stage, model, OBJECTIVES[objective](), data, make_settings(changes))
+        return stage_trainer(
+            stage, model, data, make_settings(changes), Objective(OBJECTIVES[objective]())
+        )
 
     return make
+
+
+def hook_of(trainer: Trainer, kind: type[Any]) -> Any:
+    return next(hook for hook in trainer.hooks if isinstance(hook, kind))
+
+
+def measure(trainer: Trainer) -> dict[str, float]:
+    hook = hook_of(trainer, HeldOutLoss)
+    return hook.measure(trainer.train_step, trainer.runtime, trainer.settings)
 
 
 def held_out(trainer: Trainer) -> dict[float, dict[str, float]]:
@@ -98,7 +111,7 @@ def test_measuring_changes_nothing_of_the_training(
     for metrics in held_out(measured).values():
         names = {"held_out/loss", "held_out/loss/first", "held_out/loss/second"}
         assert metrics.keys() == names
-    logged: Any = measured.stage.run
+    logged: Any = measured.journal._stage.run
     assert [step for step, metrics in logged.metrics if "held_out/loss/first" in metrics] == [
         2, 4, 5,
     ]  # fmt: skip
@@ -108,9 +121,8 @@ def test_it_is_the_loss_of_the_rows_that_the_settings_ask_for(
     make_trainer: MakeTrainer, mixture: Path
 ):
     trainer = make_trainer(evaluate_interval=1, evaluate_rows_per_domain=3)
-    trainer._set_lambda(5)
-    assert isinstance(trainer.held_out, HeldOutLoss)
-    metrics = trainer.held_out.measure(trainer.model)
+    hook_of(trainer, LambdaWarmup).before_step(trainer, 5)
+    metrics = measure(trainer)
     data = HeldOutData(mixture)
     for domain in data.domains:
         batches = data.batches(domain, rows=3, batch_size=3)
@@ -123,15 +135,16 @@ def test_it_is_the_loss_of_the_rows_that_the_settings_ask_for(
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_model_stays_in_the_mode_it_was_in(make_trainer: MakeTrainer, mode: bool):
     trainer = make_trainer(evaluate_interval=1)
-    assert trainer.held_out
-    trainer.model.train(mode)
-    one = trainer.held_out.measure(trainer.model)
+    trainer.train_step.train(mode)
+    one = measure(trainer)
     assert trainer.model.training is mode
-    assert trainer.held_out.measure(trainer.model) == one, "no dropout, no other masks"
+    assert measure(trainer) == one, "no dropout, no other masks"
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_resumed_run_measures_the_same(make_trainer: MakeTrainer, objective: str):
+def test_a_resumed_run_measures_the_same(
+    make_trainer: MakeTrainer, objective: str, capsys: pytest.CaptureFixture[str]
+):
     whole = make_trainer("whole", objective, 0.0, evaluate_interval=1)
     whole.run()
     first = make_trainer("cut", objective, 0.0, evaluate_interval=1)
@@ -147,7 +160,7 @@ def test_a_resumed_run_measures_the_same(make_trainer: MakeTrainer, objective: s
         first.run()
     second = make_trainer("cut", objective, 0.0, evaluate_interval=1)
     second.run()
-    assert second.resumed_at == 2
+    assert "going on from step 2" in capsys.readouterr().err
     assert second.state.history == whole.state.history
 
 

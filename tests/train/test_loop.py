@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import read_history
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer, domain_metrics
-from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeStage = Callable[..., Stage]
@@ -40,7 +40,7 @@ def tiny_model() -> PreTrainedModel:
 
 def trainer(stage: Stage, mixture: Path, settings: QuantizedTrainingSettings) -> Trainer:
     data = TrainingData(mixture, seed=7)
-    return Trainer(stage, tiny_model(), CausalLanguageModel(), data, settings)
+    return stage_trainer(stage, tiny_model(), data, settings)
 
 
 def weights(trained: Trainer) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ def test_accumulating_micro_batches_is_one_large_batch(
     for name, batch, accumulation in (("a", 4, 1), ("b", 1, 4)):
         changes = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
         trained = trainer(make_stage(name), mixture, make_settings(changes))
-        trained._set_lambda(0)
+        set_quantization_lambda(trained.model, 0.0)
         trained._backward(0)
         results.append([p.grad for p in trained.model.parameters()])
     for one, other in zip(*results, strict=True):
@@ -241,7 +241,7 @@ def test_the_split_of_a_step_is_over_the_rows_of_all_its_micro_batches(
     for name, batch, accumulation in (("a", 8, 1), ("b", 2, 4)):
         changes = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
         trained = trainer(make_stage(name), mixture, make_settings(changes))
-        trained._set_lambda(0)
+        set_quantization_lambda(trained.model, 0.0)
         splits.append(trained._backward(0).domains)
     assert splits[0] == pytest.approx(splits[1], rel=1e-4)
     assert splits[0]["train/loss_variance_within"] > 0
@@ -262,7 +262,7 @@ def test_a_model_in_bfloat16_is_refused(
 ):
     data = TrainingData(mixture, seed=7)
     with pytest.raises(UserError, match="torch.bfloat16, and training needs float32"):
-        Trainer(make_stage(), tiny_model().bfloat16(), CausalLanguageModel(), data, make_settings())
+        stage_trainer(make_stage(), tiny_model().bfloat16(), data, make_settings())
 
 
 def test_a_frozen_parameter_stops_the_stage(

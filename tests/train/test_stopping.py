@@ -22,8 +22,8 @@ from wrinklefree.tracking.artifact import open_artifact
 from wrinklefree.tracking.signals import STOPPING
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import read_history
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeTrainer = Callable[..., Trainer]
@@ -64,7 +64,7 @@ def make_trainer(
         insert_bitlinear(model)
         data = TrainingData(mixture, seed=7)
         settings = make_settings({**NEVER, **changes})
-        return Trainer(make_stage(name), model, CausalLanguageModel(), data, settings)
+        return stage_trainer(make_stage(name), model, data, settings)
 
     return make
 
@@ -78,7 +78,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def checkpoints(trainer: Trainer) -> list[str]:
-    return sorted(path.name for path in trainer.stage.work.glob("step-*"))
+    return sorted(path.name for path in trainer.folder.glob("step-*"))
 
 
 def before_micro_batch(trainer: Trainer, number: int, action: Callable[[], Any]) -> None:
@@ -111,7 +111,7 @@ def test_a_training_that_is_stopped_saves_its_last_step_and_goes_on_from_it(
     second.run()
     assert f"going on from step {steps}" in capsys.readouterr().err
     assert equal(weights(second), weights(reference))
-    assert read_history(second.stage.folder) == reference.state.history
+    assert read_history(second.journal._stage.folder) == reference.state.history
 
 
 def test_a_signal_within_an_update_lets_it_end(make_trainer: MakeTrainer):
@@ -148,8 +148,8 @@ def test_more_signals_while_it_saves_leave_a_whole_checkpoint(
     with pytest.raises(Stopped):
         first.run()
     assert checkpoints(first) == ["step-00000002"]
-    open_artifact(first.stage.work / "step-00000002")
-    assert make_trainer().state.restore(first.stage.work) == []
+    open_artifact(first.folder / "step-00000002")
+    assert make_trainer().state.restore(first.folder) == []
 
 
 def test_what_has_its_checkpoint_is_not_saved_again(
@@ -184,12 +184,12 @@ def test_a_step_that_is_not_finite_is_skipped_where_settings_allow_it(
     assert [entry.get("train/skipped") for entry in history] == [None, 1.0, None, 1.0, None]
     rates = [entry.get("train/learning_rate") for entry in history]
     assert rates[2] == pytest.approx(0.0006975), "the rate of the third step, by its number"
-    logged: Any = trainer.stage.run
+    logged: Any = trainer.journal._stage.run
     assert [step for step, metrics in logged.metrics if "train/skipped" in metrics] == [2, 4]
     said = capsys.readouterr().err
     assert "warning: step 2 is skipped: the gradient of model.layers.0.self_attn.q_proj" in said
     assert "2 of 2 steps that may be" in said
-    assert read_curves(trainer.stage.folder).steps == [1, 2, 3, 4, 5], "evaluate reads it"
+    assert read_curves(trainer.journal._stage.folder).steps == [1, 2, 3, 4, 5], "evaluate reads it"
 
 
 def test_a_skipped_step_leaves_weights_and_state_as_they_were(make_trainer: MakeTrainer):

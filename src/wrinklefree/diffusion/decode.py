@@ -16,10 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.diffusion.masks import Blocks, block_causal_mask
-from wrinklefree.diffusion.objective import without_mask_token
 from wrinklefree.diffusion.shift import TokenShift
 from wrinklefree.errors import UserError
-from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.forward import next_token_logits, without_mask_token
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wrinklefree.diffusion.corruption import Corruption
+from wrinklefree.models.forward import without_mask_token
 
 LossWeighting = Literal["unit", "elbo"]
 
@@ -23,17 +24,6 @@ def noisy_and_clean(
     """Tokens and positions of ``[x_t ; x_0]``, both int64 [B, 2T]; both halves share positions."""
     noisy_BT = tokens_BT.masked_fill(masked_BT, mask_token_id)
     return torch.cat([noisy_BT, tokens_BT], dim=1), torch.cat([positions_BT, positions_BT], dim=1)
-
-
-def without_mask_token(logits_NV: Tensor, mask_token_id: int) -> Tensor:
-    """Logits, the vocabulary last, with the mask token's at -inf and in at least float32.
-
-    The mask token stands for a question and is never an answer. An id beyond the vocabulary (a
-    teacher that lacks the token) leaves the logits as they are.
-    """
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    ids_V = torch.arange(logits_NV.shape[-1], device=logits_NV.device)
-    return logits_NV.masked_fill(ids_V == mask_token_id, float("-inf"))
 
 
 def masked_cross_entropy(logits_NV: Tensor, targets_N: Tensor, mask_token_id: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,3 +40,19 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same rows on ``device``."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+class BatchSource(Protocol):
+    """Training rows as a function of the step: nothing about their order has to be saved."""
+
+    domains: list[str]
+    sequence_length: int
+    vocabulary_size: int
+
+    def batch(self, step: int, micro_batch: int, *, batch_size: int, micro_batches: int) -> Batch:
+        """Micro-batch ``micro_batch`` of the ``micro_batches`` of a step: a pure function."""
+        ...
+
+    def weights_at(self, sample: int) -> dict[str, float]:
+        """The share of each domain that holds for a sample."""
+        ...

@@ -1,10 +1,11 @@
 """The forward pass that training and evaluation share, and what its ids must be.
 
-Shapes: B rows, T tokens of a row, V vocabulary.
+Shapes: B rows, T tokens of a row, N selected tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,6 +30,41 @@ def next_token_logits(
         attention_mask=mask_B1TT,
         use_cache=False,
     ).logits
+
+
+def hidden_states(
+    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, mask_B1TT: Tensor
+) -> Tensor:
+    """The decoder's output after its last norm, [B, T, D]; arguments as ``next_token_logits``."""
+    assert mask_B1TT.ndim == 4, "a mask of fewer dimensions would be combined with a causal one"
+    return model.get_decoder()(
+        input_ids=tokens_BT,
+        position_ids=positions_BT,
+        attention_mask=mask_B1TT,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
+    """Logits of selected rows, at least float32, [N, V].
+
+    The head is a product with the whole vocabulary: over rows without a target it is wasted.
+    """
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has a head"
+    logits_NV = head(hidden_ND)
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+
+def without_mask_token(logits_NV: Tensor, mask_token_id: int) -> Tensor:
+    """Logits, the vocabulary last, with the mask token's at -inf and in at least float32.
+
+    The mask token stands for a question and is never an answer. An id beyond the vocabulary (a
+    teacher that lacks the token) leaves the logits as they are.
+    """
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    ids_V = torch.arange(logits_NV.shape[-1], device=logits_NV.device)
+    return logits_NV.masked_fill(ids_V == mask_token_id, float("-inf"))
 
 
 def require_embeddings(

@@ -20,8 +20,7 @@ from wrinklefree.research.part_of_stage import part_of
 from wrinklefree.research.settings import ArmSettings, MeasureSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import open_data
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.settings import TrainingSettings
 
 ARM_FILE = "arm.json"
@@ -86,7 +85,7 @@ def _anneal(
     data = open_data(stage, training, seed=order, weights=weights)
     model, _ = load_model(stage.inputs["model"], "dense")
     part = part_of(stage, f"seed-{seed}", f"seed {seed}")
-    Trainer(part, model, CausalLanguageModel(), data, training).run()
+    stage_trainer(part, model, data, training).run()
     return measure_held_out(model, held_out, measure)
 
 

@@ -35,8 +35,7 @@ from wrinklefree.research.settings import OVERALL, ControlSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.distill_settings import DistillSettings
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
 STUDENTS = ("stage2", "distill_ar")
@@ -117,7 +116,7 @@ def _train_on(stage: Stage, name: str, model: PreTrainedModel) -> dict[str, Any]
     fields = TrainingSettings.model_fields
     settings = TrainingSettings(**{field: getattr(quantized, field) for field in fields})
     data, _ = arrange(part, settings, open_data(part, settings), model)
-    return Trainer(part, model, CausalLanguageModel(), data, settings).run()
+    return stage_trainer(part, model, data, settings).run()
 
 
 def _student(folder: Path) -> PreTrainedModel:

@@ -24,8 +24,7 @@ from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import open_data
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.settings import TrainingSettings
 
 RUN_FILE = "run.json"
@@ -111,7 +110,7 @@ def _train(
         seed=shared_seed(seed, "regmix", "model"),
     )
     check = partial(check_initial_loss, vocabulary_size=data.vocabulary_size)
-    trainer = Trainer(stage, model, CausalLanguageModel(), data, training, check_first_loss=check)
+    trainer = stage_trainer(stage, model, data, training, check_first_loss=check)
     facts = trainer.run()
     measure = stage.section("regmix.measure", MeasureSettings)
     scores = measure_held_out(model, HeldOutData(mixture), measure)

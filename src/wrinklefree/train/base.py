@@ -29,8 +29,7 @@ from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.base_settings import BaseSettings, ScratchSettings
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.history import write_history
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.in_stage import stage_trainer
 
 
 def make_base(stage: Stage) -> dict[str, Any]:
@@ -77,10 +76,9 @@ def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
         seed=stage.seed,
     )
     _warn_of_export(model)
-    trainer = Trainer(
+    trainer = stage_trainer(
         stage,
         model,
-        CausalLanguageModel(),
         data,
         settings.training,
         check_first_loss=partial(check_initial_loss, vocabulary_size=data.vocabulary_size),

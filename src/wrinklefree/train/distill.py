@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.vocabulary import check_tokenizers
@@ -16,9 +15,11 @@ from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.distill_settings import DistillSettings
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
-from wrinklefree.train.objectives.objective import Objective
+from wrinklefree.train.in_stage import stage_trainer
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.question import Corruption
 
 
 def distill_student(stage: Stage) -> dict[str, Any]:
@@ -33,20 +34,22 @@ def distill_student(stage: Stage) -> dict[str, Any]:
         nn.Module.to(teacher, "cuda")
     # The teacher judges how hard a row is: a block-diffusion student can't, token by token.
     data, data_facts = arrange(stage, settings, data, teacher)
-    objective = _objective(stage, settings, student_format, teacher)
-    facts = Trainer(stage, student, objective, data, settings).run()
+    diffusion = student_format.diffusion
+    objective = distillation(
+        _corruption(stage, student_format),
+        settings,
+        teacher,
+        diffusion.mask_token_id if diffusion else None,
+    )
+    facts = stage_trainer(stage, student, data, settings, objective).run()
     save_model(stage.folder, student, student_format, stage.inputs["model"])
     return {**facts, **data_facts}
 
 
-def _objective(
-    stage: Stage, settings: DistillSettings, student: ModelFormat, teacher: PreTrainedModel
-) -> Objective:
+def _corruption(stage: Stage, student: ModelFormat) -> Corruption:
     if student.diffusion is None:
-        return Distillation(settings, teacher)
+        return NextToken()
     # The student goes on with the noise that it was converted with.
     converted = read_manifest(stage.inputs["model"]).settings["dlm"]["diffusion"]
     diffusion = validate_section(DiffusionSettings, converted, str(stage.inputs["model"]))
-    return DiffusionDistillation(
-        settings, diffusion, teacher, student.diffusion.mask_token_id, stage.seed
-    )
+    return BlockDiffusion(diffusion, student.diffusion.mask_token_id, stage.seed)

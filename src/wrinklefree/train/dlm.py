@@ -10,8 +10,9 @@ from wrinklefree.models.mask_token import add_mask_token
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.dlm_settings import DlmSettings
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.diffusion import BlockDiffusion
+from wrinklefree.train.in_stage import stage_trainer
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.objective import Objective
 
 
 def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
@@ -26,8 +27,8 @@ def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
     mask_token_id = add_mask_token(
         model, stage.inputs["model"], tokenizer, diffusion.mask_init, stage.seed
     )
-    objective = BlockDiffusion(diffusion, mask_token_id, stage.seed)
-    facts = Trainer(stage, model, objective, data, settings).run()
+    objective = Objective(BlockDiffusion(diffusion, mask_token_id, stage.seed))
+    facts = stage_trainer(stage, model, data, settings, objective).run()
     diffusion_format = DiffusionFormat(
         block_size=diffusion.block_size,
         token_shift=diffusion.token_shift,

@@ -10,44 +10,39 @@ bfloat16 is used inside autocast only.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.batch import Batch
-from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.batch import Batch, BatchSource
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.finite import first_not_finite
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
-from wrinklefree.quant.bitlinear import set_quantization_lambda
-from wrinklefree.quant.warmup import quantization_lambda
 from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
 from wrinklefree.stability.loss_variance import split_variance
-from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.stability.zclip import ZClip
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.signals import HeldSignals, held_signals
-from wrinklefree.tracking.stage import Stage
-from wrinklefree.tracking.trainings import continued_from
 from wrinklefree.train.data import samples_per_step
-from wrinklefree.train.held_out import HELD_OUT, HeldOutLoss
-from wrinklefree.train.history import write_history
-from wrinklefree.train.objectives.objective import LossOutput, Objective
+from wrinklefree.train.hooks import HELD_OUT, HeldOutLoss, Hook, LambdaWarmup, Movement
+from wrinklefree.train.journal import Journal, Printed
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import LossOutput, Objective, TrainStep
+from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.state import TrainingState
-
-MOVEMENT_STEPS = 100
 
 
 class _StepAbandonedError(Exception):
@@ -68,48 +63,51 @@ class _StepTotals:
 
 
 class Trainer:
-    """Takes a model through the steps of one stage, with checkpoints, tracking and progress.
+    """Takes a model through the steps of one training.
 
     Parameters
     ----------
-    check_first_loss : called with the loss of the first step (nats per token); raises UserError
-        when training should not go on from there.
+    objective : the next token, where none is given.
+    held_out : rows for the held-out loss of every ``evaluate_interval`` steps.
+    folder : keeps checkpoints, from which a run that was killed goes on; without it there are none.
+    journal : is told what happens.
+    hooks : join those that the settings ask for.
     """
 
     def __init__(
         self,
-        stage: Stage,
         model: PreTrainedModel,
-        objective: Objective,
-        data: TrainingData,
+        data: BatchSource,
         settings: TrainingSettings,
+        objective: Objective | None = None,
         *,
-        check_first_loss: Callable[[float], None] | None = None,
+        held_out: HeldOutData | None = None,
+        folder: Path | None = None,
+        journal: Journal | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         _refuse_low_precision(model)
         require_embeddings(model, data.vocabulary_size)
         require_positions(model, data.sequence_length)
-        self.stage = stage
-        self.settings = settings
-        self.check_first_loss = check_first_loss
-        self.objective = objective
         self.data = data
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.settings = settings
+        self.folder = folder
+        self.journal = journal or Printed()
+        self.runtime = Runtime.here(settings.autocast)
         self.model = model.train()
-        nn.Module.to(model, self.device)  # in place; transformers' own method hides its type
+        self.runtime.place(self.model)
+        self.train_step = TrainStep(self.model, objective or Objective(NextToken()))
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         self.clipper = ZClip(settings.zclip)
         self.warnings: Counter[GradientWarning] = Counter()
+        self.hooks = [*hooks, *_hooks_of(settings, held_out)]
         self.state = TrainingState(
             self.model, {"optimizer": self.optimizer, "clipper": self.clipper}
         )
         self.signals = HeldSignals()
-        self.held_out = (
-            HeldOutLoss(stage, objective, settings) if settings.evaluate_interval else None
-        )
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step and write ``history.jsonl`` into the stage's folder.
+        """Train to the last step; the metrics of every step are in ``state.history``.
 
         Returns
         -------
@@ -117,77 +115,53 @@ class Trainer:
         """
         self._restore()
         for entry in self.state.history:  # of which a killed process may not have sent the last
-            self.stage.run.log_metrics(int(entry["step"]), _tracked(entry))
-        self.resumed_at = self.state.step
-        label = self.stage.terminal.label
-        progress = Progress(label, "steps", self.settings.steps, self.state.step)
-        # Made after the checkpoint is loaded: it compares with the parameters of this moment.
-        self.movement = MovementCheck(self.model, self.optimizer, steps=MOVEMENT_STEPS)
+            self.journal.log(int(entry["step"]), _tracked(entry))
+        progress = Progress(self.journal.label, "steps", self.settings.steps, self.state.step)
         with contextlib.closing(progress), held_signals() as self.signals:
             with contextlib.suppress(_StepAbandonedError):
                 while self.state.step < self.settings.steps:
                     self._advance(progress)
             if self.signals.received:
                 self._save_before_leaving(self.signals.received.name)
-        self._set_lambda(self.settings.steps)
-        write_history(self.stage.folder, self.state.history)
+        for hook in self.hooks:
+            hook.on_stop(self)
         return self._facts()
 
     def _restore(self) -> None:
-        """Go on from where a killed process was, or from what the user asked for."""
-        terminal, state, work = self.stage.terminal, self.state, self.stage.work
-        passed_over = state.restore(work)
+        """Go on from where a killed process was."""
+        say, label = self.journal.say, self.journal.label
+        passed_over = self.state.restore(self.folder) if self.folder else []
         for complaint in passed_over:
-            terminal.say(f"warning: a checkpoint was passed over: {complaint}")
-        if source := self.stage.continuation:
-            left = self.settings.steps - source.training.step
-            if left <= 0:
-                raise UserError(
-                    f"steps is {self.settings.steps}, and the training to go on from has taken"
-                    f" {source.training.step}: raise steps. {source.advice}"
-                )
-            try:
-                state.adopt(source.training.checkpoint, source.training.step)
-            except UserError as error:
-                raise UserError(f"it can't be gone on from: {error}. {source.advice}") from error
-            state.save(work)
-            source.taken_up(work)
-            self.stage.run.log_tags({"wrinklefree.continued_from": json.dumps(source.event)})
-            terminal.say(f"{terminal.label}: continues {source.training.folder}")
-        elif not state.step and continued_from(work):
-            raise UserError(
-                f"{work}: no checkpoint can be read of this training, which had gone on from"
-                " another one; delete the folder to start from the beginning"
-            )
-        if state.step or passed_over:
-            terminal.say(f"{terminal.label}: going on from step {state.step}")
+            say(f"warning: a checkpoint was passed over: {complaint}")
+        for hook in self.hooks:
+            hook.on_start(self)
+        if self.state.step or passed_over:
+            say(f"{label}: going on from step {self.state.step}")
 
     def _advance(self, progress: Progress) -> None:
         """Take a step, and all that follows from it."""
         started = time.monotonic()
         entry = self._step(self.state.step)
         seconds = time.monotonic() - started
-        step = self.state.step + 1
-        if self.held_out and self._is_due(self.settings.evaluate_interval, step):
-            entry |= self.held_out.measure(self.model, self._autocast)
         self.state.history.append(entry)
-        self.state.step = step
-        if step == 1 and self.check_first_loss and "train/loss" in entry:
-            self.check_first_loss(entry["train/loss"])
-        self._check_movement()
+        self.state.step += 1
+        for hook in self.hooks:
+            hook.after_step(self, entry)
         self._report(progress, entry, seconds)
-        if self._is_due(self.settings.checkpoint_interval, step):
-            self.state.save(self.stage.work)
+        if self.folder and self._is_due(self.settings.checkpoint_interval):
+            self.state.save(self.folder)
 
     def _save_before_leaving(self, signal: str) -> None:
-        if self.state.saved != self.state.step:
-            terminal, step = self.stage.terminal, self.state.step
-            terminal.say(f"{terminal.label}: {signal} came; step {step} is saved before leaving")
-            self.state.save(self.stage.work)
+        if self.folder and self.state.saved != self.state.step:
+            label, step = self.journal.label, self.state.step
+            self.journal.say(f"{label}: {signal} came; step {step} is saved before leaving")
+            self.state.save(self.folder)
 
     def _step(self, step: int) -> dict[str, float]:
         rate = self._set_learning_rate(step)
-        strength = self._set_lambda(step)
+        measured: dict[str, float] = {}
+        for hook in self.hooks:
+            measured |= hook.before_step(self, step)
         self.optimizer.zero_grad(set_to_none=True)
         totals = self._backward(step)
         finite = math.isfinite(totals.objective)
@@ -198,7 +172,8 @@ class Trainer:
         if health.warning:
             self._warn(step, health.warning)
         self.optimizer.step()
-        self.movement.observe()
+        for hook in self.hooks:
+            hook.after_update(self)
         entry: dict[str, float] = {
             "step": step + 1,
             "tokens": self._tokens_so_far() + totals.tokens,
@@ -214,8 +189,7 @@ class Trainer:
             "train/zclip_ema_mean": clip.ema_mean,
             "train/zclip_ema_std": clip.ema_std,
         }
-        if strength is not None:
-            entry["train/lambda"] = strength
+        entry |= measured
         if isinstance(self.optimizer, CombinedOptimizer):
             entry |= self.optimizer.metrics()
         return entry | self._weights(step) | totals.domains | totals.terms
@@ -225,7 +199,7 @@ class Trainer:
         taken, most = self._skipped(), self.settings.max_skipped_steps
         if taken >= most or first_not_finite(self.model):
             raise UserError(self._divergence(step, totals))
-        self.stage.terminal.say(
+        self.journal.say(
             f"warning: step {step + 1} is skipped: {self._culprit()} is not finite (loss"
             f" {totals.objective:g}); {taken + 1} of {most} steps that may be"
         )
@@ -245,17 +219,17 @@ class Trainer:
     def _backward(self, step: int) -> _StepTotals:
         """Gradients of the whole step, micro-batch by micro-batch, under one denominator."""
         count = self.settings.gradient_accumulation_steps
-        prepared = [
-            self.objective.prepare(self._batch(step, index), step) for index in range(count)
-        ]
-        denominator = sum(self.objective.denominator(micro) for micro in prepared)
+        objective = self.train_step.objective
+        corruption = objective.corruption
+        prepared = [corruption.prepare(self._batch(step, index), step) for index in range(count)]
+        denominator = sum(map(corruption.denominator, prepared))
         assert denominator > 0, "a step without a supervised token"
         outputs = []
         for micro in prepared:
             if self.signals.received:
                 raise _StepAbandonedError
-            with self._autocast():
-                output = self.objective.loss(self.model, micro, denominator)
+            with self.runtime.computing():
+                output = objective.loss(self.train_step(micro), micro, denominator)
             output.loss.backward()
             outputs.append(replace(output, loss=output.loss.detach()))
         return self._totals([micro.batch for micro in prepared], outputs)
@@ -289,7 +263,7 @@ class Trainer:
             batch_size=self.settings.batch_size,
             micro_batches=self.settings.gradient_accumulation_steps,
         )
-        return batch.to(self.device)
+        return batch.to(self.runtime.device)
 
     def _set_learning_rate(self, step: int) -> float:
         fraction = learning_rate_fraction(step, self.settings.steps, self.settings.schedule)
@@ -297,50 +271,25 @@ class Trainer:
             group["lr"] = group["initial_lr"] * fraction
         return self.settings.optimizer.chosen.lr * fraction
 
-    def _set_lambda(self, step: int) -> float | None:
-        if not isinstance(self.settings, QuantizedTrainingSettings):
-            return None
-        strength = quantization_lambda(step, self.settings.lambda_warmup)
-        set_quantization_lambda(self.model, strength)
-        return strength
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.settings.autocast == "none":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
     def _warn(self, step: int, warning: GradientWarning) -> None:
         """Say a warning when it first comes; after that it is counted only."""
         if not self.warnings[warning]:
-            self.stage.terminal.say(f"warning: step {step + 1}: {warning}")
+            self.journal.say(f"warning: step {step + 1}: {warning}")
         self.warnings[warning] += 1
 
-    def _check_movement(self) -> None:
-        """After 100 steps, or at the end of a shorter run: did every parameter move?
-
-        The last steps of a resumed run are not enough to tell: their rates may be near zero.
-        """
-        short = self.state.step == self.settings.steps < MOVEMENT_STEPS and not self.resumed_at
-        if not (self.movement.due or short):
-            return
-        try:
-            report = self.movement.check()
-        except FrozenParameterError as error:
-            raise UserError(str(error)) from error
-        self.stage.run.log_metrics(self.state.step, report.metrics())
-
-    def _is_due(self, interval: int, step: int) -> bool:
+    def _is_due(self, interval: int) -> bool:
+        step = self.state.step
         return step % interval == 0 or step == self.settings.steps
 
     def _report(self, progress: Progress, entry: dict[str, float], seconds: float) -> None:
         step = self.state.step
         before = self.state.history[-2]["tokens"] if step > 1 else 0
         speed = (entry["tokens"] - before) / seconds
-        self.stage.run.log_metrics(step, _tracked(entry) | {"train/tokens_per_second": speed})
+        self.journal.log(step, _tracked(entry) | {"train/tokens_per_second": speed})
         words = [f"loss {entry['train/loss']:.3f}" if "train/loss" in entry else "skipped"]
         if (held_out := entry.get(HELD_OUT)) is not None:
             words.append(f"held out {held_out:.3f}")
-        line = self._is_due(self.settings.log_interval, step) or held_out is not None
+        line = self._is_due(self.settings.log_interval) or held_out is not None
         progress.advance(note=", ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
 
     def _divergence(self, step: int, totals: _StepTotals) -> str:
@@ -382,6 +331,20 @@ class Trainer:
             "loss_last": taken[-1]["train/loss"],
             "steps_clipped": int(sum(entry["train/grad_clipped"] for entry in taken)),
         }
+
+
+def _hooks_of(settings: TrainingSettings, held_out: HeldOutData | None) -> list[Hook]:
+    """What the settings ask for."""
+    hooks: list[Hook] = []
+    if isinstance(settings, QuantizedTrainingSettings):
+        hooks.append(LambdaWarmup(settings.lambda_warmup))
+    if settings.evaluate_interval:
+        if held_out is None:
+            raise UserError(
+                f"evaluate_interval is {settings.evaluate_interval}, but no held-out rows are given"
+            )
+        hooks.append(HeldOutLoss(held_out))
+    return [*hooks, Movement()]
 
 
 def _tracked(entry: dict[str, float]) -> dict[str, float]:

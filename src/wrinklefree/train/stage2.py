@@ -7,8 +7,7 @@ from typing import Any
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
-from wrinklefree.train.loop import Trainer
-from wrinklefree.train.objectives.causal import CausalLanguageModel
+from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 
@@ -18,6 +17,6 @@ def continue_pretraining(stage: Stage) -> dict[str, Any]:
     data = open_data(stage, settings)
     model, model_format = load_model(stage.inputs["model"], "ternary")
     data, data_facts = arrange(stage, settings, data, model)
-    facts = Trainer(stage, model, CausalLanguageModel(), data, settings).run()
+    facts = stage_trainer(stage, model, data, settings).run()
     save_model(stage.folder, model, model_format, stage.inputs["model"])
     return {**facts, **data_facts}

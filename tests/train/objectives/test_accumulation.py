@@ -9,9 +9,10 @@ from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.settings import DistillationWeights, RelationSettings
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.train.distill_settings import DistillSettings
-from wrinklefree.train.objectives.causal import CausalLanguageModel
-from wrinklefree.train.objectives.diffusion import BlockDiffusion
-from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective, TrainStep
 
 MASK = 39
 
@@ -26,7 +27,7 @@ def diffusion(weighting, complementary):
     )
 
 
-def distillation():
+def distill_settings():
     return DistillSettings.model_construct(
         weights=DistillationWeights(cross_entropy=1.0, logits=2.0, relations=30.0),
         temperature=5.0,
@@ -38,11 +39,11 @@ def distillation():
 def build(kind, weighting, complementary, teacher):
     settings = diffusion(weighting, complementary)
     return {
-        "causal": lambda: CausalLanguageModel(),
-        "distillation": lambda: Distillation(distillation(), teacher),
-        "diffusion": lambda: BlockDiffusion(settings, MASK, 3),
-        "diffusion distillation": lambda: DiffusionDistillation(
-            distillation(), settings, teacher, MASK, 3
+        "causal": lambda: Objective(NextToken()),
+        "distillation": lambda: distillation(NextToken(), distill_settings(), teacher),
+        "diffusion": lambda: Objective(BlockDiffusion(settings, MASK, 3)),
+        "diffusion distillation": lambda: distillation(
+            BlockDiffusion(settings, MASK, 3), distill_settings(), teacher, MASK
         ),
     }[kind]()
 
@@ -52,10 +53,11 @@ def take(batch, chosen):
 
 
 def step(model, objective, batches):
-    prepared = [objective.prepare(batch, 7) for batch in batches]
-    denominator = sum(objective.denominator(micro) for micro in prepared)
+    prepared = [objective.corruption.prepare(batch, 7) for batch in batches]
+    denominator = sum(map(objective.corruption.denominator, prepared))
     model.zero_grad()
-    outputs = [objective.loss(model, micro, denominator) for micro in prepared]
+    train_step = TrainStep(model, objective)
+    outputs = [objective.loss(train_step(micro), micro, denominator) for micro in prepared]
     for output in outputs:
         output.loss.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]

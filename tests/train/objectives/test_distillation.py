@@ -4,21 +4,20 @@ import math
 
 import pytest
 import torch
+from asking import evaluate as ask
 
 from wrinklefree.diffusion.settings import DiffusionSettings
-from wrinklefree.distill.relations import (
-    capture_projections,
-    relation_mask,
-    relations_divergence,
-)
+from wrinklefree.distill.relations import relation_mask, relations_divergence
 from wrinklefree.distill.settings import DistillationWeights, RelationSettings
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.projections import capture_projections
 from wrinklefree.train.distill_settings import DistillSettings
-from wrinklefree.train.objectives.causal import CausalLanguageModel
-from wrinklefree.train.objectives.diffusion import BlockDiffusion
-from wrinklefree.train.objectives.distillation import DiffusionDistillation, Distillation
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective, TrainStep
 
 MASK = 39
 WEIGHTS = {"cross_entropy": 1.0, "logits": 2.0, "relations": 30.0}
@@ -47,9 +46,16 @@ def diffusion_with(**changes):
     return DiffusionSettings(**{**default, **changes})
 
 
-def evaluate(objective, model, batch, step=0):
-    prepared = objective.prepare(batch, step)
-    return objective.loss(model, prepared, objective.denominator(prepared))
+def evaluate(objective, model, batch):
+    return ask(objective, model, batch)[1]
+
+
+def autoregressive(settings, teacher):
+    return distillation(NextToken(), settings, teacher)
+
+
+def of_diffusion(settings, diffusion, teacher, mask=MASK):
+    return distillation(BlockDiffusion(diffusion, mask, 3), settings, teacher, mask)
 
 
 @pytest.fixture
@@ -58,10 +64,8 @@ def batch(pack):
 
 
 STUDENTS = {
-    "ar": lambda settings, teacher: Distillation(settings, teacher),
-    "diffusion": lambda settings, teacher: DiffusionDistillation(
-        settings, diffusion_with(), teacher, MASK, 3
-    ),
+    "ar": autoregressive,
+    "diffusion": lambda settings, teacher: of_diffusion(settings, diffusion_with(), teacher),
 }
 each_student = pytest.mark.parametrize("student", STUDENTS)
 
@@ -79,7 +83,7 @@ def slow_divergence(teacher_V, student_V, temperature):
 @torch.no_grad()
 def test_terms_of_the_autoregressive_student_follow_their_definitions(tiny_model, batch):
     teacher, model = tiny_model(1), tiny_model(2)
-    terms = evaluate(Distillation(settings_with(), teacher), model, batch).terms
+    terms = evaluate(autoregressive(settings_with(), teacher), model, batch).terms
     with capture_projections(teacher, 0) as of_teacher:
         teacher_logits = full_logits(teacher, batch)
     with capture_projections(model, 0) as of_student:
@@ -99,7 +103,7 @@ def test_terms_of_the_autoregressive_student_follow_their_definitions(tiny_model
     assert terms["distill/logits"].item() == pytest.approx(sum(divergences) / len(asked))
     mean = sum(relations[row, at].item() for row, at in asked) / len(asked)
     assert terms["distill/relations"].item() == pytest.approx(mean)
-    plain = evaluate(CausalLanguageModel(), model, batch)
+    plain = evaluate(Objective(NextToken()), model, batch)
     torch.testing.assert_close(terms["distill/cross_entropy"], plain.loss)
 
 
@@ -114,12 +118,12 @@ def test_terms_of_the_diffusion_student_follow_their_definitions(
     diffusion = diffusion_with(
         token_shift=shift, loss_weighting=weighting, complementary_masks=complementary
     )
-    objective = DiffusionDistillation(settings_with(), diffusion, teacher, MASK, 3)
-    plain = BlockDiffusion(diffusion, MASK, 3)
-    prepared = plain.prepare(batch, 0)
-    denominator = plain.denominator(prepared)
-    masked = plain.predict(model, prepared)
-    student_logits = model.lm_head(masked.hidden_ND)
+    objective = of_diffusion(settings_with(), diffusion, teacher)
+    plain = Objective(BlockDiffusion(diffusion, MASK, 3))
+    prepared, expected = ask(plain, model, batch)
+    denominator = plain.corruption.denominator(prepared)
+    asked = TrainStep(model, plain)(prepared)
+    masked, student_logits = asked.question, asked.logits_NV
     teacher_logits = full_logits(teacher, batch)
     keep = torch.arange(40) != MASK
     total = 0.0
@@ -130,7 +134,6 @@ def test_terms_of_the_diffusion_student_follow_their_definitions(
             total += weight * slow_divergence(p, q, 5.0)
     output = evaluate(objective, model, batch)
     assert output.terms["distill/logits"].item() == pytest.approx(total / denominator)
-    expected = plain.loss(model, prepared, denominator)
     torch.testing.assert_close(output.terms["distill/cross_entropy"], expected.loss)
     torch.testing.assert_close(output.row_loss_B, expected.row_loss_B)
     assert torch.equal(output.row_tokens_B, expected.row_tokens_B)
@@ -143,15 +146,13 @@ def test_relations_of_the_diffusion_student_are_those_of_its_clean_half(
 ):
     teacher, model = tiny_model(1), tiny_model(2)
     relations = {"layer_fraction": 1.0}
-    autoregressive = Distillation(settings_with(relations=relations), teacher)
-    expected = evaluate(autoregressive, model, batch).terms["distill/relations"]
+    students = autoregressive(settings_with(relations=relations), teacher)
+    expected = evaluate(students, model, batch).terms["distill/relations"]
     # With blocks of one token the clean half is the autoregressive model, and what is supervised
     # under a shift is the same.
     for block_size, same in ((1, True), (4, False)):
         diffusion = diffusion_with(block_size=block_size, loss_weighting=weighting)
-        objective = DiffusionDistillation(
-            settings_with(relations=relations), diffusion, teacher, MASK, 3
-        )
+        objective = of_diffusion(settings_with(relations=relations), diffusion, teacher)
         ours = evaluate(objective, model, batch).terms["distill/relations"]
         assert torch.allclose(ours, expected) == same
 
@@ -159,8 +160,8 @@ def test_relations_of_the_diffusion_student_are_those_of_its_clean_half(
 @torch.no_grad()
 def test_relations_are_averaged_over_masked_tokens_where_the_loss_is(tiny_model, batch):
     diffusion = diffusion_with(block_size=1, complementary_masks=False)
-    objective = DiffusionDistillation(settings_with(), diffusion, tiny_model(1), MASK, 3)
-    masked = objective.prepare(batch, 0).views[0].masked_BT
+    objective = of_diffusion(settings_with(), diffusion, tiny_model(1))
+    masked = objective.corruption.prepare(batch, 0).views[0].masked_BT
     teacher, model = tiny_model(1), tiny_model(2)
     with capture_projections(teacher, 0) as of_teacher:
         full_logits(teacher, batch)
@@ -248,10 +249,8 @@ def test_every_setting_changes_its_own_term(tiny_model, batch, student, term, ch
 @torch.no_grad()
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(tiny_model, batch):
     model = tiny_model(1)
-    terms = evaluate(Distillation(settings_with(), tiny_model(1)), model, batch).terms
-    alike = DiffusionDistillation(
-        settings_with(), diffusion_with(block_size=1), tiny_model(1), MASK, 3
-    )
+    terms = evaluate(autoregressive(settings_with(), tiny_model(1)), model, batch).terms
+    alike = of_diffusion(settings_with(), diffusion_with(block_size=1), tiny_model(1))
     for found in (terms, evaluate(alike, model, batch).terms):
         assert found["distill/logits"].abs() < 1e-12
         assert found["distill/relations"].abs() < 1e-12
@@ -271,10 +270,10 @@ def test_a_mask_token_beyond_the_teachers_vocabulary_changes_nothing(tiny_model,
     """The grown student is as good as one whose mask token the teacher can't say either."""
     teacher, model = tiny_model(1), tiny_model(2)
     model.resize_token_embeddings(41, mean_resizing=False)
-    objective = DiffusionDistillation(settings_with(), diffusion_with(), teacher, 40, 3)
+    objective = of_diffusion(settings_with(), diffusion_with(), teacher, 40)
     before = evaluate(objective, model, batch)
     model.lm_head.weight[40] += 5.0
     after = evaluate(objective, model, batch)
     torch.testing.assert_close(before.loss, after.loss)
     with pytest.raises(UserError, match="40 tokens and the student one of 41"):
-        evaluate(Distillation(settings_with(), teacher), model, batch)
+        evaluate(autoregressive(settings_with(), teacher), model, batch)

@@ -1,1 +1,1 @@
-"""What a training stage minimises, one objective per file."""
+"""What a training minimises: corruptions, terms, and the network between them."""

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from asking import evaluate
 
 from wrinklefree.diffusion.masks import block_diffusion_mask, find_blocks
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
-from wrinklefree.train.objectives.diffusion import BlockDiffusion
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.objective import Objective
 
 MASK = 39
 DEFAULT = {
@@ -20,13 +22,7 @@ DEFAULT = {
 
 
 def objective_with(seed=3, **changes):
-    return BlockDiffusion(DiffusionSettings(**{**DEFAULT, **changes}), MASK, seed)
-
-
-def evaluate(model, objective, batch, step=0):
-    prepared = objective.prepare(batch, step)
-    output = objective.loss(model, prepared, objective.denominator(prepared))
-    return prepared, output
+    return Objective(BlockDiffusion(DiffusionSettings(**{**DEFAULT, **changes}), MASK, seed))
 
 
 @torch.no_grad()
@@ -72,8 +68,8 @@ SETTINGS = [
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 def test_the_loss_follows_its_definition(tiny_model, pack, changes):
     model, objective = tiny_model(), objective_with(**changes)
-    prepared, output = evaluate(model, objective, pack([[9, 1, 6], [5, 8]], 17), step=4)
-    loss, rows = slow_loss(model, prepared, objective.settings)
+    prepared, output = evaluate(objective, model, pack([[9, 1, 6], [5, 8]], 17), step=4)
+    loss, rows = slow_loss(model, prepared, objective.corruption.settings)
     assert output.loss.item() == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(output.row_loss_B, torch.tensor(rows, dtype=torch.float64))
     masked = sum(view.masked_BT.sum(1) for view in prepared.views)
@@ -83,25 +79,25 @@ def test_the_loss_follows_its_definition(tiny_model, pack, changes):
 def test_every_setting_changes_the_loss(tiny_model, pack):
     model, batch = tiny_model(), pack([[9, 1, 6], [5, 8]], 17)
     losses = [
-        evaluate(model, objective_with(**changes), batch)[1].loss.item() for changes in SETTINGS
+        evaluate(objective_with(**changes), model, batch)[1].loss.item() for changes in SETTINGS
     ]
-    losses.append(evaluate(model, objective_with(seed=4), batch)[1].loss.item())
-    losses.append(evaluate(model, objective_with(), batch, step=1)[1].loss.item())
+    losses.append(evaluate(objective_with(seed=4), model, batch)[1].loss.item())
+    losses.append(evaluate(objective_with(), model, batch, step=1)[1].loss.item())
     assert len(set(losses)) == len(losses)
 
 
 def test_complementary_views_mask_every_supervised_token_once(pack):
     batch = pack([[9, 1, 6], [5, 8]], 17)
-    two = objective_with().prepare(batch, 0)
+    two = objective_with().corruption.prepare(batch, 0)
     assert torch.equal(two.views[0].masked_BT ^ two.views[1].masked_BT, two.supervised_BT)
-    one = objective_with(complementary_masks=False).prepare(batch, 0)
+    one = objective_with(complementary_masks=False).corruption.prepare(batch, 0)
     assert len(one.views) == 1
     assert torch.equal(one.views[0].masked_BT, two.views[0].masked_BT)
 
 
 def test_untrained_clean_boundary_with_blocks_of_one_is_the_autoregressive_loss(tiny_model, pack):
     model, batch = tiny_model(), pack([[9, 1, 6], [5, 8]], 17)
-    _, output = evaluate(model, objective_with(block_size=1), batch)
+    _, output = evaluate(objective_with(block_size=1), model, batch)
     mask = causal_document_mask(batch.document_ids_BT)
     logits = next_token_logits(model, batch.tokens_BT, batch.positions_BT, mask)[:, :-1]
     logits[..., MASK] = float("-inf")
@@ -112,7 +108,7 @@ def test_untrained_clean_boundary_with_blocks_of_one_is_the_autoregressive_loss(
 def test_a_mask_token_in_the_text_is_context_and_no_target(tiny_model, pack):
     batch = pack([[12]], 12)
     batch.tokens_BT[0, 5] = MASK
-    prepared, output = evaluate(tiny_model(), objective_with(), batch)
+    prepared, output = evaluate(objective_with(), tiny_model(), batch)
     assert not any(view.masked_BT[0, 5] for view in prepared.views)
     assert output.row_tokens_B.tolist() == [10]
     assert output.loss.isfinite()
@@ -120,9 +116,8 @@ def test_a_mask_token_in_the_text_is_context_and_no_target(tiny_model, pack):
 
 def test_a_micro_batch_without_a_target_adds_nothing(tiny_model, pack):
     model, objective = tiny_model(), objective_with()
-    prepared = objective.prepare(pack([[1, 1], []], 6), 0)
-    assert objective.denominator(prepared) == 0
-    output = objective.loss(model, prepared, 10.0)
+    prepared, output = evaluate(objective, model, pack([[1, 1], []], 6), denominator=10.0)
+    assert objective.corruption.denominator(prepared) == 0
     output.loss.backward()
     assert output.loss == 0
     assert output.row_loss_B.tolist() == [0, 0]
@@ -132,5 +127,5 @@ def test_a_micro_batch_without_a_target_adds_nothing(tiny_model, pack):
 def test_the_head_runs_on_masked_tokens_only(tiny_model, pack):
     model, seen = tiny_model(), []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    evaluate(model, objective_with(), pack([[9, 1, 6]], 17))
+    evaluate(objective_with(), model, pack([[9, 1, 6]], 17))
     assert seen == [8 + 5]

@@ -1,0 +1,179 @@
+"""What happens around the steps of a training, beside the steps themselves.
+
+A hook may keep a state: with ``state_dict`` and ``load_state_dict`` it is saved in checkpoints,
+under its ``name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.quant.settings import LambdaWarmupSettings
+from wrinklefree.quant.warmup import quantization_lambda
+from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
+from wrinklefree.train.journal import Journal
+from wrinklefree.train.objectives.objective import TrainStep
+from wrinklefree.train.runtime import Runtime
+from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.state import TrainingState
+
+HELD_OUT = "held_out/loss"
+MOVEMENT_STEPS = 100
+
+
+class Training(Protocol):
+    """What a hook sees of the training."""
+
+    model: PreTrainedModel
+    train_step: TrainStep
+    optimizer: Optimizer
+    settings: TrainingSettings
+    runtime: Runtime
+    state: TrainingState
+    journal: Journal
+
+
+class Hook:
+    """Does nothing at any of the moments; a hook overrides those that it is for."""
+
+    def on_start(self, training: Training) -> None:
+        """Checkpoints were looked at; the first step of this process comes."""
+
+    def before_step(self, training: Training, step: int) -> dict[str, float]:
+        """A step comes; returns metrics of it."""
+        return {}
+
+    def after_update(self, training: Training) -> None:
+        """The optimizer has changed the parameters, and gradients are still there."""
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """A step was taken, of which ``entry`` has the metrics; more may be added."""
+
+    def on_stop(self, training: Training) -> None:
+        """All steps are taken."""
+
+
+class LambdaWarmup(Hook):
+    """Quantization strength over steps; ``train/lambda``."""
+
+    def __init__(self, settings: LambdaWarmupSettings) -> None:
+        self._settings = settings
+
+    def before_step(self, training: Training, step: int) -> dict[str, float]:
+        """Give the model the strength of this step."""
+        strength = quantization_lambda(step, self._settings)
+        set_quantization_lambda(training.model, strength)
+        return {"train/lambda": strength}
+
+    def on_stop(self, training: Training) -> None:
+        """The finished model is fully quantized."""
+        self.before_step(training, training.settings.steps)
+
+
+class FirstLossCheck(Hook):
+    """Looks at the loss of the first step (nats per token), if there is one.
+
+    ``check`` raises UserError when training should not go on from there.
+    """
+
+    def __init__(self, check: Callable[[float], None]) -> None:
+        self._check = check
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """Check it."""
+        if training.state.step == 1 and "train/loss" in entry:
+            self._check(entry["train/loss"])
+
+
+class HeldOutLoss(Hook):
+    """Cross-entropy on the same few held-out rows of each domain, every so many steps.
+
+    It is what ``train/loss`` is of training rows: the objective's own, at the present strength of
+    quantization. Of a block-diffusion model that is the loss of masked tokens, under masks that are
+    a function of the row alone; the stage ``evaluate`` has the likelihood, at many times the cost.
+    """
+
+    def __init__(self, data: HeldOutData) -> None:
+        self._data = data
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """Measure where it is due, and at the end."""
+        settings, step = training.settings, training.state.step
+        if step % settings.evaluate_interval == 0 or step == settings.steps:
+            entry |= self.measure(training.train_step, training.runtime, settings)
+
+    @torch.no_grad()
+    def measure(
+        self, train_step: TrainStep, runtime: Runtime, settings: TrainingSettings
+    ) -> dict[str, float]:
+        """Nats per token, as ``held_out/loss/<domain>`` and of all rows ``held_out/loss``.
+
+        The model, and all that later steps depend on, is left as it was. A domain without held-out
+        rows, or none whose tokens are asked for, has no metric.
+        """
+        was_training = train_step.training
+        train_step.eval()
+        try:
+            sums = {
+                name: self._sums(name, train_step, runtime, settings) for name in self._data.domains
+            }
+        finally:
+            train_step.train(was_training)
+        sums[""] = tuple(map(sum, zip(*sums.values(), strict=True)))
+        return {
+            f"{HELD_OUT}/{name}".removesuffix("/"): loss / tokens
+            for name, (loss, tokens) in sums.items()
+            if tokens
+        }
+
+    def _sums(
+        self, domain: str, train_step: TrainStep, runtime: Runtime, settings: TrainingSettings
+    ) -> tuple[float, ...]:
+        """Nats and asked tokens of a domain's rows."""
+        loss = tokens = 0.0
+        objective, rows = train_step.objective, settings.evaluate_rows_per_domain
+        for batch in self._data.batches(domain, rows=rows, batch_size=settings.batch_size):
+            prepared = objective.corruption.prepare(batch.to(runtime.device), step=0)
+            if not (denominator := objective.corruption.denominator(prepared)):
+                continue
+            with runtime.computing():
+                output = objective.loss(train_step(prepared), prepared, denominator)
+            loss += output.row_loss_B.double().sum().item()
+            tokens += output.row_tokens_B.sum().item()
+        return loss, tokens
+
+
+class Movement(Hook):
+    """After 100 steps, or at the end of a shorter run: did every parameter move?
+
+    The last steps of a resumed run are not enough to tell: their rates may be near zero.
+    """
+
+    def on_start(self, training: Training) -> None:
+        """Remember the parameters, as the checkpoint left them."""
+        self._resumed = bool(training.state.step)
+        self._check = MovementCheck(training.model, training.optimizer, steps=MOVEMENT_STEPS)
+
+    def after_update(self, training: Training) -> None:
+        """Take note of the step."""
+        self._check.observe()
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """Compare, where it is time; raises UserError for a parameter that is frozen."""
+        step, steps = training.state.step, training.settings.steps
+        short = step == steps < MOVEMENT_STEPS and not self._resumed
+        if not (self._check.due or short):
+            return
+        try:
+            report = self._check.check()
+        except FrozenParameterError as error:
+            raise UserError(str(error)) from error
+        training.journal.log(step, report.metrics())

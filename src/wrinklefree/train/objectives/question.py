@@ -1,0 +1,124 @@
+"""What a corruption asks the network, what the network gives back, and who is told.
+
+Shapes: B rows of a micro-batch, T tokens of a row, R rows of S tokens that the network reads (other
+than B and T where a row is read in several views), N asked tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.models.projections import Projections
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A micro-batch with its targets: all that is random about it is already drawn."""
+
+    batch: Batch
+    supervised_BT: Tensor
+    """bool: positions whose token can be asked for."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the network reads, and which tokens it is asked for. All indices are int64."""
+
+    tokens_RS: Tensor
+    positions_RS: Tensor
+    mask_R1SS: Tensor
+    """bool: who attends to whom."""
+    asking_row_N: Tensor
+    asking_position_N: Tensor
+    """Where the network's output predicts each asked token."""
+    row_N: Tensor
+    position_N: Tensor
+    """Where the asked tokens stand in the micro-batch."""
+    target_N: Tensor
+    weight_N: Tensor
+    """float32: factor of each token's terms."""
+    clean_weight_BT: Tensor
+    """Share of every clean token in the denominator: float32, or bool where all have the same."""
+    piece_BT: Tensor
+    """int64: document piece of every token, -1 on padding. Pieces do not see each other."""
+    clean_start: int
+    """The tokens ``clean_start`` to ``clean_start + T`` of the first B rows are the clean text."""
+    mask_token_id: int | None
+    """A token that no answer can be."""
+
+    def sum_over_clean(self, values_BT: Tensor) -> Tensor:
+        """The weighted sum of what every clean token has."""
+        weight_BT = self.clean_weight_BT
+        if weight_BT.dtype == torch.bool:
+            return values_BT[weight_BT].sum()
+        return (weight_BT * values_BT).sum()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says, and what terms may look at inside of it; gradients flow through all."""
+
+    question: Question
+    logits_NV: Tensor
+    """Of the asked tokens, at least float32; -inf at the mask token."""
+    projections: Mapping[str, Projections] = field(default_factory=dict)
+    """By term: queries, keys and values of the layer that it looks at, on the clean text."""
+
+
+class Corruption(Protocol):
+    """Turns rows into questions.
+
+    ``prepare`` must be a function of (seed, step, batch.sample_B) alone, so that a resumed run
+    repeats it. The loop adds ``denominator`` over all micro-batches of a step and divides every
+    term by the sum, so that gradient accumulation does not change the objective.
+    """
+
+    def prepare(self, batch: Batch, step: int) -> Any:
+        """Draw all that is random about a micro-batch: a ``Prepared``."""
+        ...
+
+    def denominator(self, prepared: Any) -> float:
+        """What the micro-batch adds to the step's denominator."""
+        ...
+
+    def question(self, prepared: Any) -> Question:
+        """What the network reads and is asked for."""
+        ...
+
+
+class Term(Protocol):
+    """What a teacher adds to the loss."""
+
+    @property
+    def name(self) -> str:
+        """What metrics call it."""
+        ...
+
+    def layer(self, model: PreTrainedModel) -> int | None:
+        """The decoder layer whose projections it looks at, in student and teacher."""
+        ...
+
+    def total(self, outputs: Outputs, lesson: Any) -> Tensor:
+        """The sum over tokens, a scalar."""
+        ...
+
+
+class Teacher(Protocol):
+    """Reads what the student is asked about."""
+
+    model: PreTrainedModel
+
+    def check(self, student: PreTrainedModel) -> None:
+        """Raise UserError where it can't teach ``student``."""
+        ...
+
+    def read(self, batch: Batch, piece_BT: Tensor, layers: Mapping[str, int]) -> Any:
+        """What terms are told of the clean text; ``layers``: which they look at, by term."""
+        ...

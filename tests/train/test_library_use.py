@@ -1,0 +1,90 @@
+"""The engine without a pipeline, as its README shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from wrinklefree.errors import UserError
+from wrinklefree.mixture.token_rows import TokenRows
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.settings import TrainingSettings
+
+README = Path(__file__).parents[2] / "src/wrinklefree/train/README.md"
+
+
+def small_model() -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=30, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+
+
+def counting_rows() -> torch.Tensor:
+    """Rows that count upwards modulo 30, from anywhere."""
+    return (torch.arange(30)[:, None] + torch.arange(12)) % 30
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    values = {
+        "steps": 30,
+        "batch_size": 6,
+        "optimizer": {"name": "adamw", "adamw": {"lr": 0.001}},
+        "schedule": {"warmup_steps": 2},
+    }
+    return TrainingSettings.model_validate({**values, **changes})
+
+
+def test_the_readme_runs_and_the_model_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    small_model().save_pretrained("my/llama")
+    torch.save(counting_rows(), "tokens.pt")
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["facts"]["steps"] == 100
+    assert names["facts"]["loss_last"] < 0.7 * names["facts"]["loss_first"]
+    assert "100 of 100 steps" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my", "tokens.pt"]
+    assert AutoModelForCausalLM.from_pretrained("my/llama").config.vocab_size == 30
+
+
+def test_with_a_folder_a_killed_training_goes_on(tmp_path: Path):
+    def trainer() -> Trainer:
+        rows = TokenRows(counting_rows(), seed=4)
+        return Trainer(
+            small_model(), rows, settings(steps=8, checkpoint_interval=3), folder=tmp_path / "work"
+        )
+
+    whole = Trainer(small_model(), TokenRows(counting_rows(), seed=4), settings(steps=8))
+    whole.run()
+    first = trainer()
+    first.optimizer.register_step_pre_hook(lambda *_: stop(first))
+
+    def stop(training: Trainer) -> None:
+        if training.state.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = trainer()
+    second.run()
+    assert second.state.history == whole.state.history
+    for one, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_held_out_loss_needs_held_out_rows():
+    rows = TokenRows(counting_rows(), seed=1)
+    with pytest.raises(UserError, match="evaluate_interval is 5, but no held-out rows"):
+        Trainer(small_model(), rows, settings(evaluate_interval=5))
