@@ -14,7 +14,7 @@ from wrinklefree.mixture.rows import MIXTURE_FILE, read_mixture
 from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.optim.build import build_optimizer
-from wrinklefree.stability.zclip import ZClip
+from wrinklefree.stability.clippers import build_clipper
 from wrinklefree.train.base_settings import ScratchSettings
 from wrinklefree.train.objectives.causal import CausalLanguageModel
 
@@ -35,7 +35,7 @@ class Run:
         insert_bitlinear(self.model)
         self.model.train()
         self.optimizer = build_optimizer(self.model, self.settings.optimizer)
-        self.clipper = ZClip(self.settings.zclip)
+        self.clipper = build_clipper(self.settings.clipping)
         self.steps = itertools.count()
 
     def batches(self) -> list[Batch]:

@@ -27,7 +27,6 @@ TRAINING: dict[str, Any] = {
     "gradient_accumulation_steps": 1,
     "optimizer": {"name": "adamw", "adamw": {"lr": 0.01, "allow_unusual_lr": True}},
     "schedule": {"kind": "linear", "warmup_steps": 1, "final_lr_fraction": 0.0},
-    "zclip": {"enabled": True},
     "checkpoint_interval": 5,
     "log_interval": 100,
 }

@@ -10,6 +10,7 @@ from wrinklefree.engines.sections import write_sections
 from wrinklefree.optim.settings import OptimizerSettings
 from wrinklefree.schema.load import read_yaml
 from wrinklefree.schema.reads import ALTERNATIVES, READS, narrow
+from wrinklefree.stability.settings import ClippingSettings
 
 PROJECT = Path(__file__).parents[2]
 OPTIMIZERS = {
@@ -73,5 +74,6 @@ def test_what_is_no_block_of_an_alternative_is_left_for_the_stage_to_refuse():
 
 
 def test_the_alternatives_that_are_narrowed_are_those_of_the_schema():
-    blocks = set(OptimizerSettings.model_fields) - {"name"}
-    assert set(ALTERNATIVES["optimizer"]) == blocks
+    for key, section in {"optimizer": OptimizerSettings, "clipping": ClippingSettings}.items():
+        blocks = set(section.model_fields) - {"name"}
+        assert set(ALTERNATIVES[key]) - {"none"} == blocks

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from wrinklefree.stability.clip import ClipStats
 from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
-from wrinklefree.stability.settings import ZClipSettings
-from wrinklefree.stability.zclip import ClipStats, ZClip
+from wrinklefree.stability.zclip import ZClip
 
 
 def clip_of(norm: float) -> ClipStats:
-    return ClipStats(norm, norm, False, 0.0, math.isfinite(norm), 0.0, 0.0)
+    return ClipStats(norm, norm, was_clipped=False, finite=math.isfinite(norm))
 
 
 def test_reports_the_extremes_that_the_optimizer_sees() -> None:
     first, second = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3))
-    zclip = ZClip(ZClipSettings(enabled=True, warmup_steps=2))
+    zclip = ZClip(warmup_steps=2)
     zclip.observe(1.0)
     zclip.observe(1.1)
     first.grad = torch.tensor([[3.0, -4.0], [0.0, 0.0]])

@@ -71,7 +71,10 @@ SETTINGS: dict[str, Any] = {
         "muon": {"lr": 0.0009, "adamw_lr": 0.0009, "weight_decay": 0.1},
     },
     "schedule": {"kind": "cosine", "warmup_steps": 2, "final_lr_fraction": 0.1},
-    "zclip": {"enabled": True, "z_threshold": 0.01, "ema_decay": 0.9, "warmup_steps": 2},
+    "clipping": {
+        "name": "zclip",
+        "zclip": {"z_threshold": 0.01, "ema_decay": 0.9, "warmup_steps": 2},
+    },
     "lambda_warmup": {"warmup_steps": 3, "schedule": "linear"},
     "checkpoint_interval": 2,
     "log_interval": 5,

@@ -44,8 +44,8 @@ pytestmark = [
 
 
 OTHER_TRAININGS = ("base", "dlm", "distill", "regmix", "microanneal")
-UNCHOSEN = re.compile(r"optimizer\.(adamw|muonclip)\.")
-"""Blocks of optimizers that the default run does not choose."""
+UNCHOSEN = re.compile(r"optimizer\.(adamw|muonclip)\.|clipping\.(adagc|fixed)\.")
+"""Blocks of alternatives that the default run does not choose."""
 
 
 def written_out(parameters: dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def candidates(value: Any) -> list[Any]:
         return [[*value, "another"], [*value, 99], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
-        " de bfloat16 adamw"
+        " de bfloat16 adamw small"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
     return [flipped, 2, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]

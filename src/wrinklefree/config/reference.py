@@ -43,11 +43,11 @@ Editors complete and check `params.yaml` by [the same as a JSON schema](settings
 - An unknown setting, a wrong type or a value out of bounds is refused with its place and what was
   expected. `wrinklefree check` says whether all is valid.
 - `dvc exp run -S stage2.steps=200` changes what `params.yaml` has; what it leaves to the default
-  needs a plus: `-S +stage2.zclip.enabled=false`.
+  needs a plus: `-S +stage2.clipping.name=none`.
 
 ## Alternatives
 
-`optimizer` has a block for each optimizer, and `name` says which one trains:
+`optimizer` has a block for each optimizer, and `name` says which one trains (`clipping` likewise):
 
 ```yaml
 optimizer:

@@ -45,7 +45,10 @@ READS: dict[str, tuple[str, ...]] = {
     "microanneal": ("microanneal.verdict",),
 }
 
-ALTERNATIVES = {"optimizer": ("adamw", "muon", "muonclip")}
+ALTERNATIVES = {
+    "optimizer": ("adamw", "muon", "muonclip"),
+    "clipping": ("zclip", "adagc", "fixed", "none"),
+}
 """Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from torch import nn
 
-from wrinklefree.stability.zclip import ClipStats
+from wrinklefree.stability.clip import ClipStats
 
 LARGE_NORM = 100.0
 SMALL_NORM = 0.001

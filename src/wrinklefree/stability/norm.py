@@ -1,4 +1,4 @@
-"""The norm of all gradients."""
+"""Norms of gradients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ def gradient_norm(gradients: Sequence[Tensor]) -> float:
     Sharded gradients give the norm over all shards, the same on every rank. Infinite or NaN if an
     entry is (or the sum of squares overflows); 0.0 for no gradients.
     """
-    if not gradients:
-        return 0.0
+    return torch.linalg.vector_norm(gradient_norms(gradients)).item() if gradients else 0.0
+
+
+def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of each of ``gradients`` (at least one), float32, shape [number of gradients]."""
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(whole)).item()
+    return torch.stack([whole(norm) for norm in norms])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor``, put together from its shards where it has some; a collective operation then."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,8 +1,8 @@
-"""``zclip``: clipping of the gradients' norm."""
+"""``clipping`` of gradients."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,17 +12,58 @@ from wrinklefree.schema.section import (
     Steps,
 )
 
+Norm = Annotated[float, Field(gt=0.0, le=1e6)]
+
 
 class ZClipSettings(Section):
-    """Adaptive clipping of the gradient norm by its z-score (arXiv 2504.02507)."""
+    """The whole gradient, by the z-score of its norm (arXiv 2504.02507)."""
 
-    enabled: bool = True
-    """Whether norms are clipped."""
     z_threshold: Annotated[float, Field(gt=0.0, le=1000.0)] = 3.0
     """Standard deviations above the mean from which a norm is clipped."""
     ema_decay: Decay = 0.99
     """Weight of the past in the running mean and variance of the norm."""
     warmup_steps: Steps = 25
-    """Steps that only gather statistics."""
+    """Steps that gather statistics, in which only spikes are clipped."""
     reopen_after: Steps = 20
     """Consecutive clips after which the statistics are gathered anew."""
+
+
+class AdaGCSettings(Section):
+    """Each tensor's gradient, by the running mean of its norm (arXiv 2502.11034)."""
+
+    ratio: Annotated[float, Field(ge=1.0, le=1000.0)] = 1.05
+    """How far a tensor's norm may be above its running mean."""
+    ema_decay: Decay = 0.98
+    """Weight of the past in that mean."""
+    warmup_steps: Steps = 100
+    """Steps in which the whole gradient is clipped instead."""
+    warmup_max_norm: Norm = 1.0
+    """The largest norm of the whole gradient in those steps."""
+
+
+class FixedClipSettings(Section):
+    """The whole gradient, to a norm that stays the same."""
+
+    max_norm: Norm = 1.0
+    """The largest norm of the whole gradient."""
+
+
+class ClippingSettings(Section):
+    """How gradients are clipped, and a block of settings for each way.
+
+    Only the block of the chosen one counts; the others are validated and have no effect.
+    """
+
+    name: Literal["zclip", "adagc", "fixed", "none"] = "zclip"
+    """The way that is used; ``none`` measures norms and clips nothing."""
+    zclip: ZClipSettings = ZClipSettings()
+    """The whole gradient, where its norm is an outlier."""
+    adagc: AdaGCSettings = AdaGCSettings()
+    """Each tensor's gradient, where its norm is above that of its past."""
+    fixed: FixedClipSettings = FixedClipSettings()
+    """The whole gradient, to a norm that stays the same."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings in the block of the way that is used, by name."""
+        return {} if self.name == "none" else dict(getattr(self, self.name))

@@ -5,58 +5,61 @@ With ``mu`` and ``sigma`` the running mean and deviation of norms, a norm g whos
 ``mu + z_t² sigma / z``: the larger the outlier, the closer to the mean. The statistics take in the
 clipped norm.
 
-Two things differ from the paper. A norm that is not finite is reported and otherwise ignored: one
-NaN would stay in the mean for ever. And after ``reopen_after`` clips in a row the statistics are
+Three things differ from the paper. A norm that is not finite is reported and otherwise ignored: one
+NaN would stay in the mean for ever. After ``reopen_after`` clips in a row the statistics are
 gathered anew, because the mean hardly follows clipped norms: after a lasting change of scale every
-step would be clipped to the end.
+step would be clipped to the end. And a spike while statistics are gathered is clipped by the same
+formula, with the median and the median absolute deviation of the norms before it for ``mu`` and
+``sigma``: taken in whole, one of 100 times the norm hides one of 50 times that comes later. A
+spike is an outlier by that z-score that is also over 8 times the median, for the deviation of a few
+norms is uncertain; norms that fall from a high start are never spikes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
+from wrinklefree.stability.clip import ClipStats, Gradients, gradients_of
 from wrinklefree.stability.norm import gradient_norm
-from wrinklefree.stability.settings import ZClipSettings
 
 _EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class ClipStats:
-    """What happened to the gradients of one step."""
-
-    raw_norm: float
-    """Before clipping."""
-    clipped_norm: float
-    """After clipping; equal to ``raw_norm`` if nothing was clipped."""
-    was_clipped: bool
-    z_score: float
-    """0 while statistics are gathered, for norms that are not finite, and when disabled."""
-    finite: bool
-    """Whether the gradients can be used: if not, they were left as they are."""
-    ema_mean: float
-    """Running mean of norms, this step included; the plain mean while statistics are gathered."""
-    ema_std: float
+_SPIKE = 8.0
+"""Times the median, from which a norm may be a spike while statistics are gathered."""
+_ENOUGH = 4
+"""Norms that a median is trusted from."""
+_MAD_TO_DEVIATION = 1.4826
+"""Standard deviations of normally distributed norms in their median absolute deviation."""
 
 
 class ZClip:
-    """Clips gradients in place by the z-score of their norm.
+    """Clips gradients in place by the z-score of their norm: ``stats = ZClip().clip(model)``.
 
     Parameters
     ----------
-    settings : with ``enabled`` false norms are measured and nothing is clipped.
+    z_threshold : standard deviations above the mean from which a norm is clipped.
+    ema_decay : weight of the past in the running mean and variance of the norm.
+    warmup_steps : steps that gather statistics, in which only spikes are clipped.
+    reopen_after : consecutive clips after which the statistics are gathered anew.
     """
 
-    def __init__(self, settings: ZClipSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        *,
+        z_threshold: float = 3.0,
+        ema_decay: float = 0.99,
+        warmup_steps: int = 25,
+        reopen_after: int = 20,
+    ) -> None:
+        self.z_threshold = z_threshold
+        self.ema_decay = ema_decay
+        self.warmup_steps = warmup_steps
+        self.reopen_after = reopen_after
         self._gathered: list[float] = []
-        """Norms of the warmup; empty once it is over."""
+        """Norms of the warmup, after clipping; empty once it is over."""
         self._warming_up = True
         self._mean = 0.0
         self._variance = 0.0
@@ -64,9 +67,9 @@ class ZClip:
         """Clips since the last step that was not clipped."""
 
     @torch.no_grad()
-    def clip(self, parameters: Iterable[nn.Parameter]) -> ClipStats:
-        """Clip the gradients of ``parameters``; call once per step, before the optimizer's."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    def clip(self, parameters: Gradients) -> ClipStats:
+        """See :class:`~wrinklefree.stability.clip.Clipper`."""
+        gradients = gradients_of(parameters)
         stats = self.observe(gradient_norm(gradients))
         if stats.was_clipped:
             for gradient in gradients:
@@ -75,28 +78,26 @@ class ZClip:
 
     def observe(self, norm: float) -> ClipStats:
         """Take in a norm, without gradients: what :meth:`clip` decides by."""
-        if not math.isfinite(norm) or not self._settings.enabled:
+        if not math.isfinite(norm):
             return self._stats(norm, norm, 0.0)
-        if self._warming_up:
-            self._gather(norm)
-            return self._stats(norm, norm, 0.0)
-        threshold, deviation = self._settings.z_threshold, math.sqrt(self._variance)
-        z_score = (norm - self._mean) / (deviation + _EPSILON)
-        if z_score <= threshold:
-            self._consecutive = 0
-            self._update(norm)
-            return self._stats(norm, norm, z_score)
-        clipped = self._mean + threshold**2 * deviation / z_score
-        self._consecutive += 1
-        self._update(clipped)
+        center, deviation = self._spread()
+        z_score = (norm - center) / (deviation + _EPSILON)
+        if self._warming_up and not 0.0 < _SPIKE * center < norm:
+            z_score = 0.0
+        clipped = norm
+        if outlier := z_score > self.z_threshold:
+            clipped = center + self.z_threshold**2 * deviation / z_score
+        self._consecutive = self._consecutive + 1 if outlier else 0
+        (self._gather if self._warming_up else self._update)(clipped)
         stats = self._stats(norm, clipped, z_score)
-        if self._consecutive == self._settings.reopen_after:
+        if self._consecutive == self.reopen_after:
             self._consecutive = 0
+            self._gathered = []
             self._warming_up = True
         return stats
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later decisions depend on besides the settings; numbers and lists only."""
+        """See :class:`~wrinklefree.stability.clip.Clipper`."""
         return {
             "gathered": list(self._gathered),
             "warming_up": self._warming_up,
@@ -113,17 +114,26 @@ class ZClip:
         self._variance = state_dict["variance"]
         self._consecutive = state_dict["consecutive"]
 
+    def _spread(self) -> tuple[float, float]:
+        """The norm to expect, and its deviation; zeros while too little is known."""
+        if not self._warming_up:
+            return self._mean, math.sqrt(self._variance)
+        if len(self._gathered) < _ENOUGH:
+            return 0.0, 0.0
+        center = median(self._gathered)
+        return center, _MAD_TO_DEVIATION * median(abs(norm - center) for norm in self._gathered)
+
     def _gather(self, norm: float) -> None:
         self._gathered.append(norm)
         count = len(self._gathered)
         self._mean = math.fsum(self._gathered) / count
         self._variance = math.fsum((value - self._mean) ** 2 for value in self._gathered) / count
-        if count >= self._settings.warmup_steps:
+        if count >= self.warmup_steps:
             self._gathered = []
             self._warming_up = False
 
     def _update(self, norm: float) -> None:
-        decay = self._settings.ema_decay
+        decay = self.ema_decay
         self._mean = decay * self._mean + (1 - decay) * norm
         self._variance = decay * self._variance + (1 - decay) * (norm - self._mean) ** 2
 
@@ -132,8 +142,10 @@ class ZClip:
             raw_norm=norm,
             clipped_norm=clipped,
             was_clipped=clipped < norm,
-            z_score=z_score,
             finite=math.isfinite(norm),
-            ema_mean=self._mean,
-            ema_std=math.sqrt(self._variance),
+            z_score=z_score,
+            metrics={
+                "train/zclip_ema_mean": self._mean,
+                "train/zclip_ema_std": math.sqrt(self._variance),
+            },
         )

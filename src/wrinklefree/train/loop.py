@@ -30,9 +30,9 @@ from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
+from wrinklefree.stability.clippers import build_clipper
 from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
 from wrinklefree.stability.loss_variance import split_variance
-from wrinklefree.stability.zclip import ZClip
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.signals import HeldSignals, held_signals
 from wrinklefree.train.data import samples_per_step
@@ -98,7 +98,7 @@ class Trainer:
         self.runtime.place(self.model)
         self.train_step = TrainStep(self.model, objective or Objective(NextToken()))
         self.optimizer = build_optimizer(self.model, settings.optimizer)
-        self.clipper = ZClip(settings.zclip)
+        self.clipper = build_clipper(settings.clipping)
         self.warnings: Counter[GradientWarning] = Counter()
         self.hooks = [*hooks, *_hooks_of(settings, held_out)]
         self.state = TrainingState(
@@ -186,8 +186,7 @@ class Trainer:
             "train/grad_clipped": float(clip.was_clipped),
             "train/grad_largest": health.largest,
             "train/grad_smallest": health.smallest,
-            "train/zclip_ema_mean": clip.ema_mean,
-            "train/zclip_ema_std": clip.ema_std,
+            **clip.metrics,
         }
         entry |= measured
         if isinstance(self.optimizer, CombinedOptimizer):

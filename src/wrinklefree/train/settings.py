@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -17,7 +17,7 @@ from wrinklefree.schema.section import (
     Steps,
     StepsOrZero,
 )
-from wrinklefree.stability.settings import ZClipSettings
+from wrinklefree.stability.settings import ClippingSettings
 
 LEAST_FINAL_LR_FRACTION = 0.3
 """What a curriculum's last rows need of the peak learning rate."""
@@ -40,8 +40,8 @@ class TrainingSettings(Section):
     """Which optimizer trains, and how."""
     schedule: ScheduleSettings
     """The learning rate over steps."""
-    zclip: ZClipSettings = ZClipSettings()
-    """Clipping of the gradients' norm."""
+    clipping: ClippingSettings = ClippingSettings()
+    """How gradients are clipped."""
     data: DataSettings = DataSettings()
     """Which rows are read, and in which order."""
     autocast: Literal["none", "bfloat16"] = "none"
@@ -56,6 +56,16 @@ class TrainingSettings(Section):
     """Held-out rows of each domain that it is measured on, the same ones each time."""
     max_skipped_steps: StepsOrZero = 0
     """Steps of a run that may be left out because loss or gradient is not finite."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _zclip_stands_in_clipping(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "zclip" in given:
+            raise ValueError(
+                "zclip stands in clipping: write clipping: {name: zclip, zclip: {…}}, and"
+                " clipping: {name: none} for what was zclip: {enabled: false}"
+            )
+        return given
 
     @model_validator(mode="after")
     def _some_step_trains(self) -> Self:
