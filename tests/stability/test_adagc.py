@@ -95,16 +95,16 @@ def test_a_spike_of_one_tensor_leaves_the_others_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("absent", [None, 0.0], ids=["no gradient", "a gradient of zero"])
-@pytest.mark.parametrize("when", [0, 2, 5])
-def test_a_tensor_without_a_gradient_in_a_step_is_not_frozen(
-    absent: float | None, when: int
+@pytest.mark.parametrize("when", [range(1), range(2, 3), range(6), range(5, 9)], ids=str)
+def test_a_tensor_without_a_gradient_in_some_steps_is_not_clipped_for_it(
+    absent: float | None, when: range
 ) -> None:
     step = [torch.randn(shape) for shape in SHAPES]
     adagc = AdaGC(warmup_steps=4, warmup_max_norm=1e6)
-    for number in range(8):
+    for number in range(12):
         missing = None if absent is None else step[1] * absent
-        _, got = clipped(adagc, [step[0], missing, *step[2:]] if number == when else list(step))
-        assert number == when or torch.equal(got[1], step[1])
+        _, got = clipped(adagc, [step[0], missing, *step[2:]] if number in when else list(step))
+        assert number in when or torch.equal(got[1], step[1])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
