@@ -49,6 +49,14 @@ def test_warns_above_a_hundred_and_below_a_thousandth(
     assert gradient_health([], clip_of(norm)).warning is warning
 
 
+@pytest.mark.parametrize(
+    ("norm", "healthy"),
+    [(0.1, True), (10.0, True), (0.099, False), (10.1, False), (math.nan, False)],
+)
+def test_norms_of_a_tenth_to_ten_are_healthy(norm: float, healthy: bool) -> None:
+    assert gradient_health([], clip_of(norm)).healthy is healthy
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_names_the_first_parameter_whose_gradient_is_not_finite(bad: float) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))

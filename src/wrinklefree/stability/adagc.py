@@ -62,16 +62,10 @@ class AdaGC:
         self._means = self._means or [0.0] * len(every)
         warming_up = self._steps < self.warmup_steps
         self._steps += 1
-        kept = []
-        for index, norm in zip(indices, own, strict=True):
-            reference, bound = (
-                (total, self.warmup_max_norm)
-                if warming_up
-                else (norm, self.ratio * (self._means[index] or math.inf))
-            )
-            share = min(1.0, bound / reference) if reference else 1.0
-            kept.append(share)
-            self._learn(index, share * norm, warming_up)
+        kept = [
+            self._take(index, norm, total, warming_up)
+            for index, norm in zip(indices, own, strict=True)
+        ]
         for gradient, share in zip(gradients, kept, strict=True):
             if share < 1.0:
                 gradient.mul_(share)
@@ -85,11 +79,15 @@ class AdaGC:
             metrics={"train/adagc_clipped_share": clipped / len(kept)},
         )
 
-    def _learn(self, index: int, norm: float, warming_up: bool) -> None:
+    def _take(self, index: int, norm: float, total: float, warming_up: bool) -> float:
+        """The share of a tensor's gradient that is kept; its mean takes in what that leaves."""
         mean = self._means[index]
-        if norm > 0.0:
-            later = self.ema_decay * mean + (1 - self.ema_decay) * norm
-            self._means[index] = norm if not mean else min(mean, norm) if warming_up else later
+        bound = self.warmup_max_norm if warming_up else self.ratio * (mean or math.inf)
+        share = min(1.0, bound / (total if warming_up else norm)) if norm else 1.0
+        if left := share * norm:
+            later = self.ema_decay * mean + (1 - self.ema_decay) * left
+            self._means[index] = left if not mean else min(mean, left) if warming_up else later
+        return share
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`~wrinklefree.stability.clip.Clipper`."""

@@ -7,19 +7,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import nn
 
 from wrinklefree.stability.clip import ClipStats
+from wrinklefree.stability.norm import whole
 
 LARGE_NORM = 100.0
 SMALL_NORM = 0.001
+HEALTHY_NORMS = (0.1, 10.0)
+"""Between which the norm before clipping usually is when training goes well."""
 
 
 class GradientWarning(StrEnum):
     """What a norm before clipping says; the value is a message."""
 
     LARGE = f"the gradient norm is above {LARGE_NORM:g}: lower the learning rate, check the data"
-    SMALL = f"the gradient norm is below {SMALL_NORM:g}: gradients vanish, check the initialisation"
+    SMALL = (
+        f"the gradient norm is below {SMALL_NORM:g}: gradients vanish, raise the"
+        " learning rate, check the initialisation"
+    )
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class GradientHealth:
     """Largest entry, with its sign, after clipping."""
     smallest: float
     """Smallest entry, with its sign, after clipping."""
+    healthy: bool
+    """Whether the norm before clipping is in :data:`HEALTHY_NORMS`."""
     warning: GradientWarning | None
 
 
@@ -40,14 +49,17 @@ def gradient_health(parameters: Iterable[nn.Parameter], clip: ClipStats) -> Grad
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     extremes = [gradient.aminmax() for gradient in gradients if gradient.numel()]
+    largest = [whole(extreme.max).float() for extreme in extremes]
+    smallest = [whole(extreme.min).float() for extreme in extremes]
     warning = None
     if math.isfinite(clip.raw_norm) and clip.raw_norm > LARGE_NORM:
         warning = GradientWarning.LARGE
     elif clip.raw_norm < SMALL_NORM:
         warning = GradientWarning.SMALL
     return GradientHealth(
-        largest=max((extreme.max.item() for extreme in extremes), default=0.0),
-        smallest=min((extreme.min.item() for extreme in extremes), default=0.0),
+        largest=torch.stack(largest).max().item() if largest else 0.0,
+        smallest=torch.stack(smallest).min().item() if smallest else 0.0,
+        healthy=HEALTHY_NORMS[0] <= clip.raw_norm <= HEALTHY_NORMS[1],
         warning=warning,
     )
 
@@ -55,6 +67,7 @@ def gradient_health(parameters: Iterable[nn.Parameter], clip: ClipStats) -> Grad
 def first_non_finite(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
     """Name of the first parameter whose gradient holds NaN or infinity, or None."""
     for name, parameter in named_parameters:
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
+        # A shard alone would say so on its own rank only.
+        if parameter.grad is not None and not whole(parameter.grad.isfinite().all()):
             return name
     return None
