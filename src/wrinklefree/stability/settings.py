@@ -1,4 +1,4 @@
-"""``clipping`` of gradients."""
+"""``clipping`` of gradients, and ``spikes`` of the loss."""
 
 from __future__ import annotations
 
@@ -67,3 +67,18 @@ class ClippingSettings(Section):
     def chosen(self) -> dict[str, Any]:
         """The settings in the block of the way that is used, by name."""
         return {} if self.name == "none" else dict(getattr(self, self.name))
+
+
+class SpikeSettings(Section):
+    """What is done about a loss that jumps."""
+
+    enabled: bool = False
+    """Whether the loss of every step is compared with those before it."""
+    window: Annotated[int, Field(ge=5, le=10_000)] = 50
+    """Losses that it is compared with; nothing is a spike before there are as many."""
+    threshold: Annotated[float, Field(gt=0.0, le=1000.0)] = 8.0
+    """Robust deviations (1.4826 MAD) above their median from which a loss is a spike."""
+    rollback: bool = False
+    """Go back to the last checkpoint from before the steps to leave out, and leave them out."""
+    skip_steps: Annotated[int, Field(gt=0, le=10_000)] = 20
+    """Steps that a rollback leaves out, of which the one that spiked is the last."""
