@@ -8,6 +8,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.settings import QuantizerSettings
 
 
 def test_shares_and_scale_are_those_of_a_count_by_hand():
@@ -28,6 +29,28 @@ def test_shares_agree_with_a_count_in_double_precision():
     codes = (weight / weight.abs().mean()).round().clamp(-1, 1)
     for code, share in ((-1, found.minus), (0, found.zero), (1, found.plus)):
         assert share == pytest.approx((codes == code).double().mean().item(), abs=1 / codes.numel())
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "head", "row", "group"])
+@pytest.mark.parametrize("scale", ["absmean", "least_squares", "learned"])
+def test_shares_and_scale_are_those_of_the_product_of_every_quantizer(scale, granularity):
+    torch.manual_seed(3)
+    quantizer = QuantizerSettings(scale=scale, granularity=granularity, group_size=64)
+    layer = BitLinear(192, 42, quantizer=quantizer, head_size=7)
+    with torch.no_grad():
+        layer.weight[5] *= 7
+        if layer.alpha is not None:
+            layer.alpha.mul_(torch.rand_like(layer.alpha) + 0.5)
+        # What the layer multiplies by, read off from its products with one input at a time.
+        product = layer(torch.eye(192)).T.double()
+    (found,) = ternary_layers(nn.Sequential(layer), "m")
+    assert found.minus == (product < 0).double().mean()
+    assert found.zero == (product == 0).double().mean()
+    assert found.plus == (product > 0).double().mean()
+    _, scales = layer.ternary_codes()
+    magnitudes = product.abs()[product != 0]
+    torch.testing.assert_close(scales.double().expand(42, 192)[product != 0], magnitudes)
+    assert found.scale == pytest.approx(scales.expand(42, 192).double().mean().item())
 
 
 def test_every_projection_of_every_layer_is_named_by_kind_and_depth(tiny_llama):

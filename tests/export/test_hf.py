@@ -29,9 +29,11 @@ from wrinklefree.export import hf
 from wrinklefree.export.gate import compare_with_stock
 from wrinklefree.export.hf import export_hf
 from wrinklefree.export.settings import ExportSettings
+from wrinklefree.export.stage import export_student
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat, load_model, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.packing import unpack_ternary
+from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.quant.ternary import quantize_weight, ternary_codes
 
 pytestmark = pytest.mark.filterwarnings(
@@ -57,7 +59,7 @@ SIZES: dict[str, Any] = {
 def write_student(
     folder: Path, model: PreTrainedModel, model_format: ModelFormat = TERNARY
 ) -> Path:
-    """The model folder of ``model`` after surgery, with norms that are not 1."""
+    """The model folder of ``model`` after surgery, with norms and alphas that are not initial."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
     (folder / "tokenizer").mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
@@ -67,10 +69,12 @@ def write_student(
     if model_format.subln:
         insert_subln(model)
     if model_format.bitlinear:
-        insert_bitlinear(model)
+        insert_bitlinear(model, model_format.quantizer)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        if name.endswith("alpha"):
+            torch.nn.init.uniform_(parameter, 0.1, 0.3)
     save_model(folder / "model", model, model_format, folder / "tokenizer")
     return folder / "model"
 
@@ -128,6 +132,75 @@ def test_files_hold_the_codes_of_the_latent_weights_and_the_scale_each_class_wan
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert config["quantization_config"]["linear_class"] == linear_class
         assert "lm_head.weight" not in stored
+
+
+def quantized(**quantizer: Any) -> ModelFormat:
+    chosen = QuantizerSettings.model_validate(quantizer)
+    return ModelFormat(subln=True, bitlinear=True, quantizer=chosen)
+
+
+@CLASSES
+@pytest.mark.parametrize("scale", ["least_squares", "learned"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_other_scales_are_exported_as_the_model_computes_them(
+    tmp_path: Path, tokens: Tensor, linear_class: str, scale: str, family: str
+) -> None:
+    model = llama() if family == "llama" else qwen2()
+    student = write_student(tmp_path, model, quantized(scale=scale))
+    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    assert facts["gate"]["layer_relative_difference"] < 1e-2
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert not [name for name in stored if "alpha" in name]
+    latent = load_file(student / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    written = stored[f"{name}_scale"].item()
+    if linear_class == "bitlinear":
+        written = 1 / written
+    if scale == "learned":
+        expected = latent[name.replace("weight", "alpha")].item() * 2 / 3
+    else:
+        expected = ternary_codes(latent[name], "least_squares")[1].item()
+        assert expected != pytest.approx(ternary_codes(latent[name])[1].item(), rel=0.05)
+    assert written == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["absmean", "learned"])
+@pytest.mark.parametrize("granularity", ["head", "row", "group"])
+def test_several_scales_per_matrix_are_refused(
+    tmp_path: Path, tokens: Tensor, scale: str, granularity: str
+) -> None:
+    student = write_student(
+        tmp_path,
+        llama(intermediate_size=128),
+        quantized(scale=scale, granularity=granularity, group_size=64),
+    )
+    with pytest.raises(UserError, match=f"scales per {granularity}, and a ternary layer of transf"):
+        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    assert not (tmp_path / "out").exists()
+
+
+@CLASSES
+def test_transformers_still_loads_one_scale_per_matrix_only(
+    tmp_path: Path, tokens: Tensor, linear_class: str
+) -> None:
+    """Its layers would broadcast a scale per row, but its loader refuses the shape."""
+    student = write_student(tmp_path, llama())
+    export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    file = tmp_path / "out" / "model.safetensors"
+    stored = load_file(file)
+    for name in [name for name in stored if name.endswith("weight_scale")]:
+        rows = stored[name.removesuffix("_scale")].shape[0] * 4
+        stored[name] = stored[name].repeat(rows)
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_without_an_export_the_folder_says_so(tmp_path: Path) -> None:
+    nowhere = tmp_path / "absent"
+    assert export_student(settings_of("none"), nowhere, nowhere, tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert "export.linear_class is none" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_sizes_in_the_facts_are_those_of_the_files(tmp_path: Path, tokens: Tensor) -> None:

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from wrinklefree.errors import UserError
 from wrinklefree.models.folder import DiffusionFormat, Kind, ModelFormat, load_model, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.quant.settings import QuantizerSettings
 
 Tiny = Callable[..., PreTrainedModel]
+QUANTIZER = {"scale": "absmean", "granularity": "tensor", "group_size": 128}
 TERNARY = ModelFormat(subln=True, bitlinear=True)
 
 
@@ -157,13 +159,14 @@ def test_a_dense_file_is_no_ternary_model(
     tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
-    claim = {"subln": True, "bitlinear": True, "diffusion": None}
+    claim = {"subln": True, "bitlinear": True, "diffusion": None, "quantizer": QUANTIZER}
     (tmp_path / "model" / "wrinklefree.json").write_text(json.dumps(claim), encoding="utf-8")
     with pytest.raises(UserError, match=r"linear\.weight is missing"):
         load_model(tmp_path / "model")
 
 
-DENSE = {"subln": False, "bitlinear": False}
+DENSE: dict[str, Any] = {"subln": False, "bitlinear": False}
+WHOLE = {**DENSE, "diffusion": None, "quantizer": QUANTIZER}
 DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
 
 
@@ -172,6 +175,11 @@ DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
     [
         ({}, "subln is missing"),
         ({"subln": False, "bitlinear": False}, "diffusion is missing"),
+        ({**DENSE, "diffusion": None}, "quantizer is missing"),
+        ({**WHOLE, "quantizer": {"scale": "absmean"}}, "quantizer.granularity is missing"),
+        ({**WHOLE, "quantizer": {**QUANTIZER, "scale": "mean"}}, "quantizer.scale is 'mean'"),
+        ({**WHOLE, "quantizer": {**QUANTIZER, "group_size": 32}}, "quantizer.group_size is 32"),
+        ({**WHOLE, "quantizer": {**QUANTIZER, "bits": 2}}, "quantizer.bits is 2"),
         ({"subln": "no"}, "subln is 'no'"),
         ({"bitlinear": 1}, "bitlinear is 1"),
         ({"sublnn": True}, "sublnn is True"),
@@ -181,7 +189,7 @@ DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
         ({"diffusion": {**DIFFUSION, "block_size": 0}}, "diffusion.block_size is 0"),
         ({"diffusion": {**DIFFUSION, "mask_token_id": -1}}, "diffusion.mask_token_id is -1"),
         (
-            {**DENSE, "diffusion": {**DIFFUSION, "mask_token_id": 97}},
+            {**WHOLE, "diffusion": {**DIFFUSION, "mask_token_id": 97}},
             "diffusion.mask_token_id is 97, but",
         ),
         ({"diffusion": {**DIFFUSION, "token_shift": "left"}}, "diffusion.token_shift is 'left'"),
@@ -242,3 +250,29 @@ def test_code_that_a_base_came_with_is_not_named_in_what_is_made_of_it(
     model.config.auto_map = {"AutoConfig": "theirs.Config"}
     save_model(tmp_path / "model", model, ModelFormat(), tokenizer_folder)
     assert "auto_map" not in (tmp_path / "model" / "config.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scale", ["least_squares", "learned"])
+@pytest.mark.parametrize("granularity", ["tensor", "head", "row", "group"])
+def test_a_model_is_read_with_the_quantizer_that_it_was_written_with(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, scale: str, granularity: str
+) -> None:
+    chosen = {"scale": scale, "granularity": granularity, "group_size": 64}
+    quantizer = QuantizerSettings.model_validate(chosen)
+    model = tiny(intermediate_size=128)
+    insert_subln(model)
+    insert_bitlinear(model, quantizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("alpha"):  # as if trained
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+    model_format = ModelFormat(subln=True, bitlinear=True, quantizer=quantizer)
+    save_model(tmp_path / "model", model, model_format, tokenizer_folder)
+    loaded, loaded_format = load_model(tmp_path / "model")
+    assert loaded_format == model_format
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    written = json.loads((tmp_path / "model" / "wrinklefree.json").read_text(encoding="utf-8"))
+    assert written["quantizer"] == chosen
+    save_model(tmp_path / "again", loaded, loaded_format, tokenizer_folder)
+    for name in ("model.safetensors", "wrinklefree.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()

@@ -13,6 +13,7 @@ from wrinklefree.models.folder import ModelFormat, load_model, save_model
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
+from wrinklefree.quant.settings import QuantizerSettings
 
 Tiny = Callable[..., PreTrainedModel]
 MakeBatch = Callable[..., Batch]
@@ -112,3 +113,39 @@ def test_a_base_whose_loss_is_not_finite_is_refused(
     settings = SublnSettings(gain="ones", calibration_rows=1)
     with pytest.raises(UserError, match=r"base: its held-out loss is (nan|inf)"):
         insert_subln_stage(settings, tmp_path / "base", [batch()], [batch()], tmp_path / "subln")
+
+
+def test_damage_is_that_of_the_chosen_quantizer_and_the_model_keeps_it(
+    base: Path, tmp_path: Path, batch: MakeBatch
+) -> None:
+    rows, facts = batch(rows=6), {}
+    for scale, granularity in (("absmean", "tensor"), ("least_squares", "row"), ("learned", "row")):
+        quantizer = QuantizerSettings.model_validate({"scale": scale, "granularity": granularity})
+        settings = SublnSettings(gain="ones", calibration_rows=6, quantizer=quantizer)
+        found = insert_subln_stage(settings, base, [rows], [rows], tmp_path / scale)
+        model, model_format = load_model(tmp_path / scale)
+        assert model_format.quantizer == quantizer
+        assert found["loss_after_lambda1"] == mean_next_token_loss(model, [rows], 1.0)
+        facts[scale] = found
+    dense, naive, zero, one = (
+        {scale: found[name] for scale, found in facts.items()}
+        for name in (
+            "loss_before",
+            "loss_ternary_without_subln",
+            "loss_after_lambda0",
+            "loss_after_lambda1",
+        )
+    )
+    assert len(set(dense.values())) == len(set(zero.values())) == 1
+    for losses in (naive, one):
+        assert losses["absmean"] != losses["least_squares"]
+        assert losses["learned"] == pytest.approx(losses["least_squares"], abs=1e-3)
+
+
+def test_groups_that_do_not_fit_the_base_are_refused_before_any_work(
+    base: Path, tmp_path: Path, batch: MakeBatch
+) -> None:
+    quantizer = QuantizerSettings(granularity="group", group_size=256)
+    settings = SublnSettings(calibration_rows=1, quantizer=quantizer)
+    with pytest.raises(UserError, match="64 inputs are no multiple of quantizer.group_size 256"):
+        insert_subln_stage(settings, base, [batch()], [batch()], tmp_path / "subln")

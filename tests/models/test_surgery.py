@@ -15,7 +15,9 @@ from wrinklefree.models.surgery import (
     insert_subln,
     subln_modules,
 )
+from wrinklefree.optim.partition import partition_parameters
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
+from wrinklefree.quant.settings import QuantizerSettings
 
 Tiny = Callable[..., PreTrainedModel]
 FAMILIES = pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -87,3 +89,51 @@ def test_other_architectures_are_refused() -> None:
     config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=8)
     with pytest.raises(UserError, match="GPT2LMHeadModel"):
         insert_bitlinear(GPT2LMHeadModel(config))
+
+
+@FAMILIES
+def test_only_queries_keys_and_values_have_a_scale_for_each_head(tiny: Tiny, family: str) -> None:
+    model = tiny(family)
+    insert_bitlinear(model, QuantizerSettings(granularity="head"))
+    heads = {"q_proj": 4, "k_proj": 2, "v_proj": 2}
+    for name, module in model.named_modules():
+        if isinstance(module, BitLinear):
+            projection = name.rpartition(".")[2]
+            _, scale = module.ternary_codes()
+            expected = heads.get(projection, 1)
+            assert module.granularity == ("head" if projection in heads else "tensor")
+            assert scale.unique().numel() == expected
+            if expected > 1:
+                assert scale.reshape(expected, -1).unique(dim=1).shape == (expected, 1)
+
+
+def test_a_head_s_codes_are_those_of_its_rows_alone(tiny: Tiny) -> None:
+    """What MuonClip relies on: rows of one head leave the codes of the others as they are."""
+    model = tiny()
+    insert_bitlinear(model, QuantizerSettings(granularity="head"))
+    layer = decoder_layers(model)[0].get_submodule("self_attn.q_proj")
+    assert isinstance(layer, BitLinear)
+    codes, scale = layer.ternary_codes()
+    with torch.no_grad():
+        layer.weight[16:32] *= 0.25
+    after, scale_after = layer.ternary_codes()
+    assert torch.equal(after, codes)
+    factor = torch.ones(64, 1)
+    factor[16:32] = 0.25
+    torch.testing.assert_close(scale_after, scale * factor)
+
+
+def test_a_learned_scale_adds_one_parameter_per_layer_that_is_no_matrix(tiny: Tiny) -> None:
+    model = tiny()
+    before = {name for name, _ in model.named_parameters()}
+    insert_bitlinear(model, QuantizerSettings(scale="learned", granularity="row"))
+    added = {name: p for name, p in model.named_parameters() if name not in before}
+    assert len(added) == 14 and all(name.endswith("_proj.alpha") for name in added)
+    partition = partition_parameters(model)
+    others = {id(parameter) for parameter in partition.others}
+    assert all(id(parameter) in others for parameter in added.values())
+
+
+def test_inputs_that_are_no_whole_number_of_groups_are_refused_by_name(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match=r"mlp\.down_proj .* 100 inputs are no multiple .* 64"):
+        insert_bitlinear(tiny(), QuantizerSettings(granularity="group", group_size=64))

@@ -11,6 +11,7 @@ from wrinklefree.quant.bitlinear import (
     quantization_lambda_of,
     set_quantization_lambda,
 )
+from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.quant.ternary import quantize_activation, quantize_weight
 
 
@@ -97,3 +98,50 @@ def test_strength_is_set_everywhere_and_restored() -> None:
 def test_strength_outside_of_its_range_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="expected 0 to 1"):
         set_quantization_lambda(BitLinear(8, 8), value)
+
+
+QUANTIZERS = [
+    QuantizerSettings(scale=scale, granularity=granularity, group_size=64)
+    for scale in ("absmean", "least_squares", "learned")
+    for granularity in ("tensor", "head", "row", "group")
+]
+EACH = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.scale}-{q.granularity}")
+
+
+@EACH
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_every_quantizer_is_blended_in_and_gradients_are_straight_through(
+    quantizer: QuantizerSettings, strength: float
+) -> None:
+    layer = BitLinear(128, 64, quantizer=quantizer, head_size=16).double()
+    layer.quantization_lambda = strength
+    x = torch.randn(5, 128, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(5, 64, dtype=torch.float64)
+    output = layer(x)
+    output.backward(gradient)
+
+    codes, scale = layer.ternary_codes()
+    weight = layer.weight.detach()
+    seen_x = x.detach() + strength * (int8(x.detach()) - x.detach())
+    seen_weight = weight + strength * (codes * scale - weight)
+    torch.testing.assert_close(output.detach(), seen_x @ seen_weight.T)
+    torch.testing.assert_close(x.grad, gradient @ seen_weight)
+    expected = gradient.T @ seen_x
+    if quantizer.scale == "learned":
+        clipped = (weight / (1.5 * scale)).abs() >= 0.99
+        expected = torch.where(clipped, (1 - strength) * expected, expected)
+        assert layer.alpha is not None and layer.alpha.ndim == 1 and layer.alpha.grad is not None
+        assert bool(layer.alpha.grad.any()) == (strength > 0)
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+def test_every_quantizer_gives_another_product_and_says_which_it_is() -> None:
+    linear, x = nn.Linear(128, 64, bias=False), torch.randn(5, 128)
+    layers = [BitLinear.from_linear(linear, quantizer, 16) for quantizer in QUANTIZERS]
+    fixed = [layer(x) for layer in layers if layer.scale != "learned"]
+    assert all(not torch.equal(a, b) for i, a in enumerate(fixed) for b in fixed[:i])
+    other_size = QuantizerSettings(granularity="group", group_size=128)
+    assert not torch.equal(BitLinear.from_linear(linear, other_size)(x), fixed[3])
+    for layer, quantizer in zip(layers, QUANTIZERS, strict=True):
+        assert (layer.scale, layer.granularity) == (quantizer.scale, quantizer.granularity)
+        assert ("alpha" in layer.state_dict()) == (quantizer.scale == "learned")

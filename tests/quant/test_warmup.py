@@ -31,7 +31,13 @@ def test_schedules_have_their_shapes() -> None:
         assert quantization_lambda(step, settings_of(100, "cosine")) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [1, 3, 1000])
+def test_a_hard_schedule_has_nothing_between_zero_and_one(steps: int) -> None:
+    values = [quantization_lambda(step, settings_of(steps, "hard")) for step in range(steps + 3)]
+    assert values == [0.0] * steps + [1.0] * 3
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "hard"])
 def test_without_warmup_the_first_step_is_fully_quantized(schedule: str) -> None:
     assert quantization_lambda(0, settings_of(0, schedule)) == 1.0
 

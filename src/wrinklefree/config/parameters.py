@@ -171,6 +171,30 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
+    def _export_holds_all_scales(self) -> Parameters:
+        granularity, linear_class = self.subln.quantizer.granularity, self.export.linear_class
+        if granularity != "tensor" and linear_class != "none":
+            raise ValueError(
+                f"subln.quantizer.granularity is {granularity}, but the layer {linear_class} of"
+                " transformers has one scale per matrix, so that the stage export could not write"
+                " the model; use tensor, or export.linear_class: none to go without an export"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit_the_model(self) -> Parameters:
+        quantizer = self.subln.quantizer
+        if self.base.scratch and quantizer.granularity == "group":
+            model, size = self.base.scratch.model, quantizer.group_size
+            for name in ("hidden_size", "intermediate_size"):
+                if getattr(model, name) % size:
+                    raise ValueError(
+                        f"base.scratch.model.{name} is {getattr(model, name)}, no multiple of"
+                        f" subln.quantizer.group_size {size}; change one of them"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _tokenizer_matches_base(self) -> Parameters:
         kind = self.base.source.kind
         scratch = kind == "scratch"

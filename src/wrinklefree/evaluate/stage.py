@@ -28,7 +28,7 @@ from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.folder import Kind, ModelFormat, load_model, read_format
 from wrinklefree.models.surgery import insert_bitlinear
-from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.quant.bitlinear import ABSMEAN, set_quantization_lambda
 from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.train.history import HISTORY
 
@@ -105,8 +105,8 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Score, sample and describe every model, and write what was found into ``folder``.
 
-    To the models given, ``naive`` is added: the dense base with ternary layers put in and nothing
-    else done, the damage against which every other ternary model is measured.
+    To the models given, ``naive`` is added: the dense base with the run's ternary layers put in and
+    nothing else done, the damage against which every other ternary model is measured.
 
     Parameters
     ----------
@@ -167,8 +167,8 @@ def evaluate_models(
         the kind that its name says.
     """
     assert BASE in models, "every comparison is with the dense base"
-    for name in [name for name in models if name in KINDS]:
-        read_format(models[name], KINDS[name])
+    formats = [read_format(path, KINDS[name]) for name, path in models.items() if name in KINDS]
+    quantizer = next((found.quantizer for found in formats if found.bitlinear), ABSMEAN)
     histories = _histories(models)
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     found = _Examination(settings, HeldOutData(mixture), weights, seed)
@@ -178,8 +178,9 @@ def evaluate_models(
         tokenizer = load_tokenizer(path)
         found.examine(name, model, model_format, tokenizer)
         if name == BASE:
-            insert_bitlinear(model)
-            found.examine(NAIVE, model, ModelFormat(bitlinear=True), tokenizer)
+            insert_bitlinear(model, quantizer)
+            naive = ModelFormat(bitlinear=True, quantizer=quantizer)
+            found.examine(NAIVE, model, naive, tokenizer)
         say(f"{LABELS.get(name, name)}: {found.scores[name].overall.loss:.3f} nats per token")
     _write(folder, found, histories)
     _plot(folder / "plots", found, histories)

@@ -11,7 +11,6 @@ from torch import nn
 
 from wrinklefree.errors import UserError
 from wrinklefree.quant.bitlinear import BitLinear
-from wrinklefree.quant.ternary import ternary_codes
 
 _DECODER_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)$")
 
@@ -28,7 +27,7 @@ class LayerTernary:
     zero: float
     plus: float
     scale: float
-    """What a code of 1 stands for."""
+    """What a code of 1 stands for, as a mean over the weights where there are several scales."""
 
     @property
     def depth(self) -> int:
@@ -62,12 +61,10 @@ def ternary_layers(model: nn.Module, name: str) -> list[LayerTernary]:
                 f"model {name}, layer {path}: weights are not finite and have no ternary codes;"
                 " see the gradient norms in the stage's history.jsonl and rerun it"
             )
-        codes, scale = ternary_codes(module.weight)
+        codes, scales = module.ternary_codes()
         minus, zero, plus = ((codes == code).sum().item() for code in (-1, 0, 1))
-        count = codes.numel()
-        layers.append(
-            LayerTernary(path, count, minus / count, zero / count, plus / count, scale.item())
-        )
+        count, scale = codes.numel(), scales.double().mean().item()
+        layers.append(LayerTernary(path, count, minus / count, zero / count, plus / count, scale))
     return layers
 
 

@@ -33,7 +33,6 @@ from wrinklefree.models.folder import (
 )
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.packing import pack_ternary
-from wrinklefree.quant.ternary import ternary_codes
 
 
 def export_hf(
@@ -123,12 +122,12 @@ def write_tensors_for_stock(
         if parent not in layers:
             tensors[name] = tensor.detach()
             continue
-        codes_ON, scale = ternary_codes(layers[parent].weight.detach())
+        codes_ON, scale = layers[parent].ternary_codes()
         if kind == "weight":
             # The one class divides by its scale, the other multiplies.
             tensors[name] = pack_ternary(codes_ON)
             tensors[f"{name}_scale"] = (1.0 / scale if divides else scale).reshape(1)
-        else:
+        elif kind == "bias":
             # The other class multiplies by its scale after it has added the bias.
             tensors[name] = tensor.detach() if divides else tensor.detach() / scale
     folder.mkdir(parents=True, exist_ok=True)

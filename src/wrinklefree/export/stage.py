@@ -15,7 +15,15 @@ from wrinklefree.mixture.loader import HeldOutData
 def export_student(
     settings: ExportSettings, model: Path, mixture: Path, folder: Path
 ) -> dict[str, Any]:
-    """Write ``model`` to ``folder`` for stock transformers; errors are those of ``export_hf``."""
+    """Write ``model`` to ``folder`` for stock transformers; errors are those of ``export_hf``.
+
+    Where no export is wanted, ``folder`` only says so.
+    """
+    if settings.linear_class == "none":
+        (folder / "README.md").write_text(
+            "Nothing is exported: export.linear_class is none.\n", "utf-8"
+        )
+        return {}
     held_out = HeldOutData(mixture)
     rows = [
         batch.tokens_BT

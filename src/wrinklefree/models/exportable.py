@@ -22,6 +22,11 @@ def export_obstacles(model: PreTrainedModel) -> list[str]:
         )
     if not model.config.rms_norm_eps > 0:
         reasons.append(f"rms_norm_eps is {model.config.rms_norm_eps}, expected above 0")
+    if granularity := _granularities(model) - {"tensor"}:
+        reasons.append(
+            f"scales per {' and '.join(sorted(granularity))}, and a ternary layer of transformers"
+            " has one"
+        )
     for number, layer in enumerate(decoder_layers(model)):
         for name, module in layer.named_modules():
             if (
@@ -34,3 +39,7 @@ def export_obstacles(model: PreTrainedModel) -> list[str]:
                     f" {CODES_PER_BYTE}",
                 ]
     return reasons
+
+
+def _granularities(model: PreTrainedModel) -> set[str]:
+    return {layer.granularity for layer in model.modules() if isinstance(layer, BitLinear)}

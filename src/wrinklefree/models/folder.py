@@ -24,6 +24,8 @@ from wrinklefree.errors import UserError
 from wrinklefree.models.configuration import checked_config
 from wrinklefree.models.finite import require_finite
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.quant.bitlinear import ABSMEAN
+from wrinklefree.quant.settings import QuantizerSettings
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -64,6 +66,8 @@ class ModelFormat:
     bitlinear: bool = False
     """Linear layers of the decoder quantize; the stored weights are the latent ones."""
     diffusion: DiffusionFormat | None = None
+    quantizer: QuantizerSettings = ABSMEAN
+    """How ``bitlinear`` layers quantize; of no effect without them."""
 
     @property
     def kind(self) -> Kind | None:
@@ -75,6 +79,7 @@ class ModelFormat:
         return None
 
 
+_FORMAT = TypeAdapter(ModelFormat)
 Kind = Literal["dense", "ternary", "diffusion"]
 _KINDS: dict[Kind, str] = {
     "dense": "a dense model (made by stage base)",
@@ -98,7 +103,7 @@ def save_model(
         {name: tensor.detach() for name, tensor in stored_tensors(model).items()},
     )
     write_json(folder / CONFIG, _plain_config(model))
-    write_json(folder / FORMAT, asdict(model_format))
+    write_json(folder / FORMAT, _FORMAT.dump_python(model_format, mode="json"))
     copy_tokenizer(tokenizer, folder)
 
 
@@ -122,7 +127,7 @@ def load_model(folder: Path, *expected: Kind) -> tuple[PreTrainedModel, ModelFor
     if model_format.subln:
         insert_subln(model)
     if model_format.bitlinear:
-        insert_bitlinear(model)
+        insert_bitlinear(model, model_format.quantizer)
     model.tie_weights()
     _load_tensors(folder / WEIGHTS, stored_tensors(model))
     require_finite(model, str(folder))
@@ -141,14 +146,19 @@ def read_format(folder: Path, *expected: Kind) -> ModelFormat:
     content = _read_json(path)
     try:
         # As JSON, since in Python's own values a strict dataclass is no mapping.
-        found = TypeAdapter(ModelFormat).validate_json(path.read_bytes(), strict=True)
+        found = _FORMAT.validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r:.80}: {problem['msg']}"
             for problem in error.errors(include_url=False)
         )
         raise UserError(f"{path}: {problems}. Run the stage that makes the model again") from error
-    if absent := [field.name for field in fields(ModelFormat) if field.name not in content]:
+    absent = [field.name for field in fields(ModelFormat) if field.name not in content]
+    quantizer = content.get("quantizer", {})
+    absent += [
+        f"quantizer.{name}" for name in QuantizerSettings.model_fields if name not in quantizer
+    ]
+    if absent:
         raise UserError(f"{path}: {absent[0]} is missing. Run the stage that makes the model again")
     if expected and found.kind not in expected:
         raise UserError(

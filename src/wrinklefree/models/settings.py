@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.schema.section import (
     Heads,
     Section,
@@ -52,3 +53,5 @@ class SublnSettings(Section):
     """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
     calibration_rows: Annotated[int, Field(gt=0, le=10**6)] = 32
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
+    quantizer: QuantizerSettings = QuantizerSettings()
+    """How their weights become ternary, here and in every stage that trains or reads the model."""

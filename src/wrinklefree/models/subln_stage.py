@@ -43,8 +43,9 @@ def insert_subln_stage(
 
     Raises
     ------
-    UserError : the base is not dense, its loss is not finite, or the rows have a token id that it
-        has no embedding for or more tokens than it has positions.
+    UserError : the base is not dense, its loss is not finite, its layers are no whole number of
+        groups, or the rows have a token id that it has no embedding for or more tokens than it has
+        positions.
     """
     training, held_out = list(training), list(held_out)
     model, _ = load_model(base, "dense")
@@ -62,13 +63,14 @@ def insert_subln_stage(
             f"{base}: its held-out loss is {facts['loss_before']}: the weights are finite, but too"
             " large or not those of its config.json; use another base"
         )
-    insert_bitlinear(model)
+    insert_bitlinear(model, settings.quantizer)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)
     facts["gains"] = calibrate_subln(model, training, settings.gain)
     facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
-    save_model(folder, model, ModelFormat(subln=True, bitlinear=True), tokenizer=base)
+    ternary = ModelFormat(subln=True, bitlinear=True, quantizer=settings.quantizer)
+    save_model(folder, model, ternary, tokenizer=base)
     return facts
 
 

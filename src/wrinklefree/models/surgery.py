@@ -8,15 +8,20 @@ Shapes: M tokens (any leading dimensions), N input features of a linear layer.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.layers import decoder_layers
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.bitlinear import ABSMEAN, BitLinear
+from wrinklefree.quant.settings import QuantizerSettings
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS_WITH_HEADS = ("q_proj", "k_proj", "v_proj")
+"""Whose outputs are attention heads, in order."""
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 SUBLN_SITES = (("self_attn", "o_proj"), ("mlp", "down_proj"))
 """Which linear layers of a decoder layer get a norm, in the order in which data meets them."""
@@ -58,15 +63,33 @@ def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def insert_bitlinear(model: PreTrainedModel) -> None:
+def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSMEAN) -> None:
     """Turn every linear layer inside the decoder layers into a ``BitLinear``, in place.
 
-    Parameters stay the same objects. Names of parameters do not change.
+    Parameters stay the same objects. Names of parameters do not change; a learned scale adds one
+    per layer. With granularity ``head`` only ``q_proj``, ``k_proj`` and ``v_proj`` have a scale for
+    each head, other layers have granularity ``tensor``.
+
+    Raises
+    ------
+    UserError : a layer's inputs are no whole number of groups.
     """
+    without_heads = quantizer
+    if quantizer.granularity == "head":
+        without_heads = quantizer.model_copy(update={"granularity": "tensor"})
     for layer in supported_layers(model):
+        head_size: Any = layer.get_submodule("self_attn").head_dim
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
-                layer.set_submodule(name, BitLinear.from_linear(module))
+                has_heads = name.rpartition(".")[2] in PROJECTIONS_WITH_HEADS
+                own = quantizer if has_heads else without_heads
+                try:
+                    linear = BitLinear.from_linear(module, own, head_size)
+                except ValueError as error:
+                    raise UserError(
+                        f"subln.quantizer: {name} of a decoder layer: {error}"
+                    ) from None
+                layer.set_submodule(name, linear)
 
 
 def insert_subln(model: PreTrainedModel) -> None:

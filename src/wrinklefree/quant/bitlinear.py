@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wrinklefree.quant.ternary import quantize_activation, quantize_weight
+from wrinklefree.quant.learned_scale import LearnedScale, alpha_of
+from wrinklefree.quant.scales import count_vectors, fitted_scale
+from wrinklefree.quant.settings import Granularity, QuantizerSettings, Scale
+from wrinklefree.quant.ternary import quantize_activation, quantize_weight, ternary_codes
+
+ABSMEAN = QuantizerSettings()
+"""One scale for a weight, its mean magnitude: that of BitNet b1.58."""
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -40,46 +47,95 @@ class BitLinear(nn.Module):
 
     ``quantization_lambda`` is the strength: 0 is a plain linear layer, 1 is fully quantized. It is
     an attribute and neither parameter nor buffer, so it is in no state dict. Whatever it is, the
-    gradients are those of a linear layer at the (partly) quantized values.
+    gradients are those of a linear layer at the (partly) quantized values, but for a learned scale,
+    which stops those of weights beyond its clip (see ``LearnedScale``).
+
+    Parameters
+    ----------
+    quantizer : the weight's scale; its ``scale`` and ``granularity`` are attributes of the layer.
+    head_size : outputs of an attention head; only granularity ``head`` needs it.
+
+    Raises
+    ------
+    ValueError : the weight has no whole number of groups or heads.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    alpha: nn.Parameter | None
+    """Of a learned scale, one per scale: its codes stand for two thirds of it."""
+    scale: Scale
+    granularity: Granularity
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        quantizer: QuantizerSettings = ABSMEAN,
+        head_size: int | None = None,
+    ) -> None:
         """Weights as in ``nn.Linear``."""
         super().__init__()
-        self._adopt(nn.Linear(in_features, out_features, bias))
+        self._adopt(nn.Linear(in_features, out_features, bias), quantizer, head_size)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> BitLinear:
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        quantizer: QuantizerSettings = ABSMEAN,
+        head_size: int | None = None,
+    ) -> BitLinear:
         """A layer that owns the very parameters of ``linear``."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._adopt(linear)
+        layer._adopt(linear, quantizer, head_size)
         layer.training = linear.training
         return layer
 
-    def _adopt(self, linear: nn.Linear) -> None:
+    def _adopt(
+        self, linear: nn.Linear, quantizer: QuantizerSettings, head_size: int | None
+    ) -> None:
         self.weight = cast(nn.Parameter, linear.weight)
         self.register_parameter("bias", cast("nn.Parameter | None", linear.bias))
         self.out_features, self.in_features = linear.weight.shape
+        self.scale, self.granularity = quantizer.scale, quantizer.granularity
+        self.vectors = count_vectors(self.out_features, self.in_features, quantizer, head_size)
+        alpha = None
+        if self.scale == "learned":
+            weight_VL = linear.weight.detach().reshape(self.vectors, -1)
+            alpha = nn.Parameter(alpha_of(fitted_scale(weight_VL, self.scale)))
+        self.register_parameter("alpha", alpha)
         self.quantization_lambda = 1.0
 
     def forward(self, activation_MN: Tensor) -> Tensor:
         """float [..., N] to float [..., O]."""
         strength = self.quantization_lambda
-        weight_ON: Tensor = self.weight
         if strength != 0.0:
             activation_MN = _straight_through(activation_MN, quantize_activation, strength)
-            weight_ON = _straight_through(weight_ON, quantize_weight, strength)
-        return F.linear(activation_MN, weight_ON, self.bias)
+        return F.linear(activation_MN, self._seen_weight(strength), self.bias)
+
+    def _seen_weight(self, strength: float) -> Tensor:
+        if self.alpha is not None:
+            # At strength 0 too: alpha gets a gradient of 0 there, and with it an optimizer's state.
+            seen_ON: Any = LearnedScale.apply(self.weight, self.alpha, strength)
+            return seen_ON
+        if strength == 0.0:
+            return self.weight
+        quantize = partial(quantize_weight, scale=self.scale, vectors=self.vectors)
+        return _straight_through(self.weight, quantize, strength)
+
+    @torch.no_grad()
+    def ternary_codes(self) -> tuple[Tensor, Tensor]:
+        """Codes, int8 [O, N], and what a code of 1 stands for: a scalar, [O, 1] or [O, N]."""
+        return ternary_codes(self.weight, self.scale, self.vectors, self.alpha)
 
     def extra_repr(self) -> str:
-        """Sizes, as ``nn.Linear`` shows them, and the strength."""
+        """Sizes, as ``nn.Linear`` shows them, the quantizer and the strength."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features},"
-            f" bias={self.bias is not None}, quantization_lambda={self.quantization_lambda}"
+            f" bias={self.bias is not None}, scale={self.scale}, granularity={self.granularity},"
+            f" quantization_lambda={self.quantization_lambda}"
         )
 
 

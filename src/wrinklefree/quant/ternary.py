@@ -1,6 +1,7 @@
 """Quantization of BitNet b1.58 (arXiv 2402.17764) as values rather than codes.
 
-Shapes: O output features, N input features, M tokens (any leading dimensions).
+Shapes: O output features, N input features, M tokens (any leading dimensions); V vectors of L
+weights that share a scale (V L = O N).
 """
 
 from __future__ import annotations
@@ -10,18 +11,55 @@ from torch import Tensor
 
 from wrinklefree.kernels.quantize_activation import quantize_activation as activation_codes
 from wrinklefree.kernels.quantize_activation.reference import activation_scale
-from wrinklefree.kernels.quantize_weight import quantize_weight as ternary_codes
+from wrinklefree.kernels.quantize_weight import quantize_weight as absmean_codes
+from wrinklefree.quant.learned_scale import learned_scale
+from wrinklefree.quant.scales import fitted_scale, nearest_codes
+from wrinklefree.quant.settings import Scale
 
 __all__ = ["activation_codes", "quantize_activation", "quantize_weight", "ternary_codes"]
 
 
-def quantize_weight(weight_ON: Tensor) -> Tensor:
-    """``codes * scale`` of a weight: three values, ``-s``, ``0`` and ``s``, in the weight's dtype.
+def ternary_codes(
+    weight_ON: Tensor, scale: Scale = "absmean", vectors: int = 1, alpha_V: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes in {-1, 0, 1} of a weight and what a code of 1 stands for.
+
+    Parameters
+    ----------
+    vectors : how many scales the weight has; see ``count_vectors``.
+    alpha_V : of a ``learned`` scale.
+
+    Returns
+    -------
+    codes_ON : int8.
+    scale : float32 (float64 for a float64 weight), a scalar, [O, 1] or [O, N]: what fits the codes.
+    """
+    if scale == "absmean" and vectors == 1:
+        return absmean_codes(weight_ON)
+    weight_VL = weight_ON.reshape(vectors, -1)
+    scale_V1 = fitted_scale(weight_VL, scale) if alpha_V is None else learned_scale(alpha_V)
+    codes_VL = nearest_codes(weight_VL, scale_V1)
+    codes_ON = codes_VL.to(torch.int8).reshape(weight_ON.shape)
+    if vectors == 1:
+        return codes_ON, scale_V1.reshape(())
+    rows = len(weight_ON)
+    if rows % vectors == 0:
+        return codes_ON, scale_V1.repeat_interleave(rows // vectors, 0)
+    return codes_ON, scale_V1.expand_as(weight_VL).reshape(weight_ON.shape)
+
+
+def quantize_weight(weight_ON: Tensor, scale: Scale = "absmean", vectors: int = 1) -> Tensor:
+    """``codes * scale`` of a weight in the weight's dtype: ``-s``, ``0`` and ``s`` of each scale s.
 
     Not idempotent: the absmean of the result is ``s`` times the share of non-zero codes.
     """
-    codes_ON, scale = ternary_codes(weight_ON)
-    return codes_ON.to(scale.dtype).mul_(scale).to(weight_ON.dtype)
+    if scale == "absmean" and vectors == 1:
+        codes_ON, one_scale = absmean_codes(weight_ON)
+        return codes_ON.to(one_scale.dtype).mul_(one_scale).to(weight_ON.dtype)
+    weight_VL = weight_ON.reshape(vectors, -1)
+    scale_V1 = fitted_scale(weight_VL, scale)
+    quantized_VL = nearest_codes(weight_VL, scale_V1).mul_(scale_V1)
+    return quantized_VL.to(weight_ON.dtype).reshape(weight_ON.shape)
 
 
 def quantize_activation(activation_MN: Tensor) -> Tensor:

@@ -23,8 +23,18 @@ LEAST_FINAL_LR_FRACTION = 0.3
 """What a curriculum's last rows need of the peak learning rate."""
 
 
+USUAL_LAMBDA_WARMUP = (0.05, 0.1)
+"""The share of a stage's steps in which quantization grows."""
+LONG_TRAINING = 1000
+"""Steps from which on a share of them says something: of a short run's it is a handful."""
+
+
 class CurriculumDecayWarning(UserWarning):
     """A curriculum keeps its best text for the end, where the learning rate is nearly 0."""
+
+
+class UnusualLambdaWarmupWarning(UserWarning):
+    """Quantization of a long training grows faster or slower than is known to work."""
 
 
 class TrainingSettings(Section):
@@ -123,5 +133,21 @@ class QuantizedTrainingSettings(TrainingSettings):
                 f"lambda_warmup.warmup_steps is {self.lambda_warmup.warmup_steps} and steps"
                 f" {self.steps}: no step would train the fully quantized model; lower it or train"
                 " longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantization_grows_at_the_usual_pace(self) -> Self:
+        warmup, (low, high) = self.lambda_warmup, USUAL_LAMBDA_WARMUP
+        grows = warmup.warmup_steps > 0 and warmup.schedule != "hard"
+        usual = low <= warmup.warmup_steps / self.steps <= high
+        if grows and self.steps >= LONG_TRAINING and not usual:
+            warnings.warn(
+                f"lambda_warmup.warmup_steps {warmup.warmup_steps} of {self.steps} steps is outside"
+                f" {low:.0%} to {high:.0%} of them, which is recommended. Use"
+                f" {round(low * self.steps)} to {round(high * self.steps)}, 0 for none, or"
+                " schedule hard for a late change to ternary weights",
+                UnusualLambdaWarmupWarning,
+                stacklevel=2,
             )
         return self
