@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from wrinklefree.downloads import base_files
 from wrinklefree.downloads.local_files import digest_of_files, files_of_folder
@@ -30,6 +30,7 @@ from wrinklefree.models.dense import (
 )
 from wrinklefree.models.folder import ModelFormat, load_model, save_model
 from wrinklefree.models.settings import ModelSettings
+from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tokens.base_tokenizer import tokenizer_of_base
 
 Tiny = Callable[..., PreTrainedModel]
@@ -83,6 +84,81 @@ def test_every_setting_of_the_shape_is_in_the_model() -> None:
     assert embedding is model.get_output_embeddings().weight
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("initialization", ["normal", "small"])
+def test_initial_weights_have_the_deviations_of_the_paper(
+    initialization: str, scaled: bool
+) -> None:
+    change = {"initialization": initialization, "scaled_embedding": scaled}
+    shape = SHAPE.model_copy(update=change | {"layers": 3})
+    plain = math.sqrt(2 / (5 * 64)) if initialization == "small" else 0.02
+    residual = plain / math.sqrt(2 * 3) if initialization == "small" else plain
+    for name, parameter in scratch(shape=shape).named_parameters():
+        expected = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else plain
+        expected = 1.0 if scaled and "embed_tokens" in name else expected
+        if parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+@pytest.mark.parametrize("hidden_size", [64, 256])
+def test_the_residual_stream_of_small_scaled_models_begins_and_stays_near_one(
+    hidden_size: int,
+) -> None:
+    shape = SHAPE.model_copy(
+        update={"hidden_size": hidden_size, "intermediate_size": 3 * hidden_size, "layers": 6}
+    )
+    tokens = torch.randint(0, 997, (4, 63))
+
+    def deviations(**change: object) -> list[float]:
+        model = scratch(shape=shape.model_copy(update=change))
+        hidden = model(input_ids=tokens, output_hidden_states=True).hidden_states
+        return [layer.std().item() for layer in hidden[:-1]]  # the last is after the norm
+
+    steady = deviations(initialization="small", scaled_embedding=True)
+    usual = deviations()
+    assert steady == pytest.approx([1.0] * 6, rel=0.05)
+    assert usual[0] == pytest.approx(0.02, rel=0.05) and usual[-1] > 1.3 * usual[0]
+
+
+@pytest.mark.parametrize("hidden_size", [64, 256])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("initialization", ["normal", "small"])
+def test_every_initialisation_starts_at_the_loss_of_a_uniform_guess(
+    initialization: str, scaled: bool, hidden_size: int
+) -> None:
+    change = {"initialization": initialization, "scaled_embedding": scaled}
+    model = scratch(shape=SHAPE.model_copy(update=change | {"hidden_size": hidden_size}))
+    tokens = torch.randint(0, 997, (8, 63))
+    check_initial_loss(model(input_ids=tokens, labels=tokens).loss.item(), 997)
+    # Why a scaled embedding has a head of its own, whatever gain the final norm is given.
+    if scaled:
+        embedding = model.get_input_embeddings().weight
+        model.lm_head.weight = embedding
+        for gain in (1.0, hidden_size**-0.5):
+            torch.nn.init.constant_(model.model.norm.weight, gain)
+            with pytest.raises(UserError, match="logits are too large"):
+                check_initial_loss(model(input_ids=tokens, labels=tokens).loss.item(), 997)
+
+
+def test_a_small_scaled_model_is_one_of_stock_transformers(tmp_path: Path) -> None:
+    change = {"initialization": "small", "scaled_embedding": True}
+    model = scratch(shape=SHAPE.model_copy(update=change)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(0, 997, (2, 9))
+    assert torch.equal(loaded(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    assert loaded.get_input_embeddings().weight is not loaded.get_output_embeddings().weight
+
+
+def test_the_default_initialisation_is_that_of_transformers() -> None:
+    model = scratch(seed=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        stock = type(model)(model.config)
+    for name, parameter in stock.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name))
 
 
 def folder_settings(path: Path) -> FolderBaseSettings:

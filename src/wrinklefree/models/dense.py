@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,19 @@ PRETRAINED: dict[str, Any] = {
 }
 """How weights are read: no pickle, no code of the repository."""
 _NAMED = 3
+_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+"""Of the matrices whose outputs are added to the residual stream."""
 
 
 def build_scratch(
     model: ModelSettings, vocabulary_size: int, sequence_length: int, end_of_text_id: int, seed: int
 ) -> LlamaForCausalLM:
-    """An untrained Llama-like model in float32: SiLU, tied embeddings, no biases.
+    """An untrained Llama-like model in float32: SiLU, tied embeddings unless scaled, no biases.
+
+    The residual stream of a ``small`` model with a ``scaled_embedding`` starts at a standard
+    deviation of 1 and hardly grows over the layers, so that no layer's gradient is much larger than
+    another's (Spike No More, arXiv 2312.16903). The paper multiplies embeddings in the forward
+    pass; here they are initialised so, which any runtime can load.
 
     The same arguments give the same weights, and the global random state is left as it was.
     """
@@ -61,10 +69,10 @@ def build_scratch(
         num_key_value_heads=model.key_value_heads,
         hidden_act="silu",
         max_position_embeddings=sequence_length,
-        initializer_range=model.initializer_range,
+        initializer_range=model.initial_deviation,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        tie_word_embeddings=True,
+        tie_word_embeddings=not model.scaled_embedding,
         bos_token_id=end_of_text_id,
         eos_token_id=end_of_text_id,
         pad_token_id=None,
@@ -73,7 +81,15 @@ def build_scratch(
     require_memory(config, "base.scratch.model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).float()
+        made = LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        if model.initialization == "small":
+            for name, parameter in made.named_parameters():
+                if name.endswith(_RESIDUAL):
+                    parameter.div_(math.sqrt(2 * model.layers))
+        if model.scaled_embedding:
+            made.get_input_embeddings().weight.div_(model.initial_deviation)
+    return made
 
 
 def load_hub(settings: HubBaseSettings) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -28,8 +29,20 @@ class ModelSettings(Section):
     """Attention heads of keys and values, each shared by equally many queries."""
     rope_theta: Annotated[float, Field(ge=1.0, le=1e12)] = 10_000.0
     """Base of the rotary embeddings' wavelengths."""
+    initialization: Literal["normal", "small"] = "normal"
+    """``normal``: weights of ``initializer_range``; ``small``: of sqrt(2 / (5 hidden_size)), what
+    adds to the residual stream over sqrt(2 layers) (arXiv 2312.16903)."""
     initializer_range: Annotated[float, Field(ge=1e-6, le=10.0)] = 0.02
-    """Standard deviation of the initial weights."""
+    """Standard deviation of the initial weights with ``normal``."""
+    scaled_embedding: bool = False
+    """Embeddings of standard deviation 1, and a head of its own: a tied one would read them too,
+    and be sure that the next token is the one it was given."""
+
+    @property
+    def initial_deviation(self) -> float:
+        """Standard deviation of the initial weights, before what is scaled of them."""
+        small = math.sqrt(2 / (5 * self.hidden_size))
+        return small if self.initialization == "small" else self.initializer_range
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelSettings:
