@@ -88,7 +88,7 @@ def build_scratch(
                 if name.endswith(_RESIDUAL):
                     parameter.div_(math.sqrt(2 * model.layers))
         if model.scaled_embedding:
-            made.get_input_embeddings().weight.div_(model.initial_deviation)
+            made.model.embed_tokens.weight.div_(model.initial_deviation)
     return made
 
 

@@ -17,7 +17,7 @@ from wrinklefree.schema.section import (
     Steps,
     StepsOrZero,
 )
-from wrinklefree.stability.settings import ClippingSettings
+from wrinklefree.stability.settings import ClippingSettings, SpikeSettings
 
 LEAST_FINAL_LR_FRACTION = 0.3
 """What a curriculum's last rows need of the peak learning rate."""
@@ -52,6 +52,8 @@ class TrainingSettings(Section):
     """The learning rate over steps."""
     clipping: ClippingSettings = ClippingSettings()
     """How gradients are clipped."""
+    spikes: SpikeSettings = SpikeSettings()
+    """What is done about a loss that jumps."""
     data: DataSettings = DataSettings()
     """Which rows are read, and in which order."""
     autocast: Literal["none", "bfloat16"] = "none"
