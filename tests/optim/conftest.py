@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config
-from transformers import Qwen3ForCausalLM as Qwen3
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from wrinklefree.quant.bitlinear import BitLinear
 
@@ -15,9 +25,21 @@ VOCABULARY = 29
 
 @pytest.fixture
 def build_model() -> Callable[..., PreTrainedModel]:
-    """A tiny model with 6 query heads on 2 key heads; ``bits`` makes its q_proj ternary."""
+    """A tiny model with 6 query heads on 2 key heads; ``bits`` makes its q_proj ternary.
 
-    def build(family: str = "llama", *, bits: bool = False, seed: int = 0) -> PreTrainedModel:
+    ``phi3`` fuses projections, ``qwen3_moe`` has 5 experts of which each token takes 2.
+    """
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    families: dict[str, tuple[Any, Any, dict[str, int]]] = {
+        "llama": (LlamaForCausalLM, LlamaConfig, {}),
+        "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+        "qwen3_moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, experts),
+        "phi3": (Phi3ForCausalLM, Phi3Config, {"pad_token_id": 0}),
+    }
+
+    def build(
+        family: str = "llama", *, bits: bool = False, seed: int = 0, **changes: Any
+    ) -> PreTrainedModel:
         torch.manual_seed(seed)
         shape = {
             "vocab_size": VOCABULARY,
@@ -30,10 +52,8 @@ def build_model() -> Callable[..., PreTrainedModel]:
             "attention_bias": True,
             "tie_word_embeddings": True,
         }
-        if family == "llama":
-            model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**shape))
-        else:
-            model = Qwen3(Qwen3Config(**shape))
+        kind, config, more = families[family]
+        model: PreTrainedModel = kind(config(**shape | more | changes))
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 nn.init.normal_(parameter, std=0.3)

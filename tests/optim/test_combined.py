@@ -1,48 +1,53 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from wrinklefree.optim.adamw import AdamW
 from wrinklefree.optim.build import OPTIMIZERS, build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
-from wrinklefree.optim.settings import (
-    AdamWSettings,
-    MuonClipSettings,
-    MuonSettings,
-    OptimizerSettings,
-)
+from wrinklefree.optim.settings import AdamWSettings, OptimizerSettings
 
+Build = Callable[..., PreTrainedModel]
+BLOCKS: dict[str, dict[str, object]] = {
+    "adamw": {"lr": 1e-3, "weight_decay": 0.1},
+    "muon": {"lr": 2e-3, "adamw_lr": 3e-4, "scale": "original", "weight_decay": 0.1},
+    "muonclip": {"lr": 8e-4, "adamw_lr": 3e-4, "qk_clip_threshold": 0.2},
+    "normuon": {"weight_decay": 0.1},
+    "muon8bit": {"quantization": "dynamic"},
+    "apollo": {"rank": 16, "weight_decay": 0.1},
+    "apollo_mini": {},
+    "adamw8bit": {"weight_decay": 0.1},
+}
 SETTINGS = {
-    name: OptimizerSettings(
-        name=name,
-        adamw=AdamWSettings(lr=1e-3, weight_decay=0.1),
-        muon=MuonSettings(lr=2e-3, adamw_lr=3e-4, scale="original", weight_decay=0.1),
-        muonclip=MuonClipSettings(lr=8e-4, adamw_lr=3e-4, qk_clip_threshold=0.2),
-    )
-    for name in ("adamw", "muon", "muonclip")
+    name: OptimizerSettings.model_validate({"name": name, name: block})
+    for name, block in BLOCKS.items()
 }
 
 
 def train(
     model: PreTrainedModel, optimizer: Optimizer, tokens_BT: Tensor, steps: range
 ) -> list[float]:
+    """Steps of two micro-batches each."""
     losses = []
     for step in steps:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] / (step + 1)
-        rolled = tokens_BT.roll(step, dims=1)
-        loss = model(input_ids=rolled, labels=rolled, use_cache=False).loss
         optimizer.zero_grad()
-        loss.backward()
+        rolled = tokens_BT.roll(step, dims=1)
+        for rows_BT in (rolled[:1], rolled[1:]):
+            loss = model(input_ids=rows_BT, labels=rows_BT, use_cache=False).loss
+            loss.backward()
+            losses.append(loss.item())
         optimizer.step()
-        losses.append(loss.item())
     return losses
 
 
@@ -57,19 +62,21 @@ def test_every_name_has_settings_here() -> None:
     assert set(SETTINGS) == set(OPTIMIZERS)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_resumed_training_is_bit_identical(
-    build_model: Callable[..., PreTrainedModel], tokens_BT: Tensor, name: str
+    monkeypatch: pytest.MonkeyPatch, build_model: Build, tokens_BT: Tensor, family: str, name: str
 ) -> None:
-    whole = build_model()
+    monkeypatch.setattr("wrinklefree.optim.apollo.REFRESH_STEPS", 3)
+    whole = build_model(family)
     whole_losses = train(whole, build_optimizer(whole, SETTINGS[name]), tokens_BT, range(5))
 
-    first = build_model()
+    first = build_model(family)
     optimizer = build_optimizer(first, SETTINGS[name])
     losses = train(first, optimizer, tokens_BT, range(2))
     saved = through_a_file({"model": first.state_dict(), "optimizer": optimizer.state_dict()})
 
-    second = build_model(seed=1)
+    second = build_model(family, seed=1)
     second.load_state_dict(saved["model"])
     optimizer = build_optimizer(second, SETTINGS[name])
     optimizer.load_state_dict(saved["optimizer"])
@@ -81,8 +88,27 @@ def test_resumed_training_is_bit_identical(
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_state_keeps_the_types_and_shapes_of_its_layout_through_a_file(
+    build_model: Build, tokens_BT: Tensor, name: str
+) -> None:
+    model = build_model("qwen3_moe")
+    optimizer = build_optimizer(model, SETTINGS[name])
+    train(model, optimizer, tokens_BT, range(1))
+    saved = through_a_file(optimizer.state_dict())
+    optimizer.load_state_dict(saved)
+    dtypes = set()
+    for parameter in model.parameters():
+        layout, state = optimizer.state_layout(parameter), optimizer.state[parameter]
+        assert {key: (value.dtype, value.shape) for key, value in state.items()} == {
+            key: (value.dtype, value.shape) for key, value in layout.items()
+        }
+        dtypes |= {value.dtype for value in state.values()}
+    assert (dtypes == {torch.float32}) == (name not in ("muon8bit", "adamw8bit"))
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_resuming_without_the_state_differs(
-    build_model: Callable[..., PreTrainedModel], tokens_BT: Tensor, name: str
+    build_model: Build, tokens_BT: Tensor, name: str
 ) -> None:
     whole, forgetful = build_model(), build_model()
     train(whole, build_optimizer(whole, SETTINGS[name]), tokens_BT, range(4))
@@ -93,21 +119,56 @@ def test_resuming_without_the_state_differs(
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_groups_have_a_kind_and_their_peak_rate(
-    build_model: Callable[..., PreTrainedModel], name: str
-) -> None:
+def test_groups_have_a_kind_and_their_peak_rate(build_model: Build, name: str) -> None:
     settings = SETTINGS[name].chosen
-    groups = build_optimizer(build_model(), SETTINGS[name]).param_groups
-    assert [group["kind"] for group in groups] == ["matrix", "other"]
+    groups = build_optimizer(build_model("qwen3_moe"), SETTINGS[name]).param_groups
     other = settings.lr if isinstance(settings, AdamWSettings) else settings.adamw_lr
-    for group, rate in zip(groups, (settings.lr, other), strict=True):
-        assert group["lr"] == group["initial_lr"] == rate
+    stacks = ["expert_stack"] * 2  # gate and up are fused, down is not
+    kinds = ["matrix", *stacks, "router", "embedding", "norm", "other"]
+    assert [group["kind"] for group in groups] == kinds
+    for group in groups:
+        hidden = group["kind"] in ("matrix", "expert_stack")
+        assert group["lr"] == group["initial_lr"] == (settings.lr if hidden else other)
 
 
-@pytest.mark.parametrize("kind", ["matrix", "other"])
-def test_the_rate_of_a_group_is_obeyed_also_after_loading(
-    build_model: Callable[..., PreTrainedModel], kind: str
-) -> None:
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_an_update_is_about_as_large_as_expected(build_model: Build, name: str) -> None:
+    model = build_model("qwen3_moe")
+    optimizer = build_optimizer(model, SETTINGS[name] if name != "muonclip" else SETTINGS["muon"])
+    before = {id(parameter): parameter.detach().clone() for parameter in model.parameters()}
+    torch.manual_seed(7)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    for group in optimizer.param_groups:
+        group["weight_decay"], group["lr"] = 0.0, 1e-2
+    optimizer.step()
+    for group in optimizer.param_groups:
+        moves = [(p.detach() - before[id(p)]).norm().item() / 1e-2 for p in group["params"]]
+        expected = [optimizer.expected_update_norm(parameter) for parameter in group["params"]]
+        assert math.hypot(*moves) == pytest.approx(math.hypot(*expected), rel=0.2), group["kind"]
+
+
+def test_the_table_says_which_parameters_go_where(build_model: Build) -> None:
+    model = build_model("qwen3_moe", tie_word_embeddings=False)
+    lines = build_optimizer(model, SETTINGS["muon8bit"]).table()
+    assert all(len(line) <= 80 for line in lines)
+    table = [line.split() for line in lines]
+    assert table[0] == ["parameters", "optimizer", "tensors", "entries"]
+    assert table[1:4] == [
+        ["matrix", "Muon8bit", "8", "12,288"],
+        ["expert_stack", "Muon8bit", "4", "34,560"],
+        ["router", "AdamW", "2", "480"],
+    ]
+    assert [row[:2] for row in table[4:-1]] == [
+        [kind, "AdamW"] for kind in ("embedding", "head", "norm", "other")
+    ]
+    parameters = list(model.parameters())
+    entries = sum(parameter.numel() for parameter in parameters)
+    assert table[-1] == ["all", str(len(parameters)), f"{entries:,}"]
+
+
+@pytest.mark.parametrize("kind", ["matrix", "norm"])
+def test_the_rate_of_a_group_is_obeyed_also_after_loading(build_model: Build, kind: str) -> None:
     model = build_model()
     optimizer = build_optimizer(model, SETTINGS["muon"])
     optimizer.load_state_dict(optimizer.state_dict())
@@ -123,19 +184,26 @@ def test_the_rate_of_a_group_is_obeyed_also_after_loading(
         assert still == (group["kind"] == kind)
 
 
+def test_a_parameter_of_another_model_has_no_expected_update(build_model: Build) -> None:
+    optimizer = build_optimizer(build_model(), SETTINGS["adamw"])
+    with pytest.raises(KeyError, match="not in the optimizer"):
+        optimizer.expected_update_norm(nn.Parameter(torch.ones(1)))
+
+
 def test_parts_step_in_order_and_then_the_hook() -> None:
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     first.grad, second.grad = torch.ones(1), torch.ones(1)
     seen = []
     optimizer = CombinedOptimizer(
-        [SGD([first], lr=0.25), SGD([second], lr=0.5)],
+        [AdamW([first], lr=0.25), AdamW([second], lr=0.5)],
         after_step=lambda: seen.append((first.item(), second.item())),
     )
     optimizer.step()
-    assert seen == [(0.75, 0.5)]
+    ((a, b),) = seen
+    assert (a, b) == pytest.approx((0.75, 0.5), abs=0.02)
 
 
 def test_a_parameter_in_two_parts_is_refused() -> None:
     parameter = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="more than one"):
-        CombinedOptimizer([SGD([parameter], lr=0.1), SGD([parameter], lr=0.1)])
+        CombinedOptimizer([AdamW([parameter]), AdamW([parameter])])

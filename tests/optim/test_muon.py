@@ -16,6 +16,7 @@ from wrinklefree.optim.muon import (
     muon_step,
     scale_factor,
 )
+from wrinklefree.optim.partition import matrices
 from wrinklefree.optim.settings import MuonSettings
 
 SHAPES = [(5, 5), (63, 17), (17, 63), (1, 9)]
@@ -70,6 +71,50 @@ def test_float32_is_within_the_rounding_of_the_muon_of_torch() -> None:
     assert (mine - theirs).norm() < 0.02 * (theirs - start).norm()
 
 
+def test_bfloat16_is_the_muon_of_torch() -> None:
+    start, grads = torch.randn(31, 45), gradients((31, 45), 3, torch.float32)
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    compute = {"scale": "match_rms", "compute_dtype": torch.bfloat16}
+    ours = Muon([nn.Parameter(start.clone())], **compute, **options)
+    oracle = torch.optim.Muon(
+        [nn.Parameter(start.clone())], adjust_lr_fn="match_rms_adamw", **options
+    )
+    mine, theirs = trajectory(ours, grads)[-1], trajectory(oracle, grads)[-1]
+    assert (mine - theirs).norm() < 2e-3 * (theirs - start).norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((3, 8, 5), None), ((3, 8, 5), [5, 3]), ((9, 4), [4, 4, 1])]
+)
+def test_stacks_and_fused_rows_step_as_if_each_matrix_were_alone(
+    shape: tuple[int, ...], rows: list[int] | None
+) -> None:
+    start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+    options = {"lr": 0.02, "scale": "original", "weight_decay": 0.1}
+    whole = Muon([{"params": [nn.Parameter(start.clone())], "rows": rows}], **options)
+    (after,) = trajectory(whole, grads)[-1:]
+    pieces = zip(*(matrices(tensor, rows) for tensor in (start, after, *grads)), strict=True)
+    for alone, piece, *its_grads in pieces:
+        (expected,) = trajectory(Muon([nn.Parameter(alone.clone())], **options), its_grads)[-1:]
+        assert torch.equal(piece, expected)
+    parameter = nn.Parameter(start)
+    norms = [expected_update_norm(*piece.shape, "original") for piece in matrices(start, rows)]
+    assert whole.expected_update_norm(parameter, whole.param_groups[0]) == pytest.approx(
+        math.hypot(*norms)
+    )
+
+
+def test_an_expert_without_tokens_in_a_step_moves_on_by_its_momentum() -> None:
+    stack = nn.Parameter(torch.zeros(2, 4, 5))
+    optimizer = Muon([stack], lr=0.1, scale="original")
+    stack.grad = torch.randn(2, 4, 5)
+    optimizer.step()
+    before = stack.detach().clone()
+    stack.grad[1] = 0.0
+    optimizer.step()
+    assert not torch.equal(stack[1], before[1]) and stack.isfinite().all()
+
+
 def test_the_step_changes_none_of_its_arguments() -> None:
     tensors = [torch.randn(4, 6) for _ in range(3)]
     copies = [tensor.clone() for tensor in tensors]
@@ -111,7 +156,7 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
     assert not torch.equal(moving, torch.ones(3, 4))
 
 
-@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4, 5)])
 def test_refuses_what_is_no_matrix(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="matrices"):
         Muon([nn.Parameter(torch.zeros(shape))], lr=0.1, scale="original")
@@ -157,6 +202,8 @@ def after_two_steps(model: PreTrainedModel, settings: MuonSettings) -> dict[str,
         ({"scale": "match_rms"}, True, False),
         ({"momentum": 0.5}, True, False),
         ({"nesterov": False}, True, False),
+        ({"coefficients": "polar_express"}, True, False),
+        ({"compute": "bfloat16"}, True, False),
         ({"weight_decay": 0.0}, True, False),
         ({"adamw_lr": 1e-4}, False, True),
         ({"adamw_betas": [0.8, 0.95]}, False, True),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,63 @@ from transformers import PreTrainedModel
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
 from wrinklefree.optim.build import build_optimizer
-from wrinklefree.optim.muonclip import QkClip, QkClipStats, build_muonclip, shrink_queries
+from wrinklefree.optim.muonclip import QkClip, build_muonclip, shrink_queries
 from wrinklefree.optim.settings import MuonClipSettings, MuonSettings, OptimizerSettings
+from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.ternary import quantize_activation, quantize_weight, ternary_codes
 
 Build = Callable[..., PreTrainedModel]
-KINDS = [("llama", False), ("llama", True), ("qwen3", False), ("qwen3", True)]
+KINDS = [
+    ("llama", None),
+    ("llama", "head"),
+    ("llama", "row"),
+    ("llama", "tensor"),
+    ("qwen3", None),
+    ("qwen3", "tensor"),
+]
+"""Family, and granularity of the scales of a ternary q_proj (None: it is dense)."""
+EXACT = [kind for kind in KINDS if kind != ("llama", "tensor")]
 SETTINGS = {"lr": 8e-4, "adamw_lr": 3e-4, "scale": "match_rms"}
+GUILTY = torch.tensor([0.25, *[1.0] * 7])
+"""The clip of one head of eight."""
+
+
+class FinerBitLinear(BitLinear):
+    """With a scale of its own for each of ``pieces`` blocks of rows."""
+
+    pieces: int
+    granularity: str
+
+    def ternary_codes(self) -> tuple[Tensor, Tensor]:
+        codes, scales = zip(*map(ternary_codes, self.weight.chunk(self.pieces)), strict=True)
+        rows = len(self.weight) // self.pieces
+        return torch.cat(codes), torch.stack(scales).repeat_interleave(rows)[:, None]
+
+    def forward(self, activation: Tensor) -> Tensor:
+        codes, scale = self.ternary_codes()
+        strength = self.quantization_lambda
+        weight = self.weight + strength * (codes * scale - self.weight).detach()
+        quantized = quantize_activation(activation)
+        activation = activation + strength * (quantized - activation).detach()
+        return torch.nn.functional.linear(activation, weight, self.bias)
+
+
+@pytest.fixture
+def build_kind(build_model: Build) -> Build:
+    """A model whose q_proj is dense, or ternary with scales of a granularity."""
+
+    def build(family: str, granularity: str | None, **changes: Any) -> PreTrainedModel:
+        model = build_model(family, bits=granularity is not None, **changes)
+        if granularity in ("head", "row"):
+            for layer in decoder_layers(model):
+                projection = layer.self_attn.q_proj
+                projection.__class__ = FinerBitLinear
+                projection.granularity = granularity
+                heads = model.config.num_attention_heads
+                projection.pieces = heads if granularity == "head" else projection.out_features
+        return model
+
+    return build
 
 
 def measure(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
@@ -27,12 +79,12 @@ def measure(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     return maxima
 
 
-@pytest.mark.parametrize(("family", "bits"), KINDS)
+@pytest.mark.parametrize(("family", "granularity"), EXACT)
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
 def test_measured_again_no_logit_is_over_the_threshold(
-    build_model: Build, tokens_BT: Tensor, family: str, bits: bool, strength: float
+    build_kind: Build, tokens_BT: Tensor, family: str, granularity: str | None, strength: float
 ) -> None:
-    model = build_model(family, bits=bits)
+    model = build_kind(family, granularity)
     for layer in decoder_layers(model):
         layer.self_attn.q_proj.quantization_lambda = strength
     before_LH = measure(model, tokens_BT)
@@ -47,44 +99,100 @@ def test_measured_again_no_logit_is_over_the_threshold(
     assert before_LH.max() > threshold
 
 
-def test_a_dense_layer_clips_guilty_heads_only_and_leaves_keys_alone(
-    build_model: Build, tokens_BT: Tensor
+def of_eight_heads(build_kind: Build, granularity: str | None) -> tuple[PreTrainedModel, Any]:
+    shape = {"num_attention_heads": 8, "hidden_size": 64, "attention_bias": False}
+    model = build_kind("llama", granularity, **shape)
+    return model, decoder_layers(model)[0].self_attn
+
+
+@pytest.mark.parametrize("granularity", [None, "head", "row"])
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_with_scales_of_its_own_a_head_is_clipped_alone_and_exactly(
+    build_kind: Build, tokens_BT: Tensor, granularity: str | None, strength: float
 ) -> None:
-    model = build_model()
-    attention = decoder_layers(model)[0].self_attn
+    model, attention = of_eight_heads(build_kind, granularity)
+    attention.q_proj.quantization_lambda = strength
     before_H = measure(model, tokens_BT)[0]
     keys = attention.k_proj.weight.detach().clone()
-    gamma_H = torch.tensor([1.0, 0.25, 1.0, 1.0, 0.7, 1.0])
-    shrink_queries(attention, gamma_H)
-    torch.testing.assert_close(measure(model, tokens_BT)[0], before_H * gamma_H)
+    assert shrink_queries(attention, GUILTY) == 0.0
+    torch.testing.assert_close(measure(model, tokens_BT)[0], before_H * GUILTY)
     assert torch.equal(attention.k_proj.weight, keys)
 
 
-def test_scaling_rows_of_a_ternary_projection_would_not_be_exact(
-    build_model: Build, tokens_BT: Tensor
+def test_with_one_scale_rows_times_gamma_are_clipped_too_little_and_others_move(
+    build_kind: Build, tokens_BT: Tensor
 ) -> None:
-    model = build_model(bits=True)
-    attention = decoder_layers(model)[0].self_attn
+    model, attention = of_eight_heads(build_kind, "tensor")
     before_H = measure(model, tokens_BT)[0]
     with torch.no_grad():
         attention.q_proj.weight[:8] *= 0.25
-        attention.q_proj.bias[:8] *= 0.25
-    after_H = measure(model, tokens_BT)[0]
-    assert after_H[0] > 0.3 * before_H[0]
-    assert ((after_H[1:] - before_H[1:]).abs() > 1e-3 * before_H[1:].abs()).any()
+    ratio_H = measure(model, tokens_BT)[0] / before_H
+    assert ratio_H[0] > 0.3
+    assert ((ratio_H[1:] - 1).abs() > 0.01).any()
 
 
-@pytest.mark.parametrize(("family", "bits"), KINDS)
-def test_the_clip_acts_on_what_was_measured_since_the_last_one(
-    build_model: Build, tokens_BT: Tensor, family: str, bits: bool
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_with_one_scale_rows_shrink_until_the_head_is_clipped_and_others_stay_near(
+    build_kind: Build, tokens_BT: Tensor, strength: float
 ) -> None:
-    model = build_model(family, bits=bits)
+    model, attention = of_eight_heads(build_kind, "tensor")
+    attention.q_proj.quantization_lambda = strength
+    before_H = measure(model, tokens_BT)[0]
+    change = shrink_queries(attention, GUILTY)
+    ratio_H = measure(model, tokens_BT)[0] / before_H
+    assert 0.1 < ratio_H[0] < 0.4
+    assert ((ratio_H[1:] - 1).abs() < 1 / 3).all()
+    assert 0.01 < change <= 1 / 3
+
+
+def test_with_one_scale_no_clip_moves_an_innocent_head_by_more_than_a_third(
+    build_kind: Build,
+) -> None:
+    _, attention = of_eight_heads(build_kind, "tensor")
+    gamma_H = torch.tensor([*[0.02] * 7, 1.0])
+    before_ON = quantize_weight(attention.q_proj.weight)[56:]
+    change = shrink_queries(attention, gamma_H)
+    after_ON = quantize_weight(attention.q_proj.weight)[56:]
+    moved = (after_ON - before_ON).norm() / before_ON.norm()
+    assert moved.item() == pytest.approx(change, rel=1e-4)
+    assert 0.2 < change <= 1 / 3
+    for _ in range(5):  # the guilty heads are clipped further in the calls that follow
+        assert shrink_queries(attention, gamma_H) <= 1 / 3
+    left_ON = quantize_weight(attention.q_proj.weight)[:56]
+    assert left_ON.norm() < 0.3 * before_ON.norm()
+
+
+@pytest.mark.parametrize(("granularity", "innocents"), [("head", 1e-6), ("tensor", 0.35)])
+def test_a_head_that_grows_for_ever_does_not_kill_the_others(
+    build_kind: Build, tokens_BT: Tensor, granularity: str, innocents: float
+) -> None:
+    model, attention = of_eight_heads(build_kind, granularity)
+    before_H = measure(model, tokens_BT)[0]
+    threshold = before_H.max().item()
+    for _ in range(100):
+        with torch.no_grad():
+            attention.q_proj.weight[:8] *= 1.1
+        now_H = measure(model, tokens_BT)[0]
+        shrink_queries(attention, (threshold / now_H).clamp(max=1.0))
+    ratio_H = measure(model, tokens_BT)[0] / before_H
+    assert ((ratio_H[1:] - 1).abs() <= innocents).all()
+    assert ratio_H[0] * before_H[0] < 1.3 * threshold
+
+
+@pytest.mark.parametrize(("family", "granularity"), KINDS)
+def test_the_clip_acts_on_what_was_measured_since_the_last_one(
+    build_kind: Build, tokens_BT: Tensor, family: str, granularity: str | None
+) -> None:
+    model = build_kind(family, granularity)
     largest = measure(model, tokens_BT)
     threshold = float(largest.flatten().sort().values[-3:].mean())
     clip = QkClip(model, threshold)
     model(input_ids=tokens_BT, use_cache=False)
     clip()
-    assert clip.last == QkClipStats(largest.max().item(), int((largest > threshold).sum()))
+    seen = (clip.last.max_logit, clip.last.clipped_heads) if clip.last else None
+    assert seen == (largest.max().item(), int((largest > threshold).sum()))
+    assert clip.metrics()["train/qk_innocent_change"] == clip.last.innocent_change
+    assert (clip.last.innocent_change > 0) == (family == "qwen3" or granularity == "tensor")
     assert 0 < clip.last.clipped_heads < largest.numel()
     with pytest.raises(RuntimeError, match="since the last step"):
         clip()
@@ -106,12 +214,12 @@ def test_logits_under_the_threshold_leave_the_weights_bit_identical(
     assert clip.last is not None and clip.last.clipped_heads == 0
 
 
-@pytest.mark.parametrize(("family", "bits"), KINDS)
+@pytest.mark.parametrize(("family", "granularity"), KINDS)
 def test_training_keeps_growing_logits_near_the_threshold(
-    build_model: Build, tokens_BT: Tensor, family: str, bits: bool
+    build_kind: Build, tokens_BT: Tensor, family: str, granularity: str | None
 ) -> None:
     def largest_after_training(threshold: float) -> float:
-        model = build_model(family, bits=bits)
+        model = build_kind(family, granularity)
         settings = MuonClipSettings(**SETTINGS, qk_clip_threshold=threshold)
         optimizer = build_muonclip(model, settings)
         for _ in range(12):
@@ -124,12 +232,12 @@ def test_training_keeps_growing_logits_near_the_threshold(
                 loss = loss - gain.square().sum()
             optimizer.zero_grad()
             loss.backward()
-            optimizer.param_groups[0]["lr"] = 0.02
-            optimizer.param_groups[1]["lr"] = 0.02
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02
             optimizer.step()
         return measure(model, tokens_BT).max().item()
 
-    start = measure(build_model(family, bits=bits), tokens_BT).max().item()
+    start = measure(build_kind(family, granularity), tokens_BT).max().item()
     free = largest_after_training(1e6)
     clipped = largest_after_training(start)
     assert free > 1.3 * start

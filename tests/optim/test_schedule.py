@@ -33,14 +33,31 @@ def test_constant_has_no_use_for_a_final_fraction() -> None:
     assert fractions("constant", 2, 0.1, 5) == [0.5, 1.0, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(("share", "decayed"), [(0.2, 2), (0.4, 4), (1.0, 9)])
+def test_wsd_by_hand(share: float, decayed: int) -> None:
+    schedule = ScheduleSettings(
+        kind="wsd", warmup_steps=1, final_lr_fraction=0.1, decay_fraction=share
+    )
+    values = [learning_rate_fraction(step, 10, schedule) for step in range(10)]
+    stable = [1.0] * (10 - decayed)
+    falling = [1 - 0.9 * (number + 1) / decayed for number in range(decayed)]
+    assert values == pytest.approx(stable + falling)
+
+
+def test_wsd_decays_the_last_fifth_and_its_warmup_comes_first() -> None:
+    values = fractions("wsd", 4, 0.5, 20)
+    assert values == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 13, 0.875, 0.75, 0.625, 0.5])
+    assert fractions("wsd", 10, 0.0, 11)[-2:] == [1.0, 0.0]
+
+
 def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
-    for kind in ("linear", "cosine", "constant"):
+    for kind in ("linear", "cosine", "wsd", "constant"):
         assert fractions(kind, 0, 0.1, 7)[0] == 1.0
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    kind=st.sampled_from(["cosine", "linear"]),
+    kind=st.sampled_from(["cosine", "linear", "wsd"]),
     warmup=st.integers(0, 12),
     decay=st.integers(1, 40),
     final=st.floats(0.0, 1.0),

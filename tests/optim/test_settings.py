@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
+from wrinklefree.optim.build import OPTIMIZERS
 from wrinklefree.optim.settings import OptimizerSettings, UnusualLearningRateWarning
+from wrinklefree.schema.reads import ALTERNATIVES
 
 MUON = {"name": "muon", "scale": "original", "lr": 2e-3, "adamw_lr": 3e-4}
 ADAMW = {"name": "adamw", "lr": 3e-4}
+MUONS = ["muon", "muonclip", "normuon", "muon8bit"]
 
 
 def parse(base: dict[str, object], **change: object) -> Any:
@@ -19,7 +22,7 @@ def parse(base: dict[str, object], **change: object) -> Any:
     return OptimizerSettings.model_validate({"name": name, name: block}).chosen
 
 
-@pytest.mark.parametrize("name", ["muon", "muonclip"])
+@pytest.mark.parametrize("name", MUONS)
 @pytest.mark.parametrize("rate", [3e-4, 9.9e-4, 3.1e-3, 0.02])
 def test_muon_original_refuses_the_rate_of_another_optimizer(name: str, rate: float) -> None:
     with pytest.raises(ValidationError) as caught:
@@ -31,7 +34,7 @@ def test_muon_original_refuses_the_rate_of_another_optimizer(name: str, rate: fl
     assert "allow_unusual_lr: true" in message
 
 
-@pytest.mark.parametrize("name", ["muon", "muonclip"])
+@pytest.mark.parametrize("name", MUONS)
 @pytest.mark.parametrize("rate", [1e-3, 2e-3, 3e-3])
 def test_muon_original_accepts_its_own_range_and_both_ends(name: str, rate: float) -> None:
     assert parse(MUON, name=name, lr=rate).lr == rate
@@ -56,22 +59,43 @@ def test_adamw_warns_outside_its_range(rate: float) -> None:
         parse(ADAMW, lr=rate)
 
 
-@pytest.mark.parametrize("rate", [4e-5, 4e-3])
+@pytest.mark.parametrize("rate", [9e-5, 2.9e-4, 4e-3])
 def test_adamw_beside_muon_warns_outside_its_range(rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^adamw_lr {rate:g} .*beside Muon"):
         parse(MUON, adamw_lr=rate)
 
 
+@pytest.mark.parametrize("name", ["apollo", "apollo_mini"])
+@pytest.mark.parametrize(("key", "rate"), [("lr", 0.02), ("lr", 1e-5), ("adamw_lr", 4e-3)])
+def test_apollo_warns_outside_its_ranges(name: str, key: str, rate: float) -> None:
+    with pytest.warns(UnusualLearningRateWarning, match=f"^{key} {rate:g} .*APOLLO"):
+        parse({"name": name}, **{key: rate})
+
+
+MATCH_RMS = MUON | {"scale": "match_rms"}
+
+
 @pytest.mark.parametrize(
-    ("base", "rates"),
-    [(ADAMW, (5e-5, 1e-3)), (MUON | {"scale": "match_rms"}, (5e-5, 3e-3))],
-    ids=["adamw", "match_rms"],
+    ("base", "key", "rates"),
+    [
+        (ADAMW, "lr", (5e-5, 1e-3)),
+        (ADAMW | {"name": "adamw8bit"}, "lr", (5e-5, 1e-3)),
+        (MATCH_RMS, "lr", (5e-5, 3e-3)),
+        (MATCH_RMS, "adamw_lr", (3e-4, 3e-3)),
+        (MATCH_RMS | {"name": "normuon"}, "adamw_lr", (3e-4, 3e-3)),
+        ({"name": "apollo"}, "lr", (5e-5, 1e-2)),
+    ],
 )
-def test_the_ends_of_a_range_are_usual(base: dict[str, object], rates: tuple[float, float]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for rate in rates:
-            parse(base, **{key: rate for key in base if key.endswith("lr")})
+def test_the_ends_of_a_range_are_usual(
+    base: dict[str, object], key: str, rates: tuple[float, float]
+) -> None:
+    for rate in rates:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parse(base, **{key: rate})
+        for unusual in (0.99 * rates[0], 1.01 * rates[1]):
+            with pytest.warns(UnusualLearningRateWarning, match=f"^{key} "):
+                parse(base, **{key: unusual})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +108,11 @@ def test_the_ends_of_a_range_are_usual(base: dict[str, object], rates: tuple[flo
         {"adamw_betas": [0.9]},
         {"lr": "2e-3"},
         {"nesterov": 1},
+        {"coefficients": "newton"},
+        {"compute": "float16"},
+        {"name": "normuon", "row_decay": 1.0},
+        {"name": "muon8bit", "quantization": "log"},
+        {"name": "apollo", "rank": 0, "scale": "match_rms"},
         {"learning_rate": 2e-3},
         {"name": "lion"},
     ],
@@ -102,7 +131,13 @@ def test_muonclip_has_no_nesterov_and_muon_no_threshold() -> None:
         parse(MUON, qk_clip_threshold=50.0)
 
 
-NAMES = ["adamw", "muon", "muonclip"]
+NAMES = sorted(OPTIMIZERS)
+
+
+def test_an_optimizer_has_a_name_a_block_and_a_builder() -> None:
+    (name,) = [field for key, field in OptimizerSettings.model_fields.items() if key == "name"]
+    blocks = set(OptimizerSettings.model_fields) - {"name"}
+    assert blocks == set(get_args(name.annotation)) == set(ALTERNATIVES["optimizer"]) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

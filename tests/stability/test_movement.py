@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
+from wrinklefree.optim.adamw import AdamW
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.muon import Muon
 from wrinklefree.stability import movement
@@ -30,18 +30,24 @@ class Net(nn.Module):
 
 
 def muon_and_adamw(model: Net, *, lr: float = 1e-3) -> CombinedOptimizer:
-    others = [model.embedding.weight, model.norm.weight]
     return CombinedOptimizer(
         [
             Muon([{"params": [model.hidden.weight], "kind": "matrix"}], lr=lr, scale="match_rms"),
-            AdamW([{"params": others, "kind": "other"}], lr=lr, weight_decay=0.0),
+            AdamW(
+                [
+                    {"params": [model.embedding.weight], "kind": "embedding"},
+                    {"params": [model.norm.weight], "kind": "norm"},
+                ],
+                lr=lr,
+                weight_decay=0.0,
+            ),
         ]
     )
 
 
 def train(
     model: Net,
-    optimizer: Optimizer,
+    optimizer: CombinedOptimizer,
     steps: int = 5,
     loss_of: Callable[[Tensor], Tensor] = lambda output: output.square().sum(),
 ) -> MovementReport:
@@ -63,7 +69,7 @@ def reasons(error: FrozenParameterError) -> dict[str, str]:
     return dict(re.findall(r"^  (\S+): (.*)$", str(error), flags=re.MULTILINE))
 
 
-def frozen(model: Net, optimizer: Optimizer, **options: object) -> dict[str, str]:
+def frozen(model: Net, optimizer: CombinedOptimizer, **options: object) -> dict[str, str]:
     with pytest.raises(FrozenParameterError) as caught:
         train(model, optimizer, **options)
     return reasons(caught.value)
@@ -83,7 +89,9 @@ def test_healthy_training_passes_and_reports_each_parameter() -> None:
     assert 0 < report.metrics()["movement/smallest_ratio"] <= 1.2
 
 
-def steady(model: Net, gradients: dict[str, Tensor], optimizer: Optimizer) -> MovementReport:
+def steady(
+    model: Net, gradients: dict[str, Tensor], optimizer: CombinedOptimizer
+) -> MovementReport:
     """Ten steps along the same gradients, at a falling rate."""
     check = MovementCheck(model, optimizer)
     for step in range(10):
@@ -155,11 +163,12 @@ def test_a_parameter_that_requires_no_gradient_is_frozen() -> None:
 
 def test_a_parameter_outside_the_optimizer_is_frozen() -> None:
     model = Net()
-    optimizer = AdamW([model.norm.weight, model.hidden.weight], lr=1e-3)
+    trained = {"params": [model.norm.weight, model.hidden.weight], "kind": "matrix"}
+    optimizer = CombinedOptimizer([AdamW([trained], lr=1e-3)])
     assert frozen(model, optimizer) == {"embedding.weight": "it is not in the optimizer"}
 
 
-@pytest.mark.parametrize(("index", "names"), [(0, ["hidden"]), (1, ["embedding", "norm"])])
+@pytest.mark.parametrize(("index", "names"), [(0, ["hidden"]), (1, ["embedding"]), (2, ["norm"])])
 def test_a_rate_of_zero_freezes_its_group(index: int, names: Iterable[str]) -> None:
     model = Net()
     optimizer = muon_and_adamw(model)
@@ -190,6 +199,29 @@ def test_a_step_that_is_never_applied_freezes_everything() -> None:
     found = frozen(model, optimizer)
     assert set(found) == {"embedding.weight", "norm.weight", "hidden.weight"}
     assert all("no step was applied" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_without_tokens_are_not_frozen_but_a_stack_without_any_is(
+    dtype: torch.dtype,
+) -> None:
+    stack = nn.Parameter(torch.full((4, 3, 3), 0.01, dtype=dtype))
+    model = nn.ParameterDict({"experts": stack})
+    for used, message in ((1, None), (0, "gradient was zero")):
+        group = {"params": [stack], "kind": "expert_stack"}
+        optimizer = CombinedOptimizer([AdamW([group], lr=1e-3, weight_decay=0.0)])
+        check = MovementCheck(model, optimizer)
+        for _ in range(3):
+            stack.grad = torch.zeros_like(stack)
+            stack.grad[:used] = 1.0
+            optimizer.step()
+            check.observe()
+        if message:
+            with pytest.raises(FrozenParameterError, match=message):
+                check.check()
+        else:
+            (moved,) = check.check().parameters
+            assert moved.unchanged == 0.75
 
 
 def test_groups_replaced_by_a_resumed_optimizer_are_followed() -> None:

@@ -1,44 +1,103 @@
-"""AdamW of torch, with weight decay on hidden matrices only."""
+"""AdamW of torch, with weight decay on hidden matrices and routers only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.optim.partition import partition_parameters
-from wrinklefree.optim.settings import AdamWSettings
+from wrinklefree.optim.combined import AfterStep, CombinedOptimizer
+from wrinklefree.optim.contract import Group, Part
+from wrinklefree.optim.partition import HIDDEN, Partition, partition_parameters
+from wrinklefree.optim.settings import AdamWSettings, BesideAdamW
 
 
-def adamw_groups(
-    matrices: Sequence[nn.Parameter],
-    others: Sequence[nn.Parameter],
+class AdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` (arXiv 1711.05101) that keeps the contract of this room."""
+
+    def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        """See :class:`~wrinklefree.optim.contract.Part`."""
+        moment = torch.zeros_like(parameter)
+        return {"step": torch.tensor(0.0), "exp_avg": moment, "exp_avg_sq": moment.clone()}
+
+    def expected_update_norm(self, parameter: Tensor, group: Group) -> float:
+        """See :class:`~wrinklefree.optim.contract.Part`: entries of size 1."""
+        return math.sqrt(parameter.numel())
+
+
+def adam_step(
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    step: int,
     *,
-    lr: float,
-    weight_decay: float,
-) -> list[dict[str, Any]]:
-    """Parameter groups for ``torch.optim.AdamW``; an empty kind gives no group.
+    betas: tuple[float, float],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The update of Adam (arXiv 1412.6980) at learning rate 1, and both moments; all of one shape.
+
+    ``step`` counts from 1.
+    """
+    mean = torch.lerp(mean, gradient, 1 - betas[0])
+    square = torch.lerp(square, gradient.square(), 1 - betas[1])
+    root = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
+    return mean / (1 - betas[0] ** step) / root, mean, square
+
+
+def groups_of(
+    partitions: Iterable[Partition], *, lr: float, weight_decay: float = 0.0
+) -> list[Group]:
+    """Parameter groups with their peak rate.
 
     Norms and biases are not decayed because zero is no neutral value for them, embeddings because
     the rows of rare tokens would shrink in steps in which they have no gradient.
     """
-    kinds = [("matrix", matrices, weight_decay), ("other", others, 0.0)]
     return [
-        {"params": list(group), "kind": kind, "lr": lr, "initial_lr": lr, "weight_decay": decay}
-        for kind, group, decay in kinds
-        if group
+        {
+            "params": list(parameters),
+            "kind": kind,
+            "rows": rows,
+            "lr": lr,
+            "initial_lr": lr,
+            "weight_decay": weight_decay if kind in (*HIDDEN, "router") else 0.0,
+        }
+        for kind, rows, parameters in partitions
     ]
 
 
-def build_adamw(model: PreTrainedModel, settings: AdamWSettings) -> Optimizer:
-    """AdamW (arXiv 1711.05101) for every parameter of ``model``."""
-    matrices, others = partition_parameters(model)
-    return torch.optim.AdamW(
-        adamw_groups(matrices, others, lr=settings.lr, weight_decay=settings.weight_decay),
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
+def hidden_and_others(model: PreTrainedModel) -> tuple[list[Partition], list[Partition]]:
+    """The partitions of hidden matrices, and all others."""
+    partitions = partition_parameters(model)
+    hidden = [partition for partition in partitions if partition.kind in HIDDEN]
+    return hidden, [partition for partition in partitions if partition.kind not in HIDDEN]
+
+
+def beside_adamw(
+    hidden_optimizer: Callable[..., Part],
+    model: PreTrainedModel,
+    settings: BesideAdamW,
+    after_step: AfterStep | None = None,
+    **choices: Any,
+) -> CombinedOptimizer:
+    """An optimizer for hidden matrices, made with ``choices``, and AdamW for everything else."""
+    hidden, others = hidden_and_others(model)
+    groups = groups_of(hidden, lr=settings.lr, weight_decay=settings.weight_decay)
+    adamw = AdamW(
+        groups_of(others, lr=settings.adamw_lr),
+        betas=(settings.adamw_betas[0], settings.adamw_betas[1]),
+        eps=settings.adamw_eps,
     )
+    return CombinedOptimizer([hidden_optimizer(groups, **choices), adamw], after_step)
+
+
+def build_adamw(model: PreTrainedModel, settings: AdamWSettings) -> CombinedOptimizer:
+    """AdamW for every parameter of ``model``."""
+    groups = groups_of(
+        partition_parameters(model), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    betas = (settings.betas[0], settings.betas[1])
+    return CombinedOptimizer([AdamW(groups, betas=betas, eps=settings.eps)])

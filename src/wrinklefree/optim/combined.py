@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+
+from wrinklefree.optim.contract import Group, Part
 
 
 class AfterStep(Protocol):
@@ -36,15 +40,56 @@ class CombinedOptimizer(Optimizer):
     ValueError : two parts share a parameter.
     """
 
-    def __init__(self, parts: Sequence[Optimizer], after_step: AfterStep | None = None) -> None:
+    def __init__(self, parts: Sequence[Part], after_step: AfterStep | None = None) -> None:
         super().__init__([group for part in parts for group in part.param_groups], defaults={})
         self._parts = list(parts)
-        self._group_counts = [len(part.param_groups) for part in parts]
+        self._part_of_group = [part for part in parts for _ in part.param_groups]
         self._after_step = after_step
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log about the latest step, beyond those of every optimizer."""
         return self._after_step.metrics() if self._after_step else {}
+
+    def expected_update_norm(self, parameter: Tensor) -> float:
+        """Frobenius norm of one update at learning rate 1, without weight decay.
+
+        Exact for momenta of full rank (Muon) and for steady gradients (AdamW), else a bound.
+        """
+        part, group = self._owner(parameter)
+        return part.expected_update_norm(parameter, group)
+
+    def state_layout(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Tensors without memory (device ``meta``) like those of the state of ``parameter``."""
+        part, group = self._owner(parameter)
+        return part.initial_state(torch.empty_like(parameter, device="meta"), group)
+
+    def _owner(self, parameter: Tensor) -> tuple[Part, Group]:
+        for part, group in zip(self._part_of_group, self.param_groups, strict=True):
+            if any(parameter is own for own in group["params"]):
+                return part, group
+        raise KeyError("the parameter is not in the optimizer")
+
+    def table(self) -> list[str]:
+        """Lines that say which kinds of parameters each part trains, within 80 columns."""
+        tensors, entries = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for part, group in zip(self._part_of_group, self.param_groups, strict=True):
+            row = (group["kind"], type(part).__name__)
+            tensors[row] += len(group["params"])
+            entries[row] += sum(parameter.numel() for parameter in group["params"])
+        rows = [(*row, f"{tensors[row]:,}", f"{entries[row]:,}") for row in tensors]
+        rows.append(("all", "", f"{tensors.total():,}", f"{entries.total():,}"))
+        headings = ("parameters", "optimizer", "tensors", "entries")
+        return [f"{a:<14}{b:<14}{c:>10}{d:>20}" for a, b, c, d in [headings, *rows]]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave, with every tensor in the type that it was saved in."""
+        super().load_state_dict(state_dict)
+        # torch has cast all state to the type of its parameter: quantized state would be floats.
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for parameter, number in zip(group["params"], saved["params"], strict=True):
+                state = self.state[parameter] if number in state_dict["state"] else {}
+                for name, cast in state.items():
+                    state[name] = state_dict["state"][number][name].to(cast.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -54,12 +99,12 @@ class CombinedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         start = 0
-        for part, count in zip(self._parts, self._group_counts, strict=True):
+        for part in self._parts:
             # load_state_dict replaces state and groups, so the parts are pointed at them each time.
-            part.state = self.state
-            part.param_groups = self.param_groups[start : start + count]
+            stop = start + len(part.param_groups)
+            part.state, part.param_groups = self.state, self.param_groups[start:stop]
             part.step()
-            start += count
+            start = stop
         if self._after_step is not None:
             self._after_step()
         return loss

@@ -6,18 +6,18 @@ Shapes: R rows, C columns of a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from wrinklefree.optim.adamw import adamw_groups
+from wrinklefree.optim.adamw import beside_adamw
 from wrinklefree.optim.combined import AfterStep, CombinedOptimizer
-from wrinklefree.optim.newton_schulz import orthogonalize
-from wrinklefree.optim.partition import partition_parameters
+from wrinklefree.optim.contract import Group, Part, PerParameterOptimizer
+from wrinklefree.optim.newton_schulz import Coefficients, compute_dtype, orthogonalize
+from wrinklefree.optim.partition import matrices
 from wrinklefree.optim.settings import MuonBase, MuonSettings
 
 Scale = Literal["original", "match_rms"]
@@ -42,6 +42,25 @@ def expected_update_norm(rows: int, columns: int, scale: Scale) -> float:
     return 0.9 * math.sqrt(min(rows, columns)) * scale_factor(rows, columns, scale)
 
 
+def average(
+    gradient: Tensor, momentum_buffer: Tensor, *, momentum: float, nesterov: bool
+) -> tuple[Tensor, Tensor]:
+    """What is orthogonalized, and the new momentum."""
+    momentum_buffer = torch.lerp(momentum_buffer, gradient, 1 - momentum)
+    if not nesterov:
+        return momentum_buffer, momentum_buffer
+    return torch.lerp(gradient, momentum_buffer, momentum), momentum_buffer
+
+
+def moved(
+    weight_RC: Tensor, update_RC: Tensor, *, lr: float, weight_decay: float, scale: Scale
+) -> Tensor:
+    """The new weight, [R, C]; decay is ``lr * weight_decay``, whatever the scale."""
+    rows, columns = weight_RC.shape
+    decayed_RC = weight_RC * (1 - lr * weight_decay)
+    return torch.add(decayed_RC, update_RC, alpha=-lr * scale_factor(rows, columns, scale))
+
+
 def muon_step(
     weight_RC: Tensor,
     gradient_RC: Tensor,
@@ -52,39 +71,38 @@ def muon_step(
     nesterov: bool,
     weight_decay: float,
     scale: Scale,
+    coefficients: Coefficients = "classic",
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """One step of Muon; changes none of its arguments.
-
-    Weight decay is decoupled: the weight shrinks by ``lr * weight_decay``, whatever the scale.
 
     Returns
     -------
     The new weight and the new momentum, both [R, C] in the dtype that they came in.
     """
-    momentum_RC = torch.lerp(momentum_RC, gradient_RC, 1 - momentum)
-    direction_RC = torch.lerp(gradient_RC, momentum_RC, momentum) if nesterov else momentum_RC
-    update_RC = orthogonalize(direction_RC, compute_dtype).to(weight_RC.dtype)
-    rows, columns = weight_RC.shape
-    decayed_RC = weight_RC * (1 - lr * weight_decay)
-    new_RC = torch.add(decayed_RC, update_RC, alpha=-lr * scale_factor(rows, columns, scale))
+    direction_RC, momentum_RC = average(
+        gradient_RC, momentum_RC, momentum=momentum, nesterov=nesterov
+    )
+    update_RC = orthogonalize(direction_RC, compute_dtype, coefficients).to(weight_RC.dtype)
+    new_RC = moved(weight_RC, update_RC, lr=lr, weight_decay=weight_decay, scale=scale)
     return new_RC, momentum_RC
 
 
-class Muon(Optimizer):
-    """Muon on matrices; a parameter without gradient is left alone.
+class MuonLike(PerParameterOptimizer):
+    """Abstract base of Muon and its variants: settings, and the size of an update.
 
-    Matrices are taken one by one: batching those of one shape into a ``bmm`` was 0-20 % slower on a
-    CPU from 192 x 192 on.
+    Matrices are taken one by one, also those of a stack of experts: batched, float32 took 6 to 20 %
+    longer on a CPU from 64 x 128 on.
 
     Parameters
     ----------
-    parameters : 2-D parameters, or groups of them.
-    compute_dtype : of Newton-Schulz, see :func:`~wrinklefree.optim.newton_schulz.orthogonalize`.
+    parameters : 2-D or 3-D parameters, or groups of them; ``rows`` of a group splits what is fused.
+    settings : of its variant, such as ``lr``, ``scale``; each can also stand in a group.
+    compute_dtype : of the iteration.
 
     Raises
     ------
-    ValueError : a parameter is not 2-D.
+    ValueError : a parameter is neither a matrix nor a stack of matrices.
     """
 
     def __init__(
@@ -96,7 +114,9 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.0,
+        coefficients: Coefficients = "classic",
         compute_dtype: torch.dtype = torch.float32,
+        **settings: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -104,71 +124,81 @@ class Muon(Optimizer):
             "momentum": momentum,
             "nesterov": nesterov,
             "weight_decay": weight_decay,
+            "coefficients": coefficients,
+            "rows": None,
         }
-        super().__init__(parameters, defaults)
+        super().__init__(parameters, defaults | settings)
         self._compute_dtype = compute_dtype
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim != 2:
+                if parameter.ndim not in (2, 3):
                     raise ValueError(f"Muon takes matrices only, got {tuple(parameter.shape)}")
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step for every parameter that has a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_parameter(parameter, group)
-        return loss
+    def expected_update_norm(self, parameter: Tensor, group: Group) -> float:
+        """See :class:`~wrinklefree.optim.contract.Part`."""
+        pieces = matrices(parameter, group["rows"])
+        norms = (expected_update_norm(len(m), m.shape[1], group["scale"]) for m in pieces)
+        return math.hypot(*norms)
 
-    def _step_parameter(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+    def step_matrices(
+        self,
+        step: Callable[..., Sequence[Tensor]],
+        parameter: nn.Parameter,
+        states: Sequence[Tensor],
+        group: Group,
+        **settings: Any,
+    ) -> None:
+        """Take a ``step`` for each matrix of ``parameter``, and put what it returns in place.
+
+        ``step`` gets weight, gradient and states, and returns the new weight and states.
+        """
         assert parameter.grad is not None
-        weight, state["momentum_buffer"] = muon_step(
-            parameter,
-            parameter.grad,
-            state["momentum_buffer"],
-            lr=group["lr"],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            weight_decay=group["weight_decay"],
-            scale=group["scale"],
-            compute_dtype=self._compute_dtype,
-        )
-        parameter.copy_(weight)
+        names = ("lr", "scale", "momentum", "nesterov", "weight_decay", "coefficients")
+        settings |= {name: group[name] for name in names}
+        held = (parameter, parameter.grad, *states)
+        views = [matrices(tensor, group["rows"]) for tensor in held]
+        for weight, gradient, *own in zip(*views, strict=True):
+            stepped = step(weight, gradient, *own, compute_dtype=self._compute_dtype, **settings)
+            for target, new in zip((weight, *own), stepped, strict=True):
+                target.copy_(new)
 
 
-def build_muon(model: PreTrainedModel, settings: MuonSettings) -> Optimizer:
+class Muon(MuonLike):
+    """Muon, with its momentum in the type of the parameter; see :class:`MuonLike`."""
+
+    def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        """See :class:`~wrinklefree.optim.contract.Part`."""
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+
+    def step_parameter(
+        self, parameter: nn.Parameter, state: dict[str, Tensor], group: Group
+    ) -> None:
+        """See :class:`~wrinklefree.optim.contract.PerParameterOptimizer`."""
+        self.step_matrices(muon_step, parameter, [state["momentum_buffer"]], group)
+
+
+def build_muon(model: PreTrainedModel, settings: MuonSettings) -> CombinedOptimizer:
     """Muon for hidden matrices, AdamW for every other parameter of ``model``."""
-    return muon_with_adamw(model, settings, nesterov=settings.nesterov)
+    return muon_with_adamw(Muon, model, settings, nesterov=settings.nesterov)
 
 
 def muon_with_adamw(
+    muon: Callable[..., Part],
     model: PreTrainedModel,
     settings: MuonBase,
-    *,
-    nesterov: bool,
     after_step: AfterStep | None = None,
+    **choices: Any,
 ) -> CombinedOptimizer:
-    """As :func:`build_muon`, with the choices in which Muon and MuonClip differ."""
-    matrices, others = partition_parameters(model)
-    muon = Muon(
-        [{"params": matrices, "kind": "matrix", "initial_lr": settings.lr}],
+    """As :func:`build_muon`, with a variant of Muon and the choices in which it differs."""
+    return beside_adamw(
+        muon,
+        model,
+        settings,
+        after_step,
         lr=settings.lr,
         scale=settings.scale,
         momentum=settings.momentum,
-        nesterov=nesterov,
-        weight_decay=settings.weight_decay,
+        coefficients=settings.coefficients,
+        compute_dtype=compute_dtype(settings.compute, model.device),
+        **choices,
     )
-    adamw = torch.optim.AdamW(
-        adamw_groups([], others, lr=settings.adamw_lr, weight_decay=0.0),
-        betas=(settings.adamw_betas[0], settings.adamw_betas[1]),
-        eps=settings.adamw_eps,
-    )
-    return CombinedOptimizer([muon, adamw], after_step)

@@ -8,11 +8,15 @@ S_h was measured; the step just taken is not yet in it. What is scaled depends o
   the norm is scaled, which all heads share: by the smallest gamma;
 - a dense projection: the rows (and biases) of head h. The key projection is left alone, because
   heads of a group share it and innocent heads would be clipped;
-- a ternary projection (BitLinear): its scale is the mean |W| of the whole tensor, so scaling some
-  rows changes the codes of all. Scaling all of it by the smallest gamma keeps every code and scales
-  the output exactly, at any quantization strength.
+- a ternary projection (BitLinear) with scales for heads, rows or groups of a row: likewise, for
+  what shares a scale is scaled together and keeps its codes. Exact at any quantization strength;
+- a ternary projection with one scale: the mean |W| of all heads is in it, so the codes of all
+  change with the rows of one. Rows of head h shrink until what is left of it, measured through the
+  quantizer, is gamma_h. Other heads may move by at most a third in one call, or the shrinking stops
+  earlier and goes on in the next one. (Scaling the whole tensor would be exact for head h and scale
+  all others as well, whenever one is over the threshold: innocent heads die.)
 
-Shapes: H query heads.
+Shapes: H query heads, D their size, N inputs, O = H D.
 """
 
 from __future__ import annotations
@@ -21,13 +25,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
-from wrinklefree.optim.muon import muon_with_adamw
+from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.optim.muon import Muon, muon_with_adamw
 from wrinklefree.optim.settings import MuonClipSettings
 from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.ternary import ternary_codes
+
+LARGEST_INNOCENT_CHANGE = 1 / 3
+_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class QkClipStats:
     """Largest over layers and heads, before clipping."""
     clipped_heads: int
     """Heads over the threshold, over all layers."""
+    innocent_change: float
+    """Largest relative change of what a head under the threshold projects with."""
 
 
 class QkClip:
@@ -65,42 +75,98 @@ class QkClip:
         RuntimeError : nothing was recorded.
         """
         maxima = self._recorder.maxima_H()
+        changes = [0.0]
         for attention, maximum_H in zip(self._recorder.attentions, maxima, strict=True):
             if bool((maximum_H > self._threshold).any()):
                 over_H = maximum_H > self._threshold
-                shrink_queries(attention, torch.where(over_H, self._threshold / maximum_H, 1.0))
+                gamma_H = torch.where(over_H, self._threshold / maximum_H, 1.0)
+                changes.append(shrink_queries(attention, gamma_H))
         self._recorder.reset()
         all_maxima = torch.stack(maxima)
         self.last = QkClipStats(
             max_logit=all_maxima.max().item(),
             clipped_heads=int((all_maxima > self._threshold).sum()),
+            innocent_change=max(changes),
         )
 
     def metrics(self) -> dict[str, float]:
-        """``train/qk_max_logit`` before clipping, and ``train/qk_clipped_heads``."""
+        """``train/qk_max_logit`` (before clipping), ``_clipped_heads``, ``_innocent_change``."""
         assert self.last is not None
         return {
             "train/qk_max_logit": self.last.max_logit,
             "train/qk_clipped_heads": float(self.last.clipped_heads),
+            "train/qk_innocent_change": self.last.innocent_change,
         }
 
 
 @torch.no_grad()
-def shrink_queries(attention: nn.Module, gamma_H: Tensor) -> None:
-    """Scale the queries of head h by at most ``gamma_H[h]`` (module docstring), in place."""
+def shrink_queries(attention: nn.Module, gamma_H: Tensor) -> float:
+    """Scale the queries of head h by ``gamma_H[h]`` (module docstring), in place.
+
+    Returns
+    -------
+    The largest relative change of a head whose gamma is 1: 0 where the clip touches no other head.
+    """
     norm = getattr(attention, "q_norm", None)
     if norm is not None:
-        norm.weight.mul_(gamma_H.min())
-        return
+        smallest = gamma_H.min()
+        norm.weight.mul_(smallest)
+        return (1 - smallest).item() if bool((gamma_H == 1).any()) else 0.0
     projection = attention.get_submodule("q_proj")
-    if isinstance(projection, BitLinear):
-        gamma_H = gamma_H.min().expand_as(gamma_H)
+    one_scale = getattr(projection, "granularity", "tensor") == "tensor"
+    if isinstance(projection, BitLinear) and projection.quantization_lambda and one_scale:
+        return _shrink_until(projection, gamma_H)
     for parameter in projection.parameters(recurse=False):
-        # Weight or bias: the rows of a head are consecutive.
-        parameter.unflatten(0, (len(gamma_H), -1)).mul_(gamma_H.view(-1, *[1] * parameter.ndim))
+        _scale_rows(parameter, gamma_H)
+    return 0.0
 
 
-def build_muonclip(model: PreTrainedModel, settings: MuonClipSettings) -> Optimizer:
+def _shrink_until(projection: BitLinear, gamma_H: Tensor) -> float:
+    """Shrink rows of heads until each projects with ``gamma_H`` times what it did before.
+
+    How much that is: the norm of the weights that the forward pass sees. What is left falls faster
+    than the rows do, since their codes turn to zero: a round takes the root of what is missing.
+    """
+    heads, weight = len(gamma_H), projection.weight
+    before_HDN = _seen_by_forward(projection, heads)
+    innocent_H, left_H = gamma_H == 1, torch.ones_like(gamma_H)
+    change, power = 0.0, 0.5
+    for _ in range(_ROUNDS):
+        missing_H = torch.where(innocent_H, 1.0, gamma_H / left_H).clamp(max=1.0)
+        if bool((missing_H > 0.999).all()):
+            break
+        held = weight.clone()
+        _scale_rows(weight, missing_H**power)
+        now_HDN = _seen_by_forward(projection, heads)
+        moved_H = (now_HDN - before_HDN).norm(dim=(1, 2)) / before_HDN.norm(dim=(1, 2))
+        moved = moved_H.where(innocent_H, 0.0).max().item()
+        if moved > LARGEST_INNOCENT_CHANGE:
+            weight.copy_(held)
+            power /= 2
+        else:
+            change = moved
+            left_H = (now_HDN.norm(dim=(1, 2)) / before_HDN.norm(dim=(1, 2))).clamp(min=1e-6)
+    if projection.bias is not None:
+        _scale_rows(projection.bias, left_H.where(~innocent_H, 1.0))
+    return change
+
+
+def _seen_by_forward(projection: BitLinear, heads: int) -> Tensor:
+    """The weights of each head as the forward pass takes them, [H, D, N]."""
+    weight_ON = projection.weight
+    # Once every BitLinear has quantizers of its own, it knows its codes best.
+    codes_of = getattr(projection, "ternary_codes", lambda: ternary_codes(weight_ON))
+    codes_ON, scale = codes_of()
+    seen_ON = torch.lerp(weight_ON, codes_ON * scale, projection.quantization_lambda)
+    return seen_ON.unflatten(0, (heads, -1))
+
+
+def _scale_rows(parameter: Tensor, factor_H: Tensor) -> None:
+    """Scale a weight, bias or scales in place; what belongs to a head is consecutive."""
+    parameter.unflatten(0, (len(factor_H), -1)).mul_(factor_H.view(-1, *[1] * parameter.ndim))
+
+
+def build_muonclip(model: PreTrainedModel, settings: MuonClipSettings) -> CombinedOptimizer:
     """Muon without Nesterov for hidden matrices, AdamW for the rest, and QK-clip."""
     clip = QkClip(model, settings.qk_clip_threshold)
-    return muon_with_adamw(model, settings, nesterov=False, after_step=clip)
+    return muon_with_adamw(Muon, model, settings, clip, nesterov=False)

@@ -12,8 +12,9 @@ def learning_rate_fraction(step: int, total_steps: int, settings: ScheduleSettin
 
     Linear warmup, ``(step + 1) / warmup_steps``: the first step already moves, and step
     ``warmup_steps - 1`` has the peak rate. From there ``cosine`` and ``linear`` fall to
-    ``final_lr_fraction``, which they reach in the last step; ``constant`` stays at 1 and has no use
-    for it. A warmup as long as the run or longer leaves no room for a decay.
+    ``final_lr_fraction``, which they reach in the last step. ``wsd`` (arXiv 2404.06395) stays at 1
+    and falls in a line over the last ``decay_fraction`` of all steps; ``constant`` stays at 1. A
+    warmup as long as the run or longer leaves no room for a decay.
     """
     assert 0 <= step < total_steps, f"step {step} of {total_steps}"
     if step < settings.warmup_steps:
@@ -21,7 +22,10 @@ def learning_rate_fraction(step: int, total_steps: int, settings: ScheduleSettin
     if settings.kind == "constant":
         return 1.0
     peak_step = max(settings.warmup_steps - 1, 0)
-    progress = (step - peak_step) / max(total_steps - 1 - peak_step, 1)
+    if settings.kind == "wsd":
+        decaying = max(round(settings.decay_fraction * total_steps), 1)
+        peak_step = max(peak_step, total_steps - 1 - decaying)
+    progress = max(step - peak_step, 0) / max(total_steps - 1 - peak_step, 1)
     remaining = (
         0.5 * (1 + math.cos(math.pi * progress)) if settings.kind == "cosine" else 1 - progress
     )

@@ -46,7 +46,16 @@ READS: dict[str, tuple[str, ...]] = {
 }
 
 ALTERNATIVES = {
-    "optimizer": ("adamw", "muon", "muonclip"),
+    "optimizer": (
+        "adamw",
+        "muon",
+        "muonclip",
+        "normuon",
+        "muon8bit",
+        "apollo",
+        "apollo_mini",
+        "adamw8bit",
+    ),
     "clipping": ("zclip", "adagc", "fixed", "none"),
 }
 """Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""

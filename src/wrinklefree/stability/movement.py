@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from wrinklefree.optim.muon import expected_update_norm
+from wrinklefree.optim.combined import CombinedOptimizer
 
 WATCHED_ENTRIES = 16_384
 """Entries of each parameter that are remembered: all of a smaller one, else a random sample. 17 MB
@@ -33,9 +32,8 @@ class ParameterMovement:
     moved: float
     """Frobenius norm of the change, estimated from the watched entries."""
     predicted: float
-    """The norm if all updates agreed: for Muon the sum of their norms at full rank (low-rank
-    gradients give less), for AdamW sqrt(entries) times the sum of learning rates. Weight decay and
-    QK-clip are not in it."""
+    """The norm if all updates agreed: what the optimizer expects of one, times the sum of learning
+    rates. Weight decay and QK-clip are not in it."""
     unchanged: float
     """Share of the watched entries that are exactly as they were."""
     frozen_because: str | None
@@ -74,7 +72,7 @@ class MovementCheck:
     steps : after which :attr:`due` turns true. Shorter runs call :meth:`check` at their end.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, *, steps: int = 100) -> None:
+    def __init__(self, model: nn.Module, optimizer: CombinedOptimizer, *, steps: int = 100) -> None:
         self._parameters = dict(model.named_parameters())
         self._optimizer = optimizer
         self._steps = steps
@@ -113,7 +111,8 @@ class MovementCheck:
         Raises
         ------
         FrozenParameterError : a parameter has not changed at all; or it is stored in less than 32
-            bits and a quarter of its entries have not (embeddings apart, whose rows may be unused).
+            bits and a quarter of its entries have not (embeddings and stacks of experts apart, of
+            which training may use a part).
         """
         assert self.observed > 0
         movements = [self._movement(name) for name in self._parameters]
@@ -148,19 +147,15 @@ class MovementCheck:
         index = self._group_of.get(id(parameter))
         if index is None:
             return 0.0
-        scale = self._optimizer.param_groups[index].get("scale")
-        if scale is None:
-            return self._rate_sums[index] * math.sqrt(parameter.numel())
-        rows, columns = parameter.shape
-        return self._rate_sums[index] * expected_update_norm(rows, columns, scale)
+        return self._rate_sums[index] * self._optimizer.expected_update_norm(parameter)
 
     def _is_frozen(self, parameter: nn.Parameter, unchanged: float) -> bool:
         if unchanged == 1.0:
             return True
         index = self._group_of.get(id(parameter))
-        kind = None if index is None else self._optimizer.param_groups[index].get("kind")
-        dense = kind == "matrix" or parameter.ndim < 2
-        return parameter.dtype.itemsize < 4 and dense and unchanged > _STUCK_SHARE
+        kind = None if index is None else self._optimizer.param_groups[index]["kind"]
+        partly_used = kind in ("embedding", "expert_stack")
+        return parameter.dtype.itemsize < 4 and not partly_used and unchanged > _STUCK_SHARE
 
     def _reason(self, name: str) -> str:
         parameter = self._parameters[name]

@@ -1,0 +1,160 @@
+"""APOLLO: AdamW's step sizes, estimated from a random projection (arXiv 2412.05270).
+
+Adam's moments are kept of ``P G``, a projection of the gradient to r rows, and not of the gradient.
+How much Adam would stretch each channel (column) of ``P G`` is how much that of ``G`` is stretched.
+Weights of more rows than columns are taken the other way round. APOLLO-Mini is rank 1, where one
+factor for the whole matrix is all that can be told, times sqrt(128).
+
+Shapes: D the smaller side of a weight, C its larger side (the channels), r rank, E matrices.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wrinklefree.optim.adamw import adam_step, beside_adamw
+from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.optim.contract import Group, PerParameterOptimizer
+from wrinklefree.optim.partition import matrices
+from wrinklefree.optim.settings import ApolloMiniSettings, ApolloSettings
+
+REFRESH_STEPS = 200
+"""Steps for which a projection is used."""
+LARGEST_GROWTH = 1.01
+"""Of the norm of an update over that of the last one."""
+MINI_SCALE = math.sqrt(128)
+_SMALLEST = 1e-30
+
+
+def projection(rank: int, side: int, seed: int, device: torch.device) -> Tensor:
+    """Random numbers of variance 1/r, float32 [r, D]; drawn anew from the seed and never stored."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(rank, side, generator=generator, device=device) / math.sqrt(rank)
+
+
+def apollo_step(
+    gradient_DC: Tensor,
+    projection_rD: Tensor,
+    mean_rC: Tensor,
+    square_rC: Tensor,
+    last_norm: Tensor,
+    step: int,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    per_channel: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of APOLLO; changes none of its arguments.
+
+    Parameters
+    ----------
+    last_norm : of the update before this one, no dimensions; 0 where there was none.
+    step : counted from 1.
+
+    Returns
+    -------
+    The update at learning rate 1 [D, C], both moments, the norm of the update.
+    """
+    projected_rC = projection_rD @ gradient_DC
+    stretched_rC, mean_rC, square_rC = adam_step(
+        projected_rC, mean_rC, square_rC, step, betas=betas, eps=eps
+    )
+    across = 0 if per_channel else (0, 1)
+    before = torch.linalg.vector_norm(projected_rC, dim=across)
+    factor = torch.linalg.vector_norm(stretched_rC, dim=across) / before.clamp(min=_SMALLEST)
+    update_DC = gradient_DC * factor * scale
+    norm = torch.linalg.vector_norm(update_DC)
+    most = torch.where(last_norm > 0, last_norm * LARGEST_GROWTH, torch.inf)
+    limited = torch.minimum(norm, most)
+    return update_DC * (limited / norm.clamp(min=_SMALLEST)), mean_rC, square_rC, limited
+
+
+class Apollo(PerParameterOptimizer):
+    """APOLLO for hidden matrices.
+
+    Its groups have ``lr``, ``rank``, ``per_channel``, ``scale``, ``betas``, ``eps``, ``rows`` and
+    ``weight_decay`` (decoupled). A rank above the smaller side of a matrix is that side.
+    """
+
+    def __init__(self, groups: Iterable[Group], **settings: Any) -> None:
+        super().__init__(groups, settings)
+        hidden = (parameter for group in self.param_groups for parameter in group["params"])
+        self._number = {id(parameter): number for number, parameter in enumerate(hidden)}
+
+    def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        """See :class:`~wrinklefree.optim.contract.Part`."""
+        pieces = matrices(parameter, group["rows"])
+        entries = sum(_rank(piece, group) * max(piece.shape) for piece in pieces)
+        return {
+            "step": torch.tensor(0.0),
+            "mean": parameter.new_zeros(entries),
+            "square": parameter.new_zeros(entries),
+            "norm": parameter.new_zeros(len(pieces)),
+        }
+
+    def expected_update_norm(self, parameter: Tensor, group: Group) -> float:
+        """See :class:`~wrinklefree.optim.contract.Part`: Adam's, of the projected gradient."""
+        pieces = matrices(parameter, group["rows"])
+        entries = sum(_rank(piece, group) * max(piece.shape) for piece in pieces)
+        return group["scale"] * math.sqrt(entries)
+
+    def step_parameter(
+        self, parameter: nn.Parameter, state: dict[str, Tensor], group: Group
+    ) -> None:
+        """See :class:`~wrinklefree.optim.contract.PerParameterOptimizer`."""
+        assert parameter.grad is not None
+        state["step"] += 1
+        step, start = int(state["step"]), 0
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        views = (matrices(tensor, group["rows"]) for tensor in (parameter, parameter.grad))
+        for index, (weight, gradient) in enumerate(zip(*views, strict=True)):
+            tall = weight.shape[0] > weight.shape[1]
+            weight_DC, gradient_DC = (weight.mT, gradient.mT) if tall else (weight, gradient)
+            rank, (side, channels) = _rank(weight, group), weight_DC.shape
+            stop = start + rank * channels
+            mean_rC = state["mean"][start:stop].view(rank, channels)
+            square_rC = state["square"][start:stop].view(rank, channels)
+            place = ((step - 1) // REFRESH_STEPS, self._number[id(parameter)], index)
+            # Hashed, for a generator on a CPU takes no more than the lower 32 bits of a seed.
+            seed = zlib.crc32(repr(place).encode())
+            update_DC, new_mean_rC, new_square_rC, norm = apollo_step(
+                gradient_DC,
+                projection(rank, side, seed, weight.device),
+                mean_rC,
+                square_rC,
+                state["norm"][index],
+                step,
+                **{name: group[name] for name in ("betas", "eps", "per_channel", "scale")},
+            )
+            weight_DC.add_(update_DC, alpha=-group["lr"])
+            mean_rC.copy_(new_mean_rC)
+            square_rC.copy_(new_square_rC)
+            state["norm"][index] = norm
+            start = stop
+
+
+def _rank(matrix: Tensor, group: Group) -> int:
+    return min(group["rank"], *matrix.shape)
+
+
+def build_apollo(model: PreTrainedModel, settings: ApolloSettings) -> CombinedOptimizer:
+    """APOLLO for hidden matrices, AdamW for every other parameter of ``model``."""
+    return _build(model, settings, rank=settings.rank, per_channel=True, scale=1.0)
+
+
+def build_apollo_mini(model: PreTrainedModel, settings: ApolloMiniSettings) -> CombinedOptimizer:
+    """APOLLO of rank 1 for hidden matrices, AdamW for every other parameter of ``model``."""
+    return _build(model, settings, rank=1, per_channel=False, scale=MINI_SCALE)
+
+
+def _build(model: PreTrainedModel, settings: ApolloMiniSettings, **choices: Any):
+    betas = (settings.adamw_betas[0], settings.adamw_betas[1])
+    return beside_adamw(Apollo, model, settings, betas=betas, eps=settings.adamw_eps, **choices)

@@ -1,0 +1,80 @@
+"""NorMuon: Muon whose rows are normalised by their running mean square (arXiv 2510.05491).
+
+Orthogonalized updates have rows (output neurons) of very different norms. Here each is divided by
+the root of the running mean of its mean square, and the whole is given its Frobenius norm back, so
+that an update is as large as Muon's. (The paper sets the root mean square to 0.2 where five
+Newton-Schulz steps leave 0.18.)
+
+Shapes: R rows, C columns of a weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.optim.contract import Group
+from wrinklefree.optim.muon import MuonLike, Scale, average, moved, muon_with_adamw
+from wrinklefree.optim.newton_schulz import Coefficients, orthogonalize
+from wrinklefree.optim.settings import NorMuonSettings
+
+_SMALLEST = 1e-8
+
+
+def normuon_step(
+    weight_RC: Tensor,
+    gradient_RC: Tensor,
+    momentum_RC: Tensor,
+    square_R1: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    scale: Scale,
+    row_decay: float,
+    coefficients: Coefficients = "classic",
+    compute_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of NorMuon; changes none of its arguments.
+
+    Returns
+    -------
+    The new weight and momentum [R, C], and the running mean square of each row [R, 1]. That starts
+    at 0 and needs no correction: a common factor is undone with the norm.
+    """
+    direction_RC, momentum_RC = average(
+        gradient_RC, momentum_RC, momentum=momentum, nesterov=nesterov
+    )
+    update_RC = orthogonalize(direction_RC, compute_dtype, coefficients).to(weight_RC.dtype)
+    row_square_R1 = update_RC.square().mean(dim=1, keepdim=True)
+    square_R1 = torch.lerp(square_R1, row_square_R1, 1 - row_decay)
+    normalised_RC = update_RC / square_R1.sqrt().add_(_SMALLEST)
+    normalised_RC *= update_RC.norm() / normalised_RC.norm().clamp(min=_SMALLEST)
+    new_RC = moved(weight_RC, normalised_RC, lr=lr, weight_decay=weight_decay, scale=scale)
+    return new_RC, momentum_RC, square_R1
+
+
+class NorMuon(MuonLike):
+    """NorMuon; see :class:`~wrinklefree.optim.muon.MuonLike`."""
+
+    def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        """See :class:`~wrinklefree.optim.contract.Part`."""
+        rows = parameter.new_zeros((*parameter.shape[:-1], 1))
+        return {"momentum_buffer": torch.zeros_like(parameter), "row_square": rows}
+
+    def step_parameter(
+        self, parameter: nn.Parameter, state: dict[str, Tensor], group: Group
+    ) -> None:
+        """See :class:`~wrinklefree.optim.contract.PerParameterOptimizer`."""
+        states = [state["momentum_buffer"], state["row_square"]]
+        decay = group["row_decay"]
+        self.step_matrices(normuon_step, parameter, states, group, row_decay=decay)
+
+
+def build_normuon(model: PreTrainedModel, settings: NorMuonSettings) -> CombinedOptimizer:
+    """NorMuon for hidden matrices, AdamW for every other parameter of ``model``."""
+    choices = {"nesterov": settings.nesterov, "row_decay": settings.row_decay}
+    return muon_with_adamw(NorMuon, model, settings, **choices)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wrinklefree.optim.build import build_optimizer
+from wrinklefree.optim.muon import Muon, muon_step
+from wrinklefree.optim.muon8bit import Muon8bit
+from wrinklefree.optim.settings import OptimizerSettings
+
+Kind = Literal["linear", "dynamic"]
+OPTIONS = {"lr": 0.02, "scale": "match_rms", "weight_decay": 0.1, "nesterov": True}
+
+
+def rounded_linear(tensor: Tensor) -> Tensor:
+    """Entry by entry: round(127 x / absmax) of blocks of 2048, as numbers again."""
+    flat, out = tensor.flatten().tolist(), []
+    for start in range(0, len(flat), 2048):
+        block = flat[start : start + 2048]
+        absmax = max(map(abs, block))
+        out += [round(127 * x / absmax) * absmax / 127 for x in block]
+    return torch.tensor(out).view(tensor.shape)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (63, 65), (2, 40, 51)])
+def test_is_muon_whose_momentum_is_rounded_after_every_step(shape: tuple[int, ...]) -> None:
+    start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+    parameter = nn.Parameter(start.clone())
+    optimizer = Muon8bit([parameter], quantization="linear", **OPTIONS)
+    weight, momentum = start.clone(), torch.zeros(shape)
+    for gradient in grads:
+        parameter.grad = gradient
+        optimizer.step()
+        stacks = [t if t.ndim == 3 else t[None] for t in (weight, gradient, momentum)]
+        stepped = [muon_step(*one, momentum=0.95, **OPTIONS) for one in zip(*stacks, strict=True)]
+        weight = torch.stack([new for new, _ in stepped]).view(shape)
+        momentum = torch.stack([new for _, new in stepped]).view(shape)
+        momentum = rounded_linear(momentum)
+    torch.testing.assert_close(parameter.detach(), weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_stays_near_muon_in_full_precision(kind: Kind) -> None:
+    start, target = torch.randn(48, 64), torch.randn(48, 64)
+    eight = Muon8bit([nn.Parameter(start.clone())], quantization=kind, **OPTIONS)
+    full = Muon([nn.Parameter(start.clone())], **OPTIONS)
+    ends = []
+    for optimizer in (eight, full):
+        (parameter,) = optimizer.param_groups[0]["params"]
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(30):
+            noise = torch.randn(48, 64, generator=generator)
+            parameter.grad = parameter.detach() - target + 0.1 * noise
+            optimizer.step()
+        ends.append(parameter.detach())
+    assert (ends[0] - ends[1]).norm() < 0.03 * (ends[1] - start).norm()
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_the_state_of_a_matrix_takes_a_byte_an_entry_and_four_a_block(
+    build_model: Callable[..., PreTrainedModel], kind: Kind
+) -> None:
+    model = build_model()
+    block = {"name": "muon8bit", "muon8bit": {"quantization": kind}}
+    optimizer = build_optimizer(model, OptimizerSettings.model_validate(block))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    (group,) = [group for group in optimizer.param_groups if group["kind"] == "matrix"]
+    for parameter in group["params"]:
+        held = sum(value.nbytes for value in optimizer.state[parameter].values())
+        assert held == parameter.numel() + 4 * -(-parameter.numel() // 2048)
