@@ -163,7 +163,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "momentum_buffer of a parameter has values that are NaN"),
     "momentum under another name": (
         optimizer_state(lambda state: state.update(exp_avg=state.pop("momentum_buffer"))),
-        "states of different kinds"),
+        "the state of a parameter is not momentum_buffer"),
     "momentum in words": (
         optimizer_state(lambda state: state.update(momentum_buffer="much")),
         "momentum_buffer of a parameter is 'much'"),

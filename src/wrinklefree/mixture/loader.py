@@ -59,18 +59,23 @@ class TrainingData:
             WeightChange(c.first_sample, {name: c.weights[name] for name in own})
             for c in self.changes
         ]
-        self._order = SampleOrder(
-            [DomainSize(d.name, len(d.train), d.train_tokens) for d in self._domains],
-            self.changes,
-            shuffle_buffer_size=self._mixture.shuffle_buffer_size,
-            seed=seed,
-        )
-        self._locate = self._order.locate
+        self._seed = seed
+        self._arrange()
+        self._planned = self.changes
         self.domains = [domain.name for domain in self._domains]
         self.max_repetition = self._mixture.max_repetition
         self.sequence_length = self._mixture.sequence_length
         self.vocabulary_size = self._mixture.vocabulary_size
         self.end_of_text_id = self._mixture.end_of_text_id
+
+    def _arrange(self) -> None:
+        self._order = SampleOrder(
+            [DomainSize(d.name, len(d.train), d.train_tokens) for d in self._domains],
+            self.changes,
+            shuffle_buffer_size=self._mixture.shuffle_buffer_size,
+            seed=self._seed,
+        )
+        self._locate = self._order.locate
 
     def batch(self, step: int, micro_batch: int, *, batch_size: int, micro_batches: int) -> Batch:
         """Micro-batch ``micro_batch`` of the ``micro_batches`` of a step: a pure function.
@@ -88,6 +93,27 @@ class TrainingData:
     def weights_at(self, sample: int) -> dict[str, float]:
         """The share of the training tokens by domain that holds for a sample."""
         return [c.weights for c in self.changes if c.first_sample <= sample][-1]
+
+    def planned_weights_at(self, sample: int) -> dict[str, float]:
+        """Those that would hold if nothing had :meth:`changed` them."""
+        return [c.weights for c in self._planned if c.first_sample <= sample][-1]
+
+    def changed(self, first_sample: int, weights: dict[str, float]) -> TrainingData:
+        """The same rows under other weights from a sample on; what comes before stays as it is."""
+        other = copy.copy(self)
+        others = [c for c in self.changes if c.first_sample != first_sample]
+        ours = WeightChange(first_sample, {name: weights[name] for name in self.domains})
+        other.changes = sorted([*others, ours], key=lambda change: change.first_sample)
+        other._arrange()
+        return other
+
+    def domain_batch(self, domain: str, *, rows: int, offset: int) -> Batch:
+        """At most ``rows`` training rows of a domain, spread evenly from row ``offset`` on."""
+        index = self.domains.index(domain)
+        train = self._domains[index].train
+        count = min(rows, len(train))
+        row_B = (np.arange(count) * len(train) // count + offset) % len(train)
+        return _batch([train] * count, row_B, np.full(count, index), row_B)
 
     def epochs(self, samples: int) -> dict[str, float]:
         """How often the first ``samples`` samples read each domain's rows, 1.0 being once."""

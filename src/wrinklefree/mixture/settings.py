@@ -13,6 +13,7 @@ from wrinklefree.schema.section import (
     NonNegativeFloat,
     Rows,
     Section,
+    Steps,
     StepsOrZero,
 )
 
@@ -55,6 +56,34 @@ class PhaseSettings(Section):
     """In place of ``mixture.weights``; names every domain."""
 
 
+class InfluenceSettings(Section):
+    """Weights that follow what each domain does for a held-out probe, as training goes on.
+
+    Every update is an event of the data order: recorded, and repeated by a run that resumes.
+    """
+
+    enabled: bool = False
+    """Whether weights move at all."""
+    interval: Steps = 50
+    """Steps between updates. Each costs a few forward and backward passes per domain."""
+    rows_per_domain: Rows = 8
+    """Rows of each domain that an update looks at: to train on, and held-out ones of the probe."""
+    step_size: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
+    """Factor of a domain's score (a cosine, -1 to 1) in the logarithm of its weight."""
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
+    """Weight of the past in the running mean of the scores."""
+    floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
+    """The least weight of a domain that has any."""
+    target: dict[Name, NonNegativeFloat] | None = None
+    """What the probe is: weights of the domains' held-out losses. Without: the present weights'."""
+
+    @model_validator(mode="after")
+    def _probe_has_text(self) -> InfluenceSettings:
+        if self.target is not None and not sum(self.target.values()):
+            raise ValueError("every weight of target is 0; give a domain that counts a weight")
+        return self
+
+
 class DataSettings(Section):
     """Which rows of the mixture a training reads, and in which order."""
 
@@ -67,6 +96,17 @@ class DataSettings(Section):
     """
     phases: list[PhaseSettings] = []
     """By first step; before the first one ``mixture.weights`` holds."""
+    influence: InfluenceSettings = InfluenceSettings()
+    """Weights that move with what each domain does for held-out text."""
+
+    @model_validator(mode="after")
+    def _order_is_open(self) -> DataSettings:
+        if self.influence.enabled and self.order != "shuffled":
+            raise ValueError(
+                f"influence.enabled changes which rows are read, and order {self.order} sorts the"
+                " rows of the whole run before it begins; use order shuffled, or no influence"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phases_in_order(self) -> DataSettings:

@@ -28,6 +28,13 @@ class AdamW(torch.optim.AdamW):
         """See :class:`~wrinklefree.optim.contract.Part`: entries of size 1."""
         return math.sqrt(parameter.numel())
 
+    def direction(self, parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:
+        """See :class:`~wrinklefree.optim.contract.Part`: by the running size of each entry."""
+        state = self.state.get(parameter, {})
+        if not state:
+            return gradient.sign()
+        return scaled_by_root(gradient, state["exp_avg_sq"], state["step"], group)
+
 
 def adam_step(
     gradient: Tensor,
@@ -46,6 +53,12 @@ def adam_step(
     square = torch.lerp(square, gradient.square(), 1 - betas[1])
     root = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
     return mean / (1 - betas[0] ** step) / root, mean, square
+
+
+def scaled_by_root(gradient: Tensor, square: Tensor, step: Tensor, group: Group) -> Tensor:
+    """A gradient over the root of its running mean square, as Adam's update has it."""
+    unbiased = square / (1 - group["betas"][1] ** float(step))
+    return gradient / unbiased.sqrt().add_(group["eps"])
 
 
 def groups_of(

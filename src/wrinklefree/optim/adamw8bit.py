@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.optim.adamw import AdamW, adam_step, groups_of, hidden_and_others
+from wrinklefree.optim.adamw import (
+    AdamW,
+    adam_step,
+    groups_of,
+    hidden_and_others,
+    scaled_by_root,
+)
 from wrinklefree.optim.blockwise import dequantize_blocks, quantize_blocks, zero_blocks
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.contract import Group, PerParameterOptimizer
@@ -40,6 +46,16 @@ class AdamW8bit(PerParameterOptimizer):
     def expected_update_norm(self, parameter: Tensor, group: Group) -> float:
         """See :class:`~wrinklefree.optim.contract.Part`: entries of size 1."""
         return math.sqrt(parameter.numel())
+
+    def direction(self, parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:
+        """See :class:`~wrinklefree.optim.contract.Part`: by the running size of each entry."""
+        state = self.state.get(parameter, {})
+        if not state:
+            return gradient.sign()
+        square = dequantize_blocks(
+            state["square_codes"], state["square_scales"], "dynamic_unsigned"
+        )
+        return scaled_by_root(gradient, square, state["step"], group)
 
     def step_parameter(
         self, parameter: nn.Parameter, state: dict[str, Tensor], group: Group

@@ -122,7 +122,7 @@ class Apollo(PerParameterOptimizer):
             stop = start + rank * channels
             mean_rC = state["mean"][start:stop].view(rank, channels)
             square_rC = state["square"][start:stop].view(rank, channels)
-            place = ((step - 1) // REFRESH_STEPS, self._number[id(parameter)], index)
+            place = ((step - 1) // REFRESH_STEPS, self._number.get(id(parameter), 0), index)
             # Hashed, for a generator on a CPU takes no more than the lower 32 bits of a seed.
             seed = zlib.crc32(repr(place).encode())
             update_DC, new_mean_rC, new_square_rC, norm = apollo_step(

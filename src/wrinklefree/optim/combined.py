@@ -24,6 +24,10 @@ class AfterStep(Protocol):
         """Numbers to log about the latest call."""
         ...
 
+    def forget(self) -> None:
+        """Leave out what was seen since the latest call: it was no part of a step."""
+        ...
+
 
 class CombinedOptimizer(Optimizer):
     """Optimizers of disjoint parameters, with one list of groups and one state.
@@ -57,6 +61,21 @@ class CombinedOptimizer(Optimizer):
         """
         part, group = self._owner(parameter)
         return part.expected_update_norm(parameter, group)
+
+    @torch.no_grad()
+    def update_of(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """What the present learning rate would subtract for a gradient, without momentum's past.
+
+        The preconditioner is the present one; nothing is changed.
+        """
+        part, group = self._owner(parameter)
+        part.state = self.state
+        return part.direction(parameter, gradient, group) * group["lr"]
+
+    def forget(self) -> None:
+        """Leave out of ``after_step`` what it saw since the latest step."""
+        if self._after_step is not None:
+            self._after_step.forget()
 
     def state_layout(self, parameter: Tensor) -> dict[str, Tensor]:
         """Tensors without memory (device ``meta``) like those of the state of ``parameter``."""

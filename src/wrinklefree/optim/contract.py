@@ -36,6 +36,10 @@ class Part(Protocol):
         """Frobenius norm of one update at learning rate 1, without weight decay."""
         ...
 
+    def direction(self, parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:
+        """What a learning rate of 1 would subtract if ``gradient`` had been the only one lately."""
+        ...
+
 
 class PerParameterOptimizer(Optimizer):
     """Steps parameters one after the other; those without gradient are left alone."""
@@ -47,6 +51,15 @@ class PerParameterOptimizer(Optimizer):
     @abstractmethod
     def expected_update_norm(self, parameter: Tensor, group: Group) -> float:
         """See :class:`Part`."""
+
+    @torch.no_grad()
+    def direction(self, parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:
+        """See :class:`Part`: a first step, as these methods keep no measure of size."""
+        probe = nn.Parameter(torch.zeros_like(parameter))
+        probe.grad = gradient
+        state = self.initial_state(probe, group)
+        self.step_parameter(probe, state, group | {"lr": 1.0, "weight_decay": 0.0})
+        return -probe.detach()
 
     @abstractmethod
     def step_parameter(self, parameter: nn.Parameter, state: dict[str, Tensor], group: Group):

@@ -89,6 +89,10 @@ class QkClip:
             innocent_change=max(changes),
         )
 
+    def forget(self) -> None:
+        """Start recording anew."""
+        self._recorder.reset()
+
     def metrics(self) -> dict[str, float]:
         """``train/qk_max_logit`` (before clipping), ``_clipped_heads``, ``_innocent_change``."""
         assert self.last is not None

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 from wrinklefree.errors import UserError
+from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.tracking.artifact import open_artifact
 from wrinklefree.tracking.trainings import key_of
 from wrinklefree.train.history import HISTORY, HistoryFile, read_history_up_to
@@ -74,12 +74,12 @@ def read_checkpoint(
     for name, part in parts.items():
         problem = (
             _optimizer_problem(found.parts[name], part, other_settings=other_settings)
-            if isinstance(part, Optimizer)
+            if isinstance(part, CombinedOptimizer)
             else _values_problem(found.parts[name], part.state_dict())
         )
         if problem:
             raise UserError(f"{folder / PARTS}: {name} is not of this training: {problem}")
-        if other_settings and isinstance(part, Optimizer):
+        if other_settings and isinstance(part, CombinedOptimizer):
             found.parts[name]["param_groups"] = part.state_dict()["param_groups"]
     return found
 
@@ -136,7 +136,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _optimizer_problem(
-    found: dict[str, Any], optimizer: Optimizer, *, other_settings: bool
+    found: dict[str, Any], optimizer: CombinedOptimizer, *, other_settings: bool
 ) -> str | None:
     """Why ``found`` is no state of ``optimizer``; None if it is one."""
     ours = optimizer.state_dict()["param_groups"]
@@ -147,20 +147,17 @@ def _optimizer_problem(
     if [fixed(group) for group in theirs] != [fixed(group) for group in ours]:
         return "its groups of parameters or their settings are others"
     for group, described in zip(optimizer.param_groups, ours, strict=True):
-        kinds = set()
         for parameter, number in zip(group["params"], described["params"], strict=True):
-            one = state.get(number)
+            expected, one = optimizer.state_layout(parameter), state.get(number)
             if not isinstance(one, dict) or not one:
                 return "it lacks the state of a parameter"
-            kinds.add(frozenset(one))
+            if one.keys() != expected.keys():
+                return f"the state of a parameter is not {', '.join(sorted(expected))}"
             for name, value in one.items():
                 if not isinstance(value, Tensor):
                     return f"{name} of a parameter is {value!r}"
-                shaped = parameter if value.ndim else value  # without dimensions it counts steps
-                if problem := _tensor_problem(value, shaped):
+                if problem := _tensor_problem(value, expected[name]):
                     return f"{name} of a parameter {problem}"
-        if len(kinds) > 1:
-            return "parameters of one group have states of different kinds"
     return None
 
 
@@ -193,11 +190,15 @@ def _values_problem(found: dict[str, Any], expected: dict[str, Any]) -> str | No
     if found.keys() != expected.keys():
         return f"expected {', '.join(sorted(expected))}"
     for name, value in found.items():
-        values = value if isinstance(value, list) else [value]
-        if type(value) is not type(expected[name]) or not all(map(_is_finite, values)):
+        if type(value) is not type(expected[name]) or not _is_plain(value):
             return f"{name} is {value!r}"
     return None
 
 
-def _is_finite(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of finite numbers, and lists and mappings by name of such."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
     return isinstance(value, int | float) and math.isfinite(value)

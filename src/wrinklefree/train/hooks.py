@@ -1,20 +1,20 @@
 """What happens around the steps of a training, beside the steps themselves.
 
-A hook may keep a state: with ``state_dict`` and ``load_state_dict`` it is saved in checkpoints,
-under its ``name``.
+A hook that keeps a state is a ``StatefulHook``: checkpoints hold the state under its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.batch import BatchSource
 from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.quant.warmup import quantization_lambda
@@ -34,7 +34,8 @@ class Training(Protocol):
 
     model: PreTrainedModel
     train_step: TrainStep
-    optimizer: Optimizer
+    optimizer: CombinedOptimizer
+    data: BatchSource
     settings: TrainingSettings
     runtime: Runtime
     state: TrainingState
@@ -58,7 +59,26 @@ class Hook:
         """A step was taken, of which ``entry`` has the metrics; more may be added."""
 
     def on_stop(self, training: Training) -> None:
-        """All steps are taken."""
+        """All steps are taken, or a signal came."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the artifact's manifest shall say."""
+        return {}
+
+
+@runtime_checkable
+class StatefulHook(Protocol):
+    """A hook with something that a resumed run must have back."""
+
+    name: str
+
+    def state_dict(self) -> dict[str, Any]:
+        """Finite numbers, and lists and mappings by name of such."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        ...
 
 
 class LambdaWarmup(Hook):

@@ -41,7 +41,8 @@ def stage_trainer(
     hooks: list[Hook] = [_Continuation(stage), _History(stage)]
     if check_first_loss:
         hooks.append(FirstLossCheck(check_first_loss))
-    held_out = HeldOutData(stage.inputs["mixture"]) if settings.evaluate_interval else None
+    measures = settings.evaluate_interval or settings.data.influence.enabled
+    held_out = HeldOutData(stage.inputs["mixture"]) if measures else None
     return Trainer(
         model,
         data,

@@ -24,11 +24,10 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch, BatchSource
-from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.finite import first_not_finite
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim.build import build_optimizer
-from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.stability.clippers import build_clipper
 from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
@@ -36,7 +35,15 @@ from wrinklefree.stability.loss_variance import split_variance
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.signals import HeldSignals, held_signals
 from wrinklefree.train.data import samples_per_step
-from wrinklefree.train.hooks import HELD_OUT, HeldOutLoss, Hook, LambdaWarmup, Movement
+from wrinklefree.train.hooks import (
+    HELD_OUT,
+    HeldOutLoss,
+    Hook,
+    LambdaWarmup,
+    Movement,
+    StatefulHook,
+)
+from wrinklefree.train.influence import InfluenceMixture
 from wrinklefree.train.journal import Journal, Printed
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import LossOutput, Objective, TrainStep
@@ -100,9 +107,10 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         self.clipper = build_clipper(settings.clipping)
         self.warnings: Counter[GradientWarning] = Counter()
-        self.hooks = [*hooks, *_hooks_of(settings, held_out)]
+        self.hooks = [*hooks, *_hooks_of(settings, data, held_out)]
+        stateful = {hook.name: hook for hook in self.hooks if isinstance(hook, StatefulHook)}
         self.state = TrainingState(
-            self.model, {"optimizer": self.optimizer, "clipper": self.clipper}
+            self.model, {"optimizer": self.optimizer, "clipper": self.clipper, **stateful}
         )
         self.signals = HeldSignals()
 
@@ -123,9 +131,11 @@ class Trainer:
                     self._advance(progress)
             if self.signals.received:
                 self._save_before_leaving(self.signals.received.name)
+        facts = self._facts()
         for hook in self.hooks:
             hook.on_stop(self)
-        return self._facts()
+            facts |= hook.facts()
+        return facts
 
     def _restore(self) -> None:
         """Go on from where a killed process was."""
@@ -189,8 +199,7 @@ class Trainer:
             **clip.metrics,
         }
         entry |= measured
-        if isinstance(self.optimizer, CombinedOptimizer):
-            entry |= self.optimizer.metrics()
+        entry |= self.optimizer.metrics()
         return entry | self._weights(step) | totals.domains | totals.terms
 
     def _skip(self, step: int, totals: _StepTotals) -> dict[str, float]:
@@ -332,7 +341,9 @@ class Trainer:
         }
 
 
-def _hooks_of(settings: TrainingSettings, held_out: HeldOutData | None) -> list[Hook]:
+def _hooks_of(
+    settings: TrainingSettings, data: BatchSource, held_out: HeldOutData | None
+) -> list[Hook]:
     """What the settings ask for."""
     hooks: list[Hook] = []
     if isinstance(settings, QuantizedTrainingSettings):
@@ -343,6 +354,12 @@ def _hooks_of(settings: TrainingSettings, held_out: HeldOutData | None) -> list[
                 f"evaluate_interval is {settings.evaluate_interval}, but no held-out rows are given"
             )
         hooks.append(HeldOutLoss(held_out))
+    if settings.data.influence.enabled:
+        if held_out is None or not isinstance(data, TrainingData):
+            raise UserError(
+                "data.influence is enabled, which needs a mixture and its held-out rows"
+            )
+        hooks.append(InfluenceMixture(settings.data.influence, data, held_out))
     return [*hooks, Movement()]
 
 
