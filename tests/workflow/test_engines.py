@@ -213,7 +213,7 @@ def candidates(value: Any) -> list[Any]:
         return [[*value, "another"], [*value, 99], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
-        " de bfloat16 adamw polar_express dynamic small"
+        " de bfloat16 adamw polar_express dynamic small least_squares"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
     return [flipped, 2, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]
@@ -244,7 +244,7 @@ def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] 
 
 PARTS = 24
 """Into which the settings of all edits are divided."""
-ONLY_VALUE = {"kind", "domain", "format", "generator"}
+ONLY_VALUE = {"kind", "domain", "format", "generator", "granularity"}
 """Names of settings that tell sections apart: another value needs other settings beside it."""
 
 
