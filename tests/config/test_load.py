@@ -278,3 +278,34 @@ def test_one_value_swaps_the_optimizer_of_any_training(
     for key in path.split("."):
         section = getattr(section, key)
     assert section.optimizer.chosen is getattr(section.optimizer, name)
+
+
+@pytest.mark.parametrize("granularity", ["head", "row", "group"])
+@pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
+def test_scales_that_the_export_cannot_hold_are_refused_unless_there_is_none(
+    parameters: dict[str, Any], granularity: str, linear_class: str
+):
+    asked = changed(parameters, "subln.quantizer.granularity", granularity)
+    for wrong in (asked, changed(asked, "export.linear_class", linear_class)):
+        with pytest.raises(UserError, match=f"granularity is {granularity}, but .* none to go"):
+            validate(wrong)
+    found = validate(changed(asked, "export.linear_class", "none"))
+    assert found.subln.quantizer.granularity == granularity
+
+
+@pytest.mark.parametrize("scale", ["absmean", "least_squares", "learned"])
+def test_one_value_swaps_the_scale(parameters: dict[str, Any], scale: str):
+    found = validate(changed(parameters, "subln.quantizer.scale", scale))
+    assert (found.subln.quantizer.scale, found.subln.quantizer.granularity) == (scale, "tensor")
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "intermediate_size"])
+def test_groups_that_do_not_fit_the_model_from_scratch_are_refused(
+    parameters: dict[str, Any], name: str
+):
+    asked = changed(parameters, "export.linear_class", "none")
+    asked = changed(asked, f"base.scratch.model.{name}", 64 * 5)
+    validate(changed(asked, "subln.quantizer", {"granularity": "group", "group_size": 64}))
+    validate(changed(asked, "subln.quantizer", {"granularity": "row"}))
+    with pytest.raises(UserError, match=rf"model\.{name} is 320, no multiple of .* 128"):
+        validate(changed(asked, "subln.quantizer", {"granularity": "group"}))

@@ -159,7 +159,7 @@ def test_a_dense_file_is_no_ternary_model(
     tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
-    claim = {"subln": True, "bitlinear": True, "diffusion": None, "quantizer": QUANTIZER}
+    claim = {"subln": True, "bitlinear": True, "diffusion": None}
     (tmp_path / "model" / "wrinklefree.json").write_text(json.dumps(claim), encoding="utf-8")
     with pytest.raises(UserError, match=r"linear\.weight is missing"):
         load_model(tmp_path / "model")
@@ -175,8 +175,10 @@ DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
     [
         ({}, "subln is missing"),
         ({"subln": False, "bitlinear": False}, "diffusion is missing"),
-        ({**DENSE, "diffusion": None}, "quantizer is missing"),
-        ({**WHOLE, "quantizer": {"scale": "absmean"}}, "quantizer.granularity is missing"),
+        (
+            {**WHOLE, "quantizer": {"scale": "absmean", "granularity": "row"}},
+            "quantizer.group_size is missing",
+        ),
         ({**WHOLE, "quantizer": {**QUANTIZER, "scale": "mean"}}, "quantizer.scale is 'mean'"),
         ({**WHOLE, "quantizer": {**QUANTIZER, "group_size": 32}}, "quantizer.group_size is 32"),
         ({**WHOLE, "quantizer": {**QUANTIZER, "bits": 2}}, "quantizer.bits is 2"),
@@ -189,7 +191,7 @@ DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
         ({"diffusion": {**DIFFUSION, "block_size": 0}}, "diffusion.block_size is 0"),
         ({"diffusion": {**DIFFUSION, "mask_token_id": -1}}, "diffusion.mask_token_id is -1"),
         (
-            {**WHOLE, "diffusion": {**DIFFUSION, "mask_token_id": 97}},
+            {**DENSE, "diffusion": {**DIFFUSION, "mask_token_id": 97}},
             "diffusion.mask_token_id is 97, but",
         ),
         ({"diffusion": {**DIFFUSION, "token_shift": "left"}}, "diffusion.token_shift is 'left'"),
@@ -276,3 +278,11 @@ def test_a_model_is_read_with_the_quantizer_that_it_was_written_with(
     save_model(tmp_path / "again", loaded, loaded_format, tokenizer_folder)
     for name in ("model.safetensors", "wrinklefree.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_a_format_of_the_first_quantizer_is_written_as_it_was_before_there_were_others(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model", ternary(tiny()), TERNARY, tokenizer_folder)
+    written = json.loads((tmp_path / "model" / "wrinklefree.json").read_text(encoding="utf-8"))
+    assert written == {"subln": True, "bitlinear": True, "diffusion": None}

@@ -9,6 +9,7 @@ import pytest
 from wrinklefree.config.load import validate
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import read_yaml
+from wrinklefree.train.settings import UnusualLambdaWarmupWarning
 
 PROJECT = Path(__file__).parents[2]
 TRAININGS = ["base.scratch.training", "stage2", "dlm", "distill.ar", "distill.dlm"]
@@ -78,3 +79,26 @@ def test_a_model_from_scratch_has_no_losses_to_order_rows_by(parameters: dict[st
         validate(with_data(parameters, "base.scratch.training", {"order": "loss"}))
     with pytest.raises(UserError, match=r"stage2\.data\.order.*'shuffled', 'length' or 'loss'"):
         validate(with_data(parameters, "stage2", {"order": "easy"}))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("path", ["stage2", "dlm", "distill.ar"])
+def test_a_long_training_whose_quantization_grows_too_fast_or_too_slowly_warns(
+    parameters: dict[str, Any], path: str, schedule: str
+) -> None:
+    def warmup(steps: int, warmup_steps: int, schedule: str = schedule) -> None:
+        changed = copy.deepcopy(parameters)
+        section = changed
+        for key in path.split("."):
+            section = section[key]
+        section |= {"steps": steps}
+        section["lambda_warmup"] = {"warmup_steps": warmup_steps, "schedule": schedule}
+        validate(changed)
+
+    for steps, warmup_steps in ((1000, 50), (1020, 51), (1000, 100), (2000, 150), (1000, 0)):
+        warmup(steps, warmup_steps)
+    for warmup_steps in (49, 101, 999):
+        with pytest.warns(UnusualLambdaWarmupWarning, match="Use 50 to 100, 0 for none, or"):
+            warmup(1000, warmup_steps)
+        warmup(1000, warmup_steps, "hard")
+    warmup(999, 998)  # a share of a short training is a handful of steps

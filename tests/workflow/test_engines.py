@@ -245,7 +245,7 @@ def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] 
 PARTS = 24
 """Into which the settings of all edits are divided."""
 ONLY_VALUE = {"kind", "domain", "format", "generator", "granularity"}
-"""Names of settings that tell sections apart: another value needs other settings beside it."""
+"""Names of settings of which another value needs other settings beside it."""
 
 
 def readers(path: tuple[str, ...]) -> frozenset[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -67,7 +67,7 @@ class ModelFormat:
     """Linear layers of the decoder quantize; the stored weights are the latent ones."""
     diffusion: DiffusionFormat | None = None
     quantizer: QuantizerSettings = ABSMEAN
-    """How ``bitlinear`` layers quantize; of no effect without them."""
+    """How ``bitlinear`` layers quantize. In the file only where it is not absmean per tensor."""
 
     @property
     def kind(self) -> Kind | None:
@@ -103,7 +103,10 @@ def save_model(
         {name: tensor.detach() for name, tensor in stored_tensors(model).items()},
     )
     write_json(folder / CONFIG, _plain_config(model))
-    write_json(folder / FORMAT, _FORMAT.dump_python(model_format, mode="json"))
+    content = _FORMAT.dump_python(model_format, mode="json")
+    if model_format.quantizer == ABSMEAN:
+        del content["quantizer"]
+    write_json(folder / FORMAT, content)
     copy_tokenizer(tokenizer, folder)
 
 
@@ -153,8 +156,8 @@ def read_format(folder: Path, *expected: Kind) -> ModelFormat:
             for problem in error.errors(include_url=False)
         )
         raise UserError(f"{path}: {problems}. Run the stage that makes the model again") from error
-    absent = [field.name for field in fields(ModelFormat) if field.name not in content]
-    quantizer = content.get("quantizer", {})
+    absent = [name for name in ("subln", "bitlinear", "diffusion") if name not in content]
+    quantizer = content.get("quantizer", QuantizerSettings.model_fields)
     absent += [
         f"quantizer.{name}" for name in QuantizerSettings.model_fields if name not in quantizer
     ]
