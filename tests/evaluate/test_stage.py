@@ -12,8 +12,9 @@ from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.stage import evaluate_models
 from wrinklefree.mixture.loader import HeldOutData
-from wrinklefree.models.folder import ModelFormat, load_model
-from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
 SETTINGS = EvaluateSettings(
@@ -98,6 +99,26 @@ def test_naive_ternary_is_the_base_with_its_linears_replaced_and_nothing_else(
     insert_bitlinear(model)
     assert evaluation["models"]["naive"]["loss"] == loss(ModelFormat(bitlinear=True))
     assert evaluation["models"]["naive"]["loss"] != evaluation["models"]["base"]["loss"]
+
+
+def test_naive_ternary_has_the_quantizer_of_the_run(
+    models: dict[str, Path], mixture: Path, tokenizer_folder: Path, tmp_path: Path
+):
+    quantizer = QuantizerSettings(scale="least_squares", granularity="row")
+    model, _ = load_model(models["base"])
+    insert_subln(model)
+    insert_bitlinear(model, quantizer)
+    subln = ModelFormat(subln=True, bitlinear=True, quantizer=quantizer)
+    save_model(tmp_path / "subln", model, subln, tokenizer_folder)
+    run = {"base": models["base"], "subln": tmp_path / "subln"}
+    (tmp_path / "results").mkdir()
+    facts = evaluate_models(SETTINGS, run, mixture, tmp_path / "results", seed=3)
+
+    model, _ = load_model(models["base"])
+    insert_bitlinear(model, quantizer)
+    naive = ModelFormat(bitlinear=True, quantizer=quantizer)
+    scored = score_model("m", model, naive, HeldOutData(mixture), WEIGHTS, SETTINGS, seed=0)
+    assert facts["loss"]["naive"] == scored.overall.loss
 
 
 def test_models_are_in_order_and_each_says_what_it_is(evaluation: dict[str, Any]):
