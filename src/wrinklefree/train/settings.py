@@ -66,6 +66,8 @@ class TrainingSettings(Section):
     """Steps between measurements of the held-out loss, in the history; 0: none."""
     evaluate_rows_per_domain: Rows = 8
     """Held-out rows of each domain that it is measured on, the same ones each time."""
+    telemetry_interval: StepsOrZero = 0
+    """Steps between measurements of what int8 loses of activations, in the history; 0: none."""
     max_skipped_steps: StepsOrZero = 0
     """Steps of a run that may be left out because loss or gradient is not finite."""
 
