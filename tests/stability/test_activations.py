@@ -78,7 +78,7 @@ def test_entries_beyond_the_codes_of_a_narrower_quantizer_are_clipped(
         return (value_MN * scale_M1).round().clamp(-128, 127).to(torch.int8), scale_M1
 
     monkeypatch.setattr(activations, "activation_codes", narrow)
-    layer, value = BitLinear(4, 2), torch.tensor([[1.0, 12.6, 13.0, -14.0], [0.0, -12.8, 5.0, 0.3]])
+    layer, value = BitLinear(4, 2), torch.tensor([[1.0, 12.6, 12.8, -14.0], [0.0, -12.8, 5.0, 0.3]])
     with ActivationTelemetry(layer) as telemetry:
         layer(value)
     assert telemetry.layers()[""].clipped == 2 / 8
