@@ -112,20 +112,15 @@ class ActivationTelemetry:
         return found
 
     def metrics(self) -> dict[str, float]:
-        """Numbers to log: over all layers, and the peak and error of each; none without any."""
-        layers = self.layers()
-        if not layers:
-            return {}
-        errors = {name: layer.quantization_error for name, layer in layers.items()}
-        peaks = {name: layer.peak_over_rms for name, layer in layers.items()}
-        metrics = {
-            "activation/peak_over_rms": max(peaks.values()),
-            "activation/quantization_error": sum(errors.values()) / len(layers),
-            "activation/quantization_error_worst": max(errors.values()),
-            "activation/zeroed": sum(layer.zeroed for layer in layers.values()) / len(layers),
-            "activation/clipped": sum(layer.clipped for layer in layers.values()) / len(layers),
-        }
-        for name in layers:
-            metrics[f"activation/peak_over_rms/{name}"] = peaks[name]
-            metrics[f"activation/quantization_error/{name}"] = errors[name]
+        """Numbers to log, none without layers: for each field of :class:`LayerActivations` its mean
+        over layers (``activation/zeroed``), that of the worst (``activation/zeroed_worst``) and of
+        each (``activation/zeroed/<layer>``).
+        """
+        metrics: dict[str, float] = {}
+        layers = {name: vars(layer) for name, layer in self.layers().items()}
+        for field in LayerActivations.__annotations__ if layers else ():
+            values = {name: layer[field] for name, layer in layers.items()}
+            metrics[f"activation/{field}"] = sum(values.values()) / len(values)
+            metrics[f"activation/{field}_worst"] = max(values.values())
+            metrics |= {f"activation/{field}/{name}": value for name, value in values.items()}
         return metrics

@@ -15,10 +15,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
-_MAD_TO_DEVIATION = 1.4826
+from wrinklefree.stability.robust import center_and_deviation
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,6 @@ class SpikeDetector:
         """How many deviations ``loss`` is above the median; 0 before the window is full."""
         if len(self._losses) < (self._losses.maxlen or 0):
             return 0.0
-        center = median(self._losses)
-        deviation = _MAD_TO_DEVIATION * median(abs(other - center) for other in self._losses)
+        center, deviation = center_and_deviation(self._losses)
         above = loss - center
         return above / deviation if deviation else math.copysign(math.inf, above) if above else 0.0

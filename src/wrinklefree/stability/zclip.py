@@ -18,21 +18,19 @@ norms is uncertain; norms that fall from a high start are never spikes.
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import Any
 
 import torch
 
 from wrinklefree.stability.clip import ClipStats, Gradients, gradients_of
 from wrinklefree.stability.norm import gradient_norm
+from wrinklefree.stability.robust import center_and_deviation
 
 _EPSILON = 1e-6
 _SPIKE = 8.0
 """Times the median, from which a norm may be a spike while statistics are gathered."""
 _ENOUGH = 4
 """Norms that a median is trusted from."""
-_MAD_TO_DEVIATION = 1.4826
-"""Standard deviations of normally distributed norms in their median absolute deviation."""
 
 
 class ZClip:
@@ -118,10 +116,8 @@ class ZClip:
         """The norm to expect, and its deviation; zeros while too little is known."""
         if not self._warming_up:
             return self._mean, math.sqrt(self._variance)
-        if len(self._gathered) < _ENOUGH:
-            return 0.0, 0.0
-        center = median(self._gathered)
-        return center, _MAD_TO_DEVIATION * median(abs(norm - center) for norm in self._gathered)
+        enough = len(self._gathered) >= _ENOUGH
+        return center_and_deviation(self._gathered) if enough else (0.0, 0.0)
 
     def _gather(self, norm: float) -> None:
         self._gathered.append(norm)
