@@ -46,7 +46,7 @@ pytestmark = [
 OTHER_TRAININGS = ("base", "dlm", "distill", "regmix", "microanneal")
 UNCHOSEN = re.compile(
     r"optimizer\.(adamw|muonclip|normuon|muon8bit|apollo|apollo_mini|adamw8bit)\."
-    r"|clipping\.(adagc|fixed)\."
+    r"|clipping\.(adagc|fixed)\.|averaging\.(last|ema)\."
 )
 """Blocks of alternatives that the default run does not choose."""
 
@@ -213,7 +213,7 @@ def candidates(value: Any) -> list[Any]:
         return [[*value, "another"], [*value, 99], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
-        " de bfloat16 adamw polar_express dynamic small least_squares"
+        " de bfloat16 adamw polar_express dynamic small least_squares ema"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
     return [flipped, 2, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]

@@ -57,6 +57,7 @@ ALTERNATIVES = {
         "adamw8bit",
     ),
     "clipping": ("zclip", "adagc", "fixed", "none"),
+    "averaging": ("none", "last", "ema"),
 }
 """Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""
 

@@ -7,6 +7,7 @@ forgotten parameter both look like a loss that falls slowly.
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -105,8 +106,12 @@ class MovementCheck:
                 if bool(gradient.any()):
                     self._with_zero_gradient.discard(name)
 
-    def check(self) -> MovementReport:
+    def check(self, idle: Set[str] = frozenset()) -> MovementReport:
         """Compare with the snapshot; call after at least one :meth:`observe`.
+
+        Parameters
+        ----------
+        idle : names of parameters on which nothing has depended yet.
 
         Raises
         ------
@@ -115,7 +120,7 @@ class MovementCheck:
             which training may use a part).
         """
         assert self.observed > 0
-        movements = [self._movement(name) for name in self._parameters]
+        movements = [self._movement(name) for name in self._parameters if name not in idle]
         frozen = [f"{m.name}: {m.frozen_because}" for m in movements if m.frozen_because]
         if frozen:
             raise FrozenParameterError(

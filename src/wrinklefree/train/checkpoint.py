@@ -191,12 +191,20 @@ def _values_problem(found: dict[str, Any], expected: dict[str, Any]) -> str | No
         return f"expected {', '.join(sorted(expected))}"
     for name, value in found.items():
         if type(value) is not type(expected[name]) or not _is_plain(value):
-            return f"{name} is {value!r}"
+            return f"{name} is {value!r:.200}"
+        if isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values()):
+            if value.keys() != expected[name].keys():
+                return f"{name} is of other tensors"
+            for key, item in value.items():
+                if problem := _tensor_problem(item, expected[name][key]):
+                    return f"{name} of {key} {problem}"
     return None
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is made of finite numbers, and lists and mappings by name of such."""
+    """Whether a value is made of finite numbers and tensors, and lists and mappings of such."""
+    if isinstance(value, Tensor):
+        return True
     if isinstance(value, dict):
         return all(isinstance(name, str) for name in value) and all(map(_is_plain, value.values()))
     if isinstance(value, list):

@@ -18,11 +18,12 @@ from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.quant.warmup import quantization_lambda
+from wrinklefree.stability.activations import ActivationTelemetry
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.train.journal import Journal
 from wrinklefree.train.objectives.objective import TrainStep
 from wrinklefree.train.runtime import Runtime
-from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.state import TrainingState
 
 HELD_OUT = "held_out/loss"
@@ -41,12 +42,29 @@ class Training(Protocol):
     state: TrainingState
     journal: Journal
 
+    def go_back(self, step: int) -> int | None:
+        """Go back to the newest checkpoint of at most ``step`` steps, or else to the oldest.
+
+        Returns
+        -------
+        The step that it is of; None where there is none, and nothing was done.
+        """
+        ...
+
 
 class Hook:
     """Does nothing at any of the moments; a hook overrides those that it is for."""
 
     def on_start(self, training: Training) -> None:
-        """Checkpoints were looked at; the first step of this process comes."""
+        """A checkpoint was loaded, or none was there; the first step of this process comes."""
+
+    def on_restored(self, training: Training) -> None:
+        """The state is that of a checkpoint, or of the beginning: after ``on_start``, and when
+        training has gone back."""
+
+    def leaves_out(self, step: int) -> bool:
+        """Whether a step is to be left out."""
+        return False
 
     def before_step(self, training: Training, step: int) -> dict[str, float]:
         """A step comes; returns metrics of it."""
@@ -59,7 +77,7 @@ class Hook:
         """A step was taken, of which ``entry`` has the metrics; more may be added."""
 
     def on_stop(self, training: Training) -> None:
-        """All steps are taken, or a signal came."""
+        """All steps are taken."""
 
     def facts(self) -> dict[str, Any]:
         """What the artifact's manifest shall say."""
@@ -171,13 +189,33 @@ class HeldOutLoss(Hook):
         return loss, tokens
 
 
+class Telemetry(Hook):
+    """What int8 loses of activations, every ``telemetry_interval`` steps, on the step's rows."""
+
+    def __init__(self) -> None:
+        self._open: ActivationTelemetry | None = None
+
+    def before_step(self, training: Training, step: int) -> dict[str, float]:
+        """Begin to measure, where it is time."""
+        if (step + 1) % training.settings.telemetry_interval == 0:
+            self._open = ActivationTelemetry(training.model).__enter__()
+        return {}
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """Report what was measured."""
+        if self._open:
+            self._open.__exit__(None, None, None)
+            entry |= self._open.metrics()
+            self._open = None
+
+
 class Movement(Hook):
     """After 100 steps, or at the end of a shorter run: did every parameter move?
 
     The last steps of a resumed run are not enough to tell: their rates may be near zero.
     """
 
-    def on_start(self, training: Training) -> None:
+    def on_restored(self, training: Training) -> None:
         """Remember the parameters, as the checkpoint left them."""
         self._resumed = bool(training.state.step)
         self._check = MovementCheck(training.model, training.optimizer, steps=MOVEMENT_STEPS)
@@ -192,8 +230,14 @@ class Movement(Hook):
         short = step == steps < MOVEMENT_STEPS and not self._resumed
         if not (self._check.due or short):
             return
+        settings, idle = training.settings, set[str]()
+        if isinstance(settings, QuantizedTrainingSettings) and not quantization_lambda(
+            step - 1, settings.lambda_warmup
+        ):
+            # Scales that are learned have had no effect yet.
+            idle = {name for name, _ in training.model.named_parameters() if name.endswith("alpha")}
         try:
-            report = self._check.check()
+            report = self._check.check(idle)
         except FrozenParameterError as error:
             raise UserError(str(error)) from error
         training.journal.log(step, report.metrics())

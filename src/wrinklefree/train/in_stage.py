@@ -41,7 +41,11 @@ def stage_trainer(
     hooks: list[Hook] = [_Continuation(stage), _History(stage)]
     if check_first_loss:
         hooks.append(FirstLossCheck(check_first_loss))
-    measures = settings.evaluate_interval or settings.data.influence.enabled
+    measures = (
+        settings.evaluate_interval
+        or settings.data.influence.enabled
+        or settings.averaging.name != "none"
+    )
     held_out = HeldOutData(stage.inputs["mixture"]) if measures else None
     return Trainer(
         model,

@@ -34,6 +34,7 @@ class InfluenceMixture(Hook):
         self, settings: InfluenceSettings, data: TrainingData, held_out: HeldOutData
     ) -> None:
         self._settings = settings
+        self._data = data
         self._held_out = held_out
         self._smoothed: dict[str, float] = {}
         self._events: list[dict[str, Any]] = []
@@ -60,10 +61,14 @@ class InfluenceMixture(Hook):
         self._smoothed = dict(state_dict["smoothed"])
 
     def on_start(self, training: Training) -> None:
-        """Put the updates before this process into the order."""
+        """Measure time from here."""
         self._started = time.monotonic()
+
+    def on_restored(self, training: Training) -> None:
+        """Put the updates so far into the order, and no others."""
+        training.data = self._data
         for event in self._events:
-            training.data = _of_mixture(training).changed(event["first_sample"], event["weights"])
+            training.data = training.data.changed(event["first_sample"], event["weights"])
 
     def before_step(self, training: Training, step: int) -> dict[str, float]:
         """Update the weights where it is time; what was recorded of this step already stays."""

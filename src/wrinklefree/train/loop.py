@@ -34,6 +34,7 @@ from wrinklefree.stability.gradients import GradientWarning, first_non_finite, g
 from wrinklefree.stability.loss_variance import split_variance
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.signals import HeldSignals, held_signals
+from wrinklefree.train.averaging import Averaging
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.hooks import (
     HELD_OUT,
@@ -42,6 +43,7 @@ from wrinklefree.train.hooks import (
     LambdaWarmup,
     Movement,
     StatefulHook,
+    Telemetry,
 )
 from wrinklefree.train.influence import InfluenceMixture
 from wrinklefree.train.journal import Journal, Printed
@@ -49,6 +51,7 @@ from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import LossOutput, Objective, TrainStep
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
+from wrinklefree.train.spikes import Spikes
 from wrinklefree.train.state import TrainingState
 
 
@@ -107,7 +110,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         self.clipper = build_clipper(settings.clipping)
         self.warnings: Counter[GradientWarning] = Counter()
-        self.hooks = [*hooks, *_hooks_of(settings, data, held_out)]
+        self.hooks = [*hooks, *_hooks_of(settings, self.model, data, held_out)]
         stateful = {hook.name: hook for hook in self.hooks if isinstance(hook, StatefulHook)}
         self.state = TrainingState(
             self.model, {"optimizer": self.optimizer, "clipper": self.clipper, **stateful}
@@ -145,8 +148,18 @@ class Trainer:
             say(f"warning: a checkpoint was passed over: {complaint}")
         for hook in self.hooks:
             hook.on_start(self)
+        for hook in self.hooks:
+            hook.on_restored(self)
         if self.state.step or passed_over:
             say(f"{label}: going on from step {self.state.step}")
+
+    def go_back(self, step: int) -> int | None:
+        """See :class:`~wrinklefree.train.hooks.Training`."""
+        if self.folder is None or not self.state.go_back(self.folder, step):
+            return None
+        for hook in self.hooks:
+            hook.on_restored(self)
+        return self.state.step
 
     def _advance(self, progress: Progress) -> None:
         """Take a step, and all that follows from it."""
@@ -168,6 +181,8 @@ class Trainer:
             self.state.save(self.folder)
 
     def _step(self, step: int) -> dict[str, float]:
+        if any(hook.leaves_out(step) for hook in self.hooks):
+            return self._not_taken(step) | {"train/left_out": 1.0}
         rate = self._set_learning_rate(step)
         measured: dict[str, float] = {}
         for hook in self.hooks:
@@ -211,15 +226,16 @@ class Trainer:
             f"warning: step {step + 1} is skipped: {self._culprit()} is not finite (loss"
             f" {totals.objective:g}); {taken + 1} of {most} steps that may be"
         )
-        entry: dict[str, float] = {
-            "step": step + 1,
-            "tokens": self._tokens_so_far(),
-            "train/skipped": 1.0,
-        }
+        return self._not_taken(step)
+
+    def _not_taken(self, step: int) -> dict[str, float]:
+        entry = {"step": step + 1, "tokens": self._tokens_so_far(), "train/skipped": 1.0}
         return entry | self._weights(step)
 
     def _skipped(self) -> int:
-        return sum("train/skipped" in entry for entry in self.state.history)
+        """Steps that were not finite."""
+        history = self.state.history
+        return sum("train/skipped" in e and "train/left_out" not in e for e in history)
 
     def _tokens_so_far(self) -> float:
         return self.state.history[-1]["tokens"] if self.state.history else 0
@@ -342,7 +358,10 @@ class Trainer:
 
 
 def _hooks_of(
-    settings: TrainingSettings, data: BatchSource, held_out: HeldOutData | None
+    settings: TrainingSettings,
+    model: PreTrainedModel,
+    data: BatchSource,
+    held_out: HeldOutData | None,
 ) -> list[Hook]:
     """What the settings ask for."""
     hooks: list[Hook] = []
@@ -360,6 +379,18 @@ def _hooks_of(
                 "data.influence is enabled, which needs a mixture and its held-out rows"
             )
         hooks.append(InfluenceMixture(settings.data.influence, data, held_out))
+    if settings.telemetry_interval:
+        hooks.append(Telemetry())
+    if settings.averaging.name != "none":
+        if held_out is None:
+            raise UserError(
+                f"averaging.name is {settings.averaging.name}, which compares by held-out rows, and"
+                " none are given"
+            )
+        hooks.append(Averaging(settings.averaging, model, settings.steps, held_out))
+    if settings.spikes.enabled:
+        # The last but one: what it goes back on, the others have seen.
+        hooks.append(Spikes(settings.spikes))
     return [*hooks, Movement()]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from wrinklefree.mixture.settings import DataSettings
 from wrinklefree.optim.settings import OptimizerSettings, ScheduleSettings
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.schema.section import (
+    Decay,
     Rows,
     RowsAtOnce,
     Section,
@@ -37,6 +38,36 @@ class UnusualLambdaWarmupWarning(UserWarning):
     """Quantization of a long training grows faster or slower than is known to work."""
 
 
+class LastAverageSettings(Section):
+    """The mean of the parameters at the last steps that are so far apart, the last one included."""
+
+    checkpoints: Annotated[int, Field(ge=2, le=10_000)] = 6
+    """How many are averaged."""
+    interval: Steps = 10
+    """Steps between them."""
+
+
+class ExponentialAverageSettings(Section):
+    """The running mean of the parameters over all steps."""
+
+    decay: Decay = 0.99
+    """Weight of the past."""
+
+
+class AveragingSettings(Section):
+    """The finished model is an average of parameters, and a block of settings for each kind.
+
+    Only the block of the chosen one counts; the other is validated and has no effect.
+    """
+
+    name: Literal["none", "last", "ema"] = "none"
+    """The kind that is used; ``none``: the parameters of the last step."""
+    last: LastAverageSettings = LastAverageSettings()
+    """The mean over some of the last steps."""
+    ema: ExponentialAverageSettings = ExponentialAverageSettings()
+    """The running mean over all steps."""
+
+
 class TrainingSettings(Section):
     """The one training loop."""
 
@@ -54,6 +85,8 @@ class TrainingSettings(Section):
     """How gradients are clipped."""
     spikes: SpikeSettings = SpikeSettings()
     """What is done about a loss that jumps."""
+    averaging: AveragingSettings = AveragingSettings()
+    """Whether the finished model is an average of parameters."""
     data: DataSettings = DataSettings()
     """Which rows are read, and in which order."""
     autocast: Literal["none", "bfloat16"] = "none"

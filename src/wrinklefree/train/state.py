@@ -100,6 +100,20 @@ class TrainingState:
             break
         return complaints
 
+    def go_back(self, work: Path, step: int) -> bool:
+        """Go back to the newest checkpoint of at most ``step`` steps, or else to the oldest.
+
+        Later ones are removed. Returns whether there was one.
+        """
+        steps = [number for number, _ in checkpoints_in(work) if number < self.step]
+        if not steps:
+            return False
+        target = max((number for number in steps if number <= step), default=steps[0])
+        for number, folder in checkpoints_in(work):
+            if number > target:
+                shutil.rmtree(folder)
+        return not self.restore(work)
+
     def adopt(self, folder: Path, step: int) -> None:
         """Go on from the checkpoint of a training under other settings, code or inputs.
 

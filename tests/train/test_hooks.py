@@ -1,0 +1,257 @@
+"""What settings add around the steps: averages, spikes, telemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.quant.settings import QuantizerSettings
+from wrinklefree.stability.activations import ActivationTelemetry
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.hooks import Hook
+from wrinklefree.train.in_stage import stage_trainer
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.settings import QuantizedTrainingSettings
+
+MakeTrainer = Callable[..., Trainer]
+PLANTED = 11
+"""The step, from 0, whose gradients are planted to be harmful."""
+
+
+@pytest.fixture
+def make_trainer(
+    make_stage: Callable[..., Stage],
+    make_settings: Callable[..., QuantizedTrainingSettings],
+    mixture: Path,
+) -> MakeTrainer:
+    def make(
+        name: str = "one", quantizer: QuantizerSettings | None = None, **changes: Any
+    ) -> Trainer:
+        torch.manual_seed(3)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=1,
+            )
+        )  # fmt: skip
+        insert_bitlinear(model, quantizer or QuantizerSettings())
+        stage = replace(make_stage(name), inputs={"mixture": mixture})
+        return stage_trainer(stage, model, TrainingData(mixture, seed=7), make_settings(changes))
+
+    return make
+
+
+class Snapshots(Hook):
+    """The parameters after every step."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Tensor]] = []
+
+    def after_step(self, training: Any, entry: dict[str, float]) -> None:
+        self.taken.append({n: p.detach().clone() for n, p in training.model.named_parameters()})
+
+
+def with_snapshots(trainer: Trainer) -> list[dict[str, Tensor]]:
+    hook = Snapshots()
+    trainer.hooks.insert(0, hook)
+    return hook.taken
+
+
+def stopping_in(trainer: Trainer, step: int) -> None:
+    def stop(*_: Any) -> None:
+        if trainer.state.step == step:
+            raise KeyboardInterrupt
+
+    trainer.optimizer.register_step_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+
+
+def assert_same_end(one: Trainer, other: Trainer) -> None:
+    assert one.state.history == other.state.history
+    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+LAST = {"averaging": {"name": "last", "last": {"checkpoints": 3, "interval": 2}}}
+EMA = {"averaging": {"name": "ema", "ema": {"decay": 0.7}}}
+
+
+@pytest.mark.parametrize("kind", ["last", "ema"])
+def test_the_finished_model_is_the_average(make_trainer: MakeTrainer, kind: str):
+    trainer = make_trainer(steps=8, **{"last": LAST, "ema": EMA}[kind])
+    taken = with_snapshots(trainer)
+    facts = trainer.run()["averaging"]
+    for name, parameter in trainer.model.named_parameters():
+        if kind == "last":
+            expected = torch.stack([taken[step][name].double() for step in (3, 5, 7)]).mean(0)
+        else:
+            expected = taken[0][name].double()
+            for step in range(1, 8):
+                expected = 0.7 * expected + 0.3 * taken[step][name]
+        torch.testing.assert_close(parameter.detach(), expected.float(), atol=1e-6, rtol=1e-6)
+    assert facts["averaged"] == {"last": 3, "ema": 8}[kind]
+    assert facts["held_out_loss_last"] != facts["held_out_loss_averaged"]
+    assert 0 < facts["codes_changed"] < 1
+
+
+@pytest.mark.parametrize("changes", [LAST, EMA], ids=["last", "ema"])
+def test_a_resumed_average_is_the_same(make_trainer: MakeTrainer, changes: dict[str, Any]):
+    whole = make_trainer("whole", steps=8, **changes)
+    expected = whole.run()
+    stopping_in(make_trainer("cut", steps=8, **changes), 6)
+    second = make_trainer("cut", steps=8, **changes)
+    assert second.run() == expected
+    assert_same_end(second, whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"averaging": {"name": "last", "last": {"checkpoints": 2, "interval": 2}}},
+        {"averaging": {"name": "last", "last": {"checkpoints": 3, "interval": 1}}},
+        {"averaging": {"name": "ema", "ema": {"decay": 0.5}}},
+        {},
+    ],
+    ids=str,
+)
+def test_every_setting_of_averaging_changes_the_model(
+    make_trainer: MakeTrainer, changes: dict[str, Any]
+):
+    usual, other = make_trainer("usual", steps=8, **LAST), make_trainer("other", steps=8, **changes)
+    usual.run()
+    other.run()
+    one, another = (dict(trainer.model.named_parameters()) for trainer in (usual, other))
+    assert any(not torch.equal(one[name], another[name]) for name in one)
+
+
+SPIKES: dict[str, Any] = {
+    "enabled": True, "window": 6, "threshold": 8.0, "rollback": True, "skip_steps": 3,
+}  # fmt: skip
+QUIET = {"steps": 24, "clipping": {"name": "none"}, "checkpoint_interval": 4}
+"""Long enough for the losses before a spike to be known."""
+
+
+def planted(trainer: Trainer, times: float = 3000.0) -> Trainer:
+    """One step's update is far too large, whichever time it is taken."""
+
+    def explode(*_: Any) -> None:
+        if trainer.state.step == PLANTED:
+            for group in trainer.optimizer.param_groups:
+                group["lr"] *= times
+
+    trainer.optimizer.register_step_pre_hook(explode)
+    return trainer
+
+
+def spiked(make_trainer: MakeTrainer, name: str = "one", **changes: Any) -> Trainer:
+    return planted(make_trainer(name, **QUIET, spikes={**SPIKES, **changes}))
+
+
+def test_after_a_spike_training_goes_back_and_leaves_the_steps_out(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+):
+    trainer = spiked(make_trainer)
+    facts = trainer.run()
+    (event,) = facts["spikes"]
+    assert event["step"] == PLANTED + 2, "the loss shows it in the step after the update"
+    assert event["went_back_to"] == 8
+    left_out = [int(e["step"]) for e in trainer.state.history if "train/left_out" in e]
+    assert left_out == [11, 12, 13]
+    losses = [e["train/loss"] for e in trainer.state.history if "train/loss" in e]
+    assert max(losses) < losses[0] + 0.5
+    assert facts["steps"] == 24 and facts["steps_skipped"] == 3
+    said = capsys.readouterr().err
+    assert "step 13: the loss" in said and "goes back to step 8 and leaves out steps 11 to" in said
+
+
+def test_without_rollback_a_spike_is_told_and_training_goes_on(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+):
+    trainer = spiked(make_trainer, rollback=False)
+    facts = trainer.run()
+    assert facts["spikes"][0]["step"] == PLANTED + 2 and facts["steps_skipped"] == 0
+    told = next(int(e["step"]) for e in trainer.state.history if "train/spike" in e)
+    assert told == PLANTED + 2
+    assert "is a spike" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop_in", [9, 11, 18], ids="in step {}".format)
+def test_a_run_with_a_spike_that_is_killed_ends_with_the_same_bytes(
+    make_trainer: MakeTrainer, stop_in: int
+):
+    whole = spiked(make_trainer, "whole")
+    expected = whole.run()
+    stopping_in(spiked(make_trainer, "cut"), stop_in)
+    second = spiked(make_trainer, "cut")
+    assert second.run() == expected
+    assert_same_end(second, whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"enabled": False}, {"window": 20}, {"threshold": 1000.0}, {"skip_steps": 5}],
+    ids=str,
+)
+def test_every_setting_of_spikes_has_its_effect(make_trainer: MakeTrainer, change: dict[str, Any]):
+    usual, other = spiked(make_trainer, "usual"), spiked(make_trainer, "other", **change)
+    usual.run()
+    other.run()
+    assert usual.state.history != other.state.history
+
+
+def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+):
+    trainer = planted(make_trainer(**(QUIET | {"checkpoint_interval": 100}), spikes=SPIKES))
+    facts = trainer.run()
+    assert facts["spikes"][0]["went_back_to"] == -1
+    assert "there is no checkpoint to go back to" in capsys.readouterr().err
+
+
+def test_telemetry_is_in_the_history_where_it_is_due_and_changes_nothing(
+    make_trainer: MakeTrainer,
+):
+    without, measured = make_trainer("without"), make_trainer("with", telemetry_interval=2)
+    without.run()
+    measured.run()
+    for one, other in zip(without.model.parameters(), measured.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    steps = [int(e["step"]) for e in measured.state.history if "activation/zeroed" in e]
+    assert steps == [2, 4]
+    again, beside = make_trainer("again"), Beside()
+    again.hooks.append(beside)
+    again.run()
+    seen = {k: v for k, v in measured.state.history[1].items() if k.startswith("activation/")}
+    assert seen == pytest.approx(beside.metrics) and seen["activation/quantization_error"] > 0
+
+
+class Beside(Hook):
+    """Measures the second step, and nothing else."""
+
+    def before_step(self, training: Any, step: int) -> dict[str, float]:
+        if step == 1:
+            self.telemetry = ActivationTelemetry(training.model).__enter__()
+        return {}
+
+    def after_step(self, training: Any, entry: dict[str, float]) -> None:
+        if entry["step"] == 2:
+            self.telemetry.__exit__(None, None, None)
+            self.metrics = self.telemetry.metrics()
+
+
+def test_scales_that_are_learned_may_rest_while_nothing_is_quantized(make_trainer: MakeTrainer):
+    trainer = make_trainer(
+        quantizer=QuantizerSettings(scale="learned"), steps=104,
+        lambda_warmup={"warmup_steps": 102, "schedule": "hard"}, schedule={"warmup_steps": 2},
+    )  # fmt: skip
+    assert trainer.run()["steps"] == 104
