@@ -1,90 +1,165 @@
-"""A step of Muon on the default model's matrices, against torch.optim.Muon and AdamW.
+"""A step of every optimizer on hidden matrices, against torch.optim.Muon and AdamW; bytes of state.
 
 Shapes: R rows, C columns of a weight.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from _timing import default_settings, print_header, print_table, require_close, time_in_turns
+from _timing import (
+    default_settings,
+    print_header,
+    print_table,
+    require,
+    require_close,
+    time_in_turns,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wrinklefree.models.dense import build_scratch
-from wrinklefree.optim.muon import Muon, scale_factor
-from wrinklefree.optim.newton_schulz import COEFFICIENTS, ITERATIONS
-from wrinklefree.optim.partition import partition_parameters
+from wrinklefree.optim.adamw import hidden_and_others
+from wrinklefree.optim.build import build_optimizer
+from wrinklefree.optim.muon import scale_factor
+from wrinklefree.optim.newton_schulz import ITERATIONS, Coefficients
+from wrinklefree.optim.settings import OptimizerSettings
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
-OURS, OURS_BFLOAT16 = "Muon", "Muon in bfloat16"
+COMMON = {"lr": LR, "weight_decay": WEIGHT_DECAY}
 TORCH, ADAMW = "torch.optim.Muon", "torch.optim.AdamW"
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
-    ADAMW: lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=WEIGHT_DECAY),
-    TORCH: lambda p: torch.optim.Muon(
-        p, lr=LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
-    ),
-    OURS: lambda p: Muon(p, lr=LR, weight_decay=WEIGHT_DECAY, scale="match_rms"),
-    # As torch.optim.Muon computes, to compare like with like; training uses float32.
-    OURS_BFLOAT16: lambda p: Muon(
-        p, lr=LR, weight_decay=WEIGHT_DECAY, scale="match_rms", compute_dtype=torch.bfloat16
-    ),
+BFLOAT16, POLAR = "muon bfloat16", "muon polar_express"
+OURS: dict[str, tuple[str, dict[str, object]]] = {
+    "muon": ("muon", {}),
+    # As torch.optim.Muon computes: like is compared with like.
+    BFLOAT16: ("muon", {"compute": "bfloat16"}),
+    POLAR: ("muon", {"coefficients": "polar_express"}),
+    "normuon": ("normuon", {"nesterov": True}),
+    "muon8bit linear": ("muon8bit", {}),
+    "muon8bit dynamic": ("muon8bit", {"quantization": "dynamic"}),
+    "apollo": ("apollo", {}),
+    "apollo_mini": ("apollo_mini", {}),
+    "adamw": ("adamw", {}),
+    "adamw8bit": ("adamw8bit", {}),
 }
 
 
-def matrices_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    return optimizer.param_groups[0]["params"]
+def hidden_of(model: PreTrainedModel) -> list[nn.Parameter]:
+    return [parameter for part in hidden_and_others(model)[0] for parameter in part.parameters]
 
 
-def copy_of(matrices: list[nn.Parameter]) -> list[nn.Parameter]:
-    """The same values and gradients in tensors of their own."""
-    copies = [nn.Parameter(matrix.detach().clone()) for matrix in matrices]
-    for copy, matrix in zip(copies, matrices, strict=True):
-        assert matrix.grad is not None
-        copy.grad = matrix.grad.clone()
-    return copies
+def with_gradients(model: PreTrainedModel, hidden: list[Tensor]) -> PreTrainedModel:
+    """A copy of ``model`` whose hidden matrices alone have gradients, so that they alone step."""
+    twin = copy.deepcopy(model)
+    for parameter, gradient in zip(hidden_of(twin), hidden, strict=True):
+        parameter.grad = gradient.clone()
+    return twin
 
 
-def first_change(weight_RC: Tensor, gradient_RC: Tensor) -> Tensor:
-    """What a first step adds to a weight, by singular values in float64."""
+def optimizer_of(name: str, model: PreTrainedModel) -> Optimizer:
+    if name == TORCH:
+        return torch.optim.Muon(hidden_of(model), adjust_lr_fn="match_rms_adamw", **COMMON)
+    if name == ADAMW:
+        return torch.optim.AdamW(hidden_of(model), **COMMON)
+    kind, block = OURS[name]
+    settings = {"name": kind, kind: COMMON | block}
+    return build_optimizer(model, OptimizerSettings.model_validate(settings))
+
+
+def muon_update(gradient_RC: Tensor, coefficients: Coefficients = "classic") -> Tensor:
+    """What a first step adds to a weight over -lr, by singular values in float64."""
     u, singular, v = torch.linalg.svd(gradient_RC.double(), full_matrices=False)
-    singular = singular / singular.norm()
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    singular = singular / singular.norm() / (1.02 if coefficients == "polar_express" else 1.0)
+    for a, b, c in ITERATIONS[coefficients]:
         singular = a * singular + b * singular**3 + c * singular**5
-    rows, columns = weight_RC.shape
-    update_RC = scale_factor(rows, columns, "match_rms") * (u * singular) @ v
-    return -LR * (update_RC + WEIGHT_DECAY * weight_RC.double())
+    return scale_factor(*gradient_RC.shape, "match_rms") * (u * singular) @ v
 
 
-def check(matrices: list[nn.Parameter]) -> None:
-    """One step against the closed form, with slack where Newton-Schulz rounds to bfloat16."""
-    for name, tolerance in ((OURS, 1e-3), (OURS_BFLOAT16, 5e-2), (TORCH, 5e-2)):
-        optimizer = OPTIMIZERS[name](copy_of(matrices))
+def normuon_update(gradient_RC: Tensor) -> Tensor:
+    update_RC = muon_update(gradient_RC)
+    rows_RC = update_RC / update_RC.norm(dim=1, keepdim=True)
+    return rows_RC * update_RC.norm() / rows_RC.norm()
+
+
+FIRST_UPDATES: Mapping[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    TORCH: (muon_update, 5e-2),
+    BFLOAT16: (muon_update, 5e-2),
+    "muon": (muon_update, 1e-3),
+    POLAR: (lambda gradient: muon_update(gradient, "polar_express"), 1e-3),
+    "normuon": (normuon_update, 1e-3),
+    "muon8bit linear": (muon_update, 1e-3),
+    "muon8bit dynamic": (muon_update, 1e-3),
+    ADAMW: (torch.sign, 1e-3),
+    "adamw": (torch.sign, 1e-3),
+    "adamw8bit": (torch.sign, 1e-3),
+}
+"""The closed form of the first update, and how near to it a step must be."""
+
+
+def check(name: str, model: PreTrainedModel, gradients: list[Tensor]) -> None:
+    """One step against the closed form; APOLLO's by its length and its channels."""
+    twin = with_gradients(model, gradients)
+    optimizer_of(name, twin).step()
+    for before, after, gradient in zip(hidden_of(model), hidden_of(twin), gradients, strict=True):
+        start = before.detach().double()
+        update = (start * (1 - LR * WEIGHT_DECAY) - after.detach().double()) / LR
+        if name in FIRST_UPDATES:
+            expected, tolerance = FIRST_UPDATES[name]
+            require_close(update, expected(gradient).double(), tolerance, f"first step of {name}")
+        else:
+            across = int(gradient.shape[0] > gradient.shape[1])
+            cosine = nn.functional.cosine_similarity(update, gradient.double(), dim=across)
+            require(bool((cosine > 1 - 1e-4).all()), f"{name} to stretch whole channels")
+
+
+def print_bytes(model: PreTrainedModel) -> None:
+    """Bytes of state for each parameter: of hidden matrices, and of all."""
+    print(f"\n{'bytes of state a parameter':<26}{'hidden matrices':>18}{'whole model':>14}")
+    for name in OURS:
+        twin = copy.deepcopy(model)
+        for parameter in twin.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = optimizer_of(name, twin)
         optimizer.step()
-        for before, after in zip(matrices, matrices_of(optimizer), strict=True):
-            assert before.grad is not None
-            expected = first_change(before.detach(), before.grad)
-            change = after.detach().double() - before.detach().double()
-            require_close(change, expected, tolerance, f"the first step of {name}")
+        line = f"{name:<26}"
+        for parameters, width in ((hidden_of(twin), 18), (list(twin.parameters()), 14)):
+            states = (optimizer.state[parameter].values() for parameter in parameters)
+            held = sum(value.nbytes for state in states for value in state)
+            line += f"{held / sum(parameter.numel() for parameter in parameters):{width}.3f}"
+        print(line)
+
+
+def smollm2_of_two_layers() -> PreTrainedModel:
+    """Two layers of the shape of SmolLM2-135M."""
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
 
 
 def main() -> None:
     settings, scratch = default_settings()
     torch.manual_seed(settings.seed)
-    model = build_scratch(scratch.model, 8, settings.mixture.sequence_length, 0, settings.seed)
-    matrices = partition_parameters(model).matrices
-    for matrix in matrices:
-        matrix.grad = torch.randn_like(matrix)
-    shapes = Counter(tuple(matrix.shape) for matrix in matrices)
+    length = settings.mixture.sequence_length
+    vocabulary = 4096  # about what the default tokenizer has
     print_header("Optimizer step, float32 parameters")
-    check(matrices)
-    optimizers = {name: build(copy_of(matrices)) for name, build in OPTIMIZERS.items()}
-    calls = {name: optimizer.step for name, optimizer in optimizers.items()}
-    title = ", ".join(f"{count} of {rows}x{columns}" for (rows, columns), count in shapes.items())
-    print_table(title, time_in_turns(calls), [TORCH, ADAMW])
+    for title, model in (
+        ("default model", build_scratch(scratch.model, vocabulary, length, 0, settings.seed)),
+        ("SmolLM2-135M, two layers", smollm2_of_two_layers()),
+    ):
+        gradients = [torch.randn_like(matrix) for matrix in hidden_of(model)]
+        names = [ADAMW, TORCH, *OURS]
+        for name in names:
+            check(name, model, gradients)
+        optimizers = {name: optimizer_of(name, with_gradients(model, gradients)) for name in names}
+        calls = {name: optimizer.step for name, optimizer in optimizers.items()}
+        shapes = Counter(tuple(gradient.shape) for gradient in gradients)
+        matrices = ", ".join(f"{number} of {r}x{c}" for (r, c), number in shapes.items())
+        print_table(f"{title}: {matrices}", time_in_turns(calls), [TORCH, ADAMW])
+        print_bytes(model)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,21 @@ def test_the_dynamic_maps_have_256_numbers_and_those_of_the_paper() -> None:
     assert dynamic_values(False)[1].item() == pytest.approx(3.25e-7)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "dynamic_unsigned"])
+def test_codes_are_those_of_a_search_also_next_to_the_middles(kind: Map) -> None:
+    values = dynamic_values(kind == "dynamic")
+    middles = (values[:-1] + values[1:]) / 2
+    edges = [torch.nextafter(middles, torch.tensor(side)) for side in (-2.0, 2.0)]
+    drawn = torch.cat([draw(kind, (20_000,)).clamp(-1, 1), torch.rand(20_000)])
+    whole = torch.cat([drawn, middles, *edges, values, torch.zeros(1)])
+    if kind == "dynamic_unsigned":
+        whole = whole.abs()
+    for start in range(0, len(whole), BLOCK - 1):  # each with a 1, so that shares are the numbers
+        shares = torch.cat([torch.ones(1), whole[start : start + BLOCK - 1]])
+        expected = torch.bucketize(shares, middles).clamp(min=int(kind != "dynamic"))
+        assert torch.equal(quantize_blocks(shares, kind)[0].long(), expected)
+
+
 def test_the_dynamic_map_keeps_small_numbers_that_the_linear_one_loses() -> None:
     tensor = torch.cat([torch.ones(1), torch.full((100,), 1e-3)])
     kept = {kind: dequantize_blocks(*quantize_blocks(tensor, kind), kind) for kind in MAPS}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.optim.build import build_optimizer
-from wrinklefree.optim.muon import Muon, muon_step
+from wrinklefree.optim.muon import Muon, muon_step, scale_factor
 from wrinklefree.optim.muon8bit import Muon8bit
 from wrinklefree.optim.settings import OptimizerSettings
 
@@ -36,10 +36,11 @@ def test_is_muon_whose_momentum_is_rounded_after_every_step(shape: tuple[int, ..
     for gradient in grads:
         parameter.grad = gradient
         optimizer.step()
-        stacks = [t if t.ndim == 3 else t[None] for t in (weight, gradient, momentum)]
-        stepped = [muon_step(*one, momentum=0.95, **OPTIONS) for one in zip(*stacks, strict=True)]
-        weight = torch.stack([new for new, _ in stepped]).view(shape)
-        momentum = torch.stack([new for _, new in stepped]).view(shape)
+        stacks = [t if t.ndim == 3 else t[None] for t in (gradient, momentum)]
+        pairs = zip(*stacks, strict=True)
+        updates = [muon_step(*pair, momentum=0.95, nesterov=True) for pair in pairs]
+        scale = scale_factor(*shape[-2:], "match_rms")
+        weight = weight * (1 - 0.02 * 0.1) - 0.02 * scale * torch.stack(updates).view(shape)
         momentum = rounded_linear(momentum)
     torch.testing.assert_close(parameter.detach(), weight, rtol=1e-4, atol=1e-4)
 

@@ -44,15 +44,15 @@ def adam_step(
     *,
     betas: tuple[float, float],
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The update of Adam (arXiv 1412.6980) at learning rate 1, and both moments; all of one shape.
+) -> Tensor:
+    """The update of Adam (arXiv 1412.6980) at learning rate 1; moves both moments in place.
 
-    ``step`` counts from 1.
+    All tensors are of one shape. ``step`` counts from 1.
     """
-    mean = torch.lerp(mean, gradient, 1 - betas[0])
-    square = torch.lerp(square, gradient.square(), 1 - betas[1])
+    mean.lerp_(gradient, 1 - betas[0])
+    square.lerp_(gradient.square(), 1 - betas[1])
     root = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
-    return mean / (1 - betas[0] ** step) / root, mean, square
+    return (mean / (1 - betas[0] ** step)).div_(root)
 
 
 def scaled_by_root(gradient: Tensor, square: Tensor, step: Tensor, group: Group) -> Tensor:

@@ -67,7 +67,7 @@ class AdamW8bit(PerParameterOptimizer):
         square = dequantize_blocks(
             state["square_codes"], state["square_scales"], "dynamic_unsigned"
         )
-        update, mean, square = adam_step(
+        update = adam_step(
             parameter.grad.float(),
             mean,
             square,

@@ -44,37 +44,31 @@ def apollo_step(
     projection_rD: Tensor,
     mean_rC: Tensor,
     square_rC: Tensor,
-    last_norm: Tensor,
+    norm: Tensor,
     step: int,
     *,
     betas: tuple[float, float],
     eps: float,
     per_channel: bool,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One step of APOLLO; changes none of its arguments.
+) -> Tensor:
+    """The update of APOLLO at learning rate 1, [D, C]; moves both moments and ``norm`` in place.
 
     Parameters
     ----------
-    last_norm : of the update before this one, no dimensions; 0 where there was none.
+    norm : of the last update, no dimensions; 0 where there was none.
     step : counted from 1.
-
-    Returns
-    -------
-    The update at learning rate 1 [D, C], both moments, the norm of the update.
     """
     projected_rC = projection_rD @ gradient_DC
-    stretched_rC, mean_rC, square_rC = adam_step(
-        projected_rC, mean_rC, square_rC, step, betas=betas, eps=eps
-    )
+    stretched_rC = adam_step(projected_rC, mean_rC, square_rC, step, betas=betas, eps=eps)
     across = 0 if per_channel else (0, 1)
     before = torch.linalg.vector_norm(projected_rC, dim=across)
     factor = torch.linalg.vector_norm(stretched_rC, dim=across) / before.clamp(min=_SMALLEST)
-    update_DC = gradient_DC * factor * scale
-    norm = torch.linalg.vector_norm(update_DC)
-    most = torch.where(last_norm > 0, last_norm * LARGEST_GROWTH, torch.inf)
-    limited = torch.minimum(norm, most)
-    return update_DC * (limited / norm.clamp(min=_SMALLEST)), mean_rC, square_rC, limited
+    update_DC = gradient_DC * (factor * scale)
+    unlimited = torch.linalg.vector_norm(update_DC)
+    most = torch.where(norm > 0, norm * LARGEST_GROWTH, torch.inf)
+    norm.copy_(torch.minimum(unlimited, most))
+    return update_DC.mul_(norm / unlimited.clamp(min=_SMALLEST))
 
 
 class Apollo(PerParameterOptimizer):
@@ -120,24 +114,19 @@ class Apollo(PerParameterOptimizer):
             weight_DC, gradient_DC = (weight.mT, gradient.mT) if tall else (weight, gradient)
             rank, (side, channels) = _rank(weight, group), weight_DC.shape
             stop = start + rank * channels
-            mean_rC = state["mean"][start:stop].view(rank, channels)
-            square_rC = state["square"][start:stop].view(rank, channels)
             place = ((step - 1) // REFRESH_STEPS, self._number.get(id(parameter), 0), index)
             # Hashed, for a generator on a CPU takes no more than the lower 32 bits of a seed.
             seed = zlib.crc32(repr(place).encode())
-            update_DC, new_mean_rC, new_square_rC, norm = apollo_step(
+            update_DC = apollo_step(
                 gradient_DC,
                 projection(rank, side, seed, weight.device),
-                mean_rC,
-                square_rC,
+                state["mean"][start:stop].view(rank, channels),
+                state["square"][start:stop].view(rank, channels),
                 state["norm"][index],
                 step,
                 **{name: group[name] for name in ("betas", "eps", "per_channel", "scale")},
             )
             weight_DC.add_(update_DC, alpha=-group["lr"])
-            mean_rC.copy_(new_mean_rC)
-            square_rC.copy_(new_square_rC)
-            state["norm"][index] = norm
             start = stop
 
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 2048
+_LOWER_BITS = 15
+"""Of a float32. The others tell numbers apart that differ by 0.4 %; those of a map do by more."""
 Map = Literal["linear", "dynamic", "dynamic_unsigned"]
 """``linear``: int8 codes, evenly spaced. ``dynamic`` (arXiv 2110.02861): uint8 codes, spaced by
 magnitude over seven decades; ``dynamic_unsigned`` holds numbers of 0 and above."""
@@ -45,9 +47,7 @@ def quantize_blocks(tensor: Tensor, kind: Map) -> tuple[Tensor, Tensor]:
     if kind == "linear":
         codes_KB = shares_KB.mul_(127).round_().to(torch.int8)
     else:
-        values = dynamic_values(kind == "dynamic").to(tensor.device)
-        middles = (values[:-1] + values[1:]) / 2
-        codes_KB = torch.bucketize(shares_KB, middles, out_int32=True).to(torch.uint8)
+        codes_KB = _nearest_codes(shares_KB, signed=kind == "dynamic")
         if kind == "dynamic_unsigned":
             codes_KB.clamp_(min=1)
     return codes_KB.flatten()[: tensor.numel()].view(tensor.shape), largest_K
@@ -60,7 +60,8 @@ def dequantize_blocks(codes: Tensor, largest_K: Tensor, kind: Map) -> Tensor:
         blocks_KB = codes_KB.float().mul_(largest_K[:, None] / 127)
     else:
         values = dynamic_values(kind == "dynamic").to(codes.device)
-        blocks_KB = values[codes_KB.int()].mul_(largest_K[:, None])
+        numbers = values.index_select(0, codes_KB.flatten().int())
+        blocks_KB = numbers.view_as(codes_KB).mul_(largest_K[:, None])
     return blocks_KB.flatten()[: codes.numel()].view(codes.shape)
 
 
@@ -70,6 +71,32 @@ def zero_blocks(parameter: Tensor, kind: Map) -> tuple[Tensor, Tensor]:
     blocks = -(-parameter.numel() // BLOCK)
     scales_K = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
     return torch.zeros_like(parameter, dtype=dtype), scales_K
+
+
+def _nearest_codes(shares_KB: Tensor, *, signed: bool) -> Tensor:
+    """Codes, uint8, of float32 numbers from -1 to 1.
+
+    A search among the middles between neighbours would take 40 times as long on a CPU. Here the
+    upper bits of a number say where the search ends, or one code below.
+    """
+    middles, lowest_codes = _search_table(signed, shares_KB.device)
+    shares = shares_KB.flatten()
+    upper_bits = (shares.view(torch.int32) >> _LOWER_BITS) & (len(lowest_codes) - 1)
+    codes = lowest_codes.index_select(0, upper_bits)
+    codes += shares > middles.index_select(0, codes)
+    return codes.to(torch.uint8).view_as(shares_KB)
+
+
+@functools.cache
+def _search_table(signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Middles between neighbours, and for all upper bits of a float32 the lowest code they have."""
+    values = dynamic_values(signed)
+    middles = (values[:-1] + values[1:]) / 2
+    upper = torch.arange(1 << (32 - _LOWER_BITS)) << _LOWER_BITS
+    negative = upper >= 1 << 31
+    lowest = (upper + negative * ((1 << _LOWER_BITS) - 1)).to(torch.uint32).view(torch.float32)
+    codes = torch.bucketize(lowest.nan_to_num(), middles, out_int32=True)
+    return torch.cat([middles, torch.tensor([torch.inf])]).to(device), codes.to(device)
 
 
 def _in_blocks(tensor: Tensor) -> Tensor:

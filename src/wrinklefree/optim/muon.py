@@ -42,50 +42,23 @@ def expected_update_norm(rows: int, columns: int, scale: Scale) -> float:
     return 0.9 * math.sqrt(min(rows, columns)) * scale_factor(rows, columns, scale)
 
 
-def average(
-    gradient: Tensor, momentum_buffer: Tensor, *, momentum: float, nesterov: bool
-) -> tuple[Tensor, Tensor]:
-    """What is orthogonalized, and the new momentum."""
-    momentum_buffer = torch.lerp(momentum_buffer, gradient, 1 - momentum)
-    if not nesterov:
-        return momentum_buffer, momentum_buffer
-    return torch.lerp(gradient, momentum_buffer, momentum), momentum_buffer
-
-
-def moved(
-    weight_RC: Tensor, update_RC: Tensor, *, lr: float, weight_decay: float, scale: Scale
-) -> Tensor:
-    """The new weight, [R, C]; decay is ``lr * weight_decay``, whatever the scale."""
-    rows, columns = weight_RC.shape
-    decayed_RC = weight_RC * (1 - lr * weight_decay)
-    return torch.add(decayed_RC, update_RC, alpha=-lr * scale_factor(rows, columns, scale))
-
-
 def muon_step(
-    weight_RC: Tensor,
     gradient_RC: Tensor,
     momentum_RC: Tensor,
     *,
-    lr: float,
     momentum: float,
     nesterov: bool,
-    weight_decay: float,
-    scale: Scale,
     coefficients: Coefficients = "classic",
     compute_dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """One step of Muon; changes none of its arguments.
+) -> Tensor:
+    """The update of Muon at learning rate 1, before any scale: [R, C] in ``compute_dtype``.
 
-    Returns
-    -------
-    The new weight and the new momentum, both [R, C] in the dtype that they came in.
+    ``momentum_RC`` is moved in place (a new one would cost 5 % of the time of a step in bfloat16),
+    ``gradient_RC`` is left as it is.
     """
-    direction_RC, momentum_RC = average(
-        gradient_RC, momentum_RC, momentum=momentum, nesterov=nesterov
-    )
-    update_RC = orthogonalize(direction_RC, compute_dtype, coefficients).to(weight_RC.dtype)
-    new_RC = moved(weight_RC, update_RC, lr=lr, weight_decay=weight_decay, scale=scale)
-    return new_RC, momentum_RC
+    momentum_RC.lerp_(gradient_RC, 1 - momentum)
+    direction_RC = torch.lerp(gradient_RC, momentum_RC, momentum) if nesterov else momentum_RC
+    return orthogonalize(direction_RC, compute_dtype, coefficients)
 
 
 class MuonLike(PerParameterOptimizer):
@@ -142,25 +115,26 @@ class MuonLike(PerParameterOptimizer):
 
     def step_matrices(
         self,
-        step: Callable[..., Sequence[Tensor]],
+        step: Callable[..., Tensor],
         parameter: nn.Parameter,
         states: Sequence[Tensor],
         group: Group,
         **settings: Any,
     ) -> None:
-        """Take a ``step`` for each matrix of ``parameter``, and put what it returns in place.
+        """Take a ``step`` for each matrix of ``parameter``, in place.
 
-        ``step`` gets weight, gradient and states, and returns the new weight and states.
+        ``step`` gets gradient and states, moves the states and returns the update. Weight decay is
+        decoupled: a weight shrinks by ``lr * weight_decay``, whatever the scale.
         """
         assert parameter.grad is not None
-        names = ("lr", "scale", "momentum", "nesterov", "weight_decay", "coefficients")
-        settings |= {name: group[name] for name in names}
+        settings |= {name: group[name] for name in ("momentum", "nesterov", "coefficients")}
         held = (parameter, parameter.grad, *states)
         views = [matrices(tensor, group["rows"]) for tensor in held]
-        for weight, gradient, *own in zip(*views, strict=True):
-            stepped = step(weight, gradient, *own, compute_dtype=self._compute_dtype, **settings)
-            for target, new in zip((weight, *own), stepped, strict=True):
-                target.copy_(new)
+        for weight_RC, gradient_RC, *own in zip(*views, strict=True):
+            update_RC = step(gradient_RC, *own, compute_dtype=self._compute_dtype, **settings)
+            factor = scale_factor(len(weight_RC), weight_RC.shape[1], group["scale"])
+            weight_RC.mul_(1 - group["lr"] * group["weight_decay"])
+            weight_RC.add_(update_RC, alpha=-group["lr"] * factor)
 
 
 class Muon(MuonLike):

@@ -68,12 +68,12 @@ def orthogonalize(
     """
     tall = matrix_RC.shape[0] > matrix_RC.shape[1]
     # The Gram matrix is taken on the shorter side, which is cheaper and gives the same polynomial.
-    x = (matrix_RC.mT if tall else matrix_RC).to(compute_dtype)
+    x = (matrix_RC.mT if tall else matrix_RC).to(compute_dtype, copy=True)
     if coefficients == "classic":
-        x = x / x.norm().clamp(min=_SMALLEST_NORM)
+        x.div_(x.norm().clamp(min=_SMALLEST_NORM))
     else:
         # Its polynomials explode above 1, so a rounded norm must not be too small.
-        x = x / (x.norm() * 1.02 + 1e-6)
+        x.div_(x.norm() * 1.02 + 1e-6)
     for a, b, c in ITERATIONS[coefficients]:
         gram = x @ x.mT
         polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)

@@ -16,45 +16,40 @@ from transformers import PreTrainedModel
 
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.contract import Group
-from wrinklefree.optim.muon import MuonLike, Scale, average, moved, muon_with_adamw
-from wrinklefree.optim.newton_schulz import Coefficients, orthogonalize
+from wrinklefree.optim.muon import MuonLike, muon_step, muon_with_adamw
+from wrinklefree.optim.newton_schulz import Coefficients
 from wrinklefree.optim.settings import NorMuonSettings
 
 _SMALLEST = 1e-8
 
 
 def normuon_step(
-    weight_RC: Tensor,
     gradient_RC: Tensor,
     momentum_RC: Tensor,
     square_R1: Tensor,
     *,
-    lr: float,
     momentum: float,
     nesterov: bool,
-    weight_decay: float,
-    scale: Scale,
     row_decay: float,
     coefficients: Coefficients = "classic",
     compute_dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of NorMuon; changes none of its arguments.
+) -> Tensor:
+    """The update of NorMuon at learning rate 1, before any scale, [R, C].
 
-    Returns
-    -------
-    The new weight and momentum [R, C], and the running mean square of each row [R, 1]. That starts
-    at 0 and needs no correction: a common factor is undone with the norm.
+    Momentum and ``square_R1``, the running mean square of each row, are moved in place. The latter
+    starts at 0 and needs no correction: a common factor is undone with the norm.
     """
-    direction_RC, momentum_RC = average(
-        gradient_RC, momentum_RC, momentum=momentum, nesterov=nesterov
-    )
-    update_RC = orthogonalize(direction_RC, compute_dtype, coefficients).to(weight_RC.dtype)
-    row_square_R1 = update_RC.square().mean(dim=1, keepdim=True)
-    square_R1 = torch.lerp(square_R1, row_square_R1, 1 - row_decay)
+    update_RC = muon_step(
+        gradient_RC,
+        momentum_RC,
+        momentum=momentum,
+        nesterov=nesterov,
+        coefficients=coefficients,
+        compute_dtype=compute_dtype,
+    ).to(square_R1.dtype)
+    square_R1.lerp_(update_RC.square().mean(dim=1, keepdim=True), 1 - row_decay)
     normalised_RC = update_RC / square_R1.sqrt().add_(_SMALLEST)
-    normalised_RC *= update_RC.norm() / normalised_RC.norm().clamp(min=_SMALLEST)
-    new_RC = moved(weight_RC, normalised_RC, lr=lr, weight_decay=weight_decay, scale=scale)
-    return new_RC, momentum_RC, square_R1
+    return normalised_RC.mul_(update_RC.norm() / normalised_RC.norm().clamp(min=_SMALLEST))
 
 
 class NorMuon(MuonLike):
