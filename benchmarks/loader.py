@@ -6,6 +6,7 @@ import itertools
 
 import torch
 from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
+from wrinklefree.train.objectives.causal import CausalLanguageModel
 
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.mixture.batch import Batch
@@ -16,7 +17,6 @@ from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.stability.clippers import build_clipper
 from wrinklefree.train.base_settings import ScratchSettings
-from wrinklefree.train.objectives.causal import CausalLanguageModel
 
 MIXTURE = ROOT / "data" / "mixture"
 

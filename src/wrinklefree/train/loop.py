@@ -152,6 +152,9 @@ class Trainer:
             hook.on_restored(self)
         if self.state.step or passed_over:
             say(f"{label}: going on from step {self.state.step}")
+        else:
+            for line in self.optimizer.table():
+                say(f"{label}: {line}")
 
     def go_back(self, step: int) -> int | None:
         """See :class:`~wrinklefree.train.hooks.Training`."""
