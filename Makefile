@@ -83,9 +83,10 @@ ARTIFACTS := $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json data/*
 	research/*/manifest.json research/*/*/manifest.json))
 # Those of the research targets that were run to the end.
 RESEARCH := $(patsubst research/%/manifest.json,%, \
-	$(wildcard $(patsubst %,research/%/manifest.json,control regmix microanneal)))
+	$(wildcard $(patsubst %,research/%/manifest.json,control regmix microanneal experiments)))
 # Of the trainings that such a target reads, if there are any.
-RESEARCH_RUNS := $(patsubst %,%_run,$(filter-out control,$(RESEARCH)))
+RESEARCH_RUNS := $(patsubst %,%_run,$(filter regmix microanneal,$(RESEARCH))) \
+	$(patsubst %s,%,$(filter experiments,$(RESEARCH)))
 # DVC knows of them after `make dvc-research`.
 DVC_ACCEPTED := dvc.yaml $(if $(shell grep -x $(HIDDEN) .dvcignore),, \
 	$(addprefix research/dvc.yaml:,$(RESEARCH_RUNS) $(RESEARCH)))

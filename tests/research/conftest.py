@@ -79,6 +79,18 @@ SETTINGS: dict[str, Any] = {
         "measure": {"rows_per_domain": 4, "batch_size": 3},
         "verdict": {"confidence": 0.95},
     },
+    "experiments": {
+        "names": ["tried"],
+        "runs": {
+            "seeds": [0, 1],
+            "threads": 1,
+            "model": MODEL,
+            "steps": 12,
+            "batch_size": 4,
+            "measure": {"rows_per_domain": 4, "batch_size": 3},
+        },
+        "verdict": {"confidence": 0.95},
+    },
 }
 
 

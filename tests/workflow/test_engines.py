@@ -76,6 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Runs are all alike, and both engines take longer with every one.
     parameters["regmix"]["runs"] = list(range(8))
     parameters["regmix"]["fit"]["held_out_runs"] = 4
+    parameters["experiments"]["names"] = ["seeds", "clipping"]
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
     pretend_everything_ran(folder)
     return folder

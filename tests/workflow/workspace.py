@@ -39,10 +39,8 @@ COPIED = (
     ".dvcignore",
     ".dvc",
 )
-TARGETS = (
-    "all",
-    *(f"research/{name}/manifest.json" for name in ("control", "regmix", "microanneal")),
-)
+RESEARCH = ("control", "regmix", "microanneal", "experiments")
+TARGETS = ("all", *(f"research/{name}/manifest.json" for name in RESEARCH))
 """Everything that Snakemake can make."""
 CHECKED = "data/params.checked"
 """The output of DVC's first stage, which tells that the settings are valid, whatever they are."""
@@ -247,4 +245,5 @@ def _dvc_graph(
 
 def _instances(folder: Path) -> tuple[str, ...]:
     parameters = read_yaml(folder / "params.yaml")
-    return (*parameters["sources"], *map(str, parameters["regmix"]["runs"]))
+    runs = map(str, parameters["regmix"]["runs"])
+    return (*parameters["sources"], *runs, *parameters["experiments"]["names"])

@@ -61,7 +61,7 @@ def settings(stage):
     """
 
     def of_instance(wildcards):
-        # The one wildcard, if there is any, is the source, student, run or arm.
+        # The one wildcard, if there is any, is the source, student, run, arm or experiment.
         instance = next(iter(wildcards), None)
         tell_what_is_forced()
         try:

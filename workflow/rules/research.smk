@@ -3,9 +3,11 @@
 #   snakemake control         what ternary weights cost against a dense model
 #   snakemake regmix          the best mixture that small trainings predict
 #   snakemake microanneal     whether the candidate mixture is better than the present one
+#   snakemake experiments     which optimizer, clipping, quantizer and so on is best
 
 REGMIX_RUNS = PARAMETERS["regmix"]["runs"]
 ARMS = ("present", "candidate")
+EXPERIMENTS = PARAMETERS["experiments"]["names"]
 
 
 rule control:
@@ -158,3 +160,67 @@ rule microanneal:
         "python -P workflow/scripts/microanneal.py --settings {params.settings:q}"
         " --present research/microanneal_run/present"
         " --candidate research/microanneal_run/candidate --output research/microanneal"
+
+
+rule experiment:
+    input:
+        mixture="data/mixture/manifest.json",
+    output:
+        "research/experiment/{experiment}/manifest.json",
+        "provenance/research/experiment/{experiment}.json",
+    log:
+        "logs/experiment.{experiment}.log",
+    benchmark:
+        "logs/benchmarks/experiment.{experiment}.jsonl"
+    threads: PARAMETERS["experiments"]["runs"]["threads"]
+    resources:
+        mem_mb=3000,
+    params:
+        settings=settings("experiment"),
+        code=code("experiment"),
+    message:
+        "Small trainings of the experiment {wildcards.experiment}"
+    shell:
+        "python -P workflow/scripts/experiment.py --settings {params.settings:q}"
+        " --experiment {wildcards.experiment} --mixture data/mixture"
+        " --output research/experiment/{wildcards.experiment}"
+
+
+rule experiments:
+    input:
+        expand("research/experiment/{experiment}/manifest.json", experiment=EXPERIMENTS),
+    output:
+        manifest="research/experiments/manifest.json",
+        provenance="provenance/research/experiments.json",
+        table=report(
+            "research/experiments/table.html",
+            caption="../report/experiments_table.rst",
+            category="Research",
+        ),
+        claims=report(
+            "research/experiments/plots/claims.svg",
+            caption="../report/claims.rst",
+            category="Research",
+        ),
+        plots=[
+            report(
+                f"research/experiments/plots/{experiment}.svg",
+                caption="../report/experiment.rst",
+                category="Research",
+            )
+            for experiment in EXPERIMENTS
+        ],
+    log:
+        "logs/experiments.log",
+    benchmark:
+        "logs/benchmarks/experiments.jsonl"
+    resources:
+        mem_mb=2000,
+    params:
+        settings=settings("experiments"),
+        code=code("experiments"),
+    message:
+        "What the experiments say"
+    shell:
+        "python -P workflow/scripts/experiments.py --settings {params.settings:q}"
+        " --runs research/experiment --output research/experiments"

@@ -14,6 +14,7 @@ from wrinklefree.research.settings import (
     TARGET,
     ArmsSettings,
     ControlSettings,
+    ExperimentsSettings,
     MicroannealSettings,
     RegmixSettings,
 )
@@ -66,6 +67,8 @@ class Parameters(Section):
     """Research: which mixture is best."""
     microanneal: MicroannealSettings
     """Research: whether a mixture is better than another."""
+    experiments: ExperimentsSettings
+    """Research: which optimizer, clipping, quantizer and so on is best."""
     resources: ResourcesSettings = ResourcesSettings()
     """What a cluster is asked for."""
 

@@ -32,6 +32,7 @@ class TrainingData:
     weights : shares of the training tokens by domain, in place of the mixture's own.
     changes : weights that hold from a sample on, by ascending first sample; at sample 0 they take
         the place of ``weights``. They affect no sample before them.
+    shuffle_buffer_size : in place of the mixture's own.
 
     Raises
     ------
@@ -45,6 +46,7 @@ class TrainingData:
         seed: int,
         weights: dict[str, float] | None = None,
         changes: Sequence[WeightChange] = (),
+        shuffle_buffer_size: int | None = None,
     ) -> None:
         self._mixture = read_mixture(mixture)
         self._domains = self._mixture.domains
@@ -60,6 +62,7 @@ class TrainingData:
             for c in self.changes
         ]
         self._seed = seed
+        self._shuffle_buffer_size = shuffle_buffer_size or self._mixture.shuffle_buffer_size
         self._arrange()
         self._planned = self.changes
         self.domains = [domain.name for domain in self._domains]
@@ -72,7 +75,7 @@ class TrainingData:
         self._order = SampleOrder(
             [DomainSize(d.name, len(d.train), d.train_tokens) for d in self._domains],
             self.changes,
-            shuffle_buffer_size=self._mixture.shuffle_buffer_size,
+            shuffle_buffer_size=self._shuffle_buffer_size,
             seed=self._seed,
         )
         self._locate = self._order.locate

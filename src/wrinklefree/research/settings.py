@@ -1,4 +1,4 @@
-"""``control``, ``regmix`` and ``microanneal``: trainings beside the pipeline that judge it."""
+"""``control``, ``regmix``, ``microanneal``, ``experiments``: trainings that judge the pipeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from wrinklefree.mixture.settings import DataSettings, Weights
 from wrinklefree.models.settings import ModelSettings
+from wrinklefree.research.registry import EXPERIMENTS
 from wrinklefree.schema.section import (
+    MOST_STEPS,
     Name,
     NonNegativeFloat,
     NonNegativeInt,
@@ -191,6 +193,57 @@ class MicroannealSettings(Section):
     @model_validator(mode="after")
     def _arms_mixtures_only(self) -> Self:
         _check_shuffled(self.training)
+        return self
+
+
+class ExperimentRunsSettings(Section):
+    """What all trainings of all experiments have in common."""
+
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=2)]
+    """Of initial weights and data order. All variants have the first one, finalists have all."""
+    threads: Workers
+    """CPU threads of an experiment; an engine runs as many at once as there are cores for."""
+    model: ModelSettings
+    """Shape of the model that is trained."""
+    steps: Annotated[int, Field(ge=10, le=MOST_STEPS)]
+    """Steps of a training. Variants with other batches take as many tokens, not as many steps."""
+    batch_size: RowsAtOnce
+    """Rows of a step."""
+    measure: MeasureSettings
+    """Held-out loss before and after each training."""
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds has a number twice, which would count the same training twice")
+        return self
+
+
+class ExperimentVerdictSettings(Section):
+    """What is said of a variant."""
+
+    confidence: Confidence = 0.95
+    """Confidence of the intervals. A verdict is undecided where the interval contains 0."""
+
+
+class ExperimentsSettings(Section):
+    """Small trainings in many ways, which answer what the seeds claim."""
+
+    names: Annotated[list[Name], Field(min_length=1)]
+    """Which experiments; they are described in ``research/registry.py``."""
+    runs: ExperimentRunsSettings
+    """What their trainings have in common."""
+    verdict: ExperimentVerdictSettings
+    """When a variant is called better."""
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        if unknown := [name for name in self.names if name not in EXPERIMENTS]:
+            raise ValueError(
+                f"names has {unknown[0]}, but the experiments are {', '.join(EXPERIMENTS)}"
+            )
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("names has an experiment twice")
         return self
 
 

@@ -43,6 +43,8 @@ READS: dict[str, tuple[str, ...]] = {
         "microanneal.measure",
     ),
     "microanneal": ("microanneal.verdict",),
+    "experiment": ("seed", "experiments.runs"),
+    "experiments": ("experiments.names", "experiments.verdict"),
 }
 
 ALTERNATIVES = {
@@ -74,7 +76,7 @@ def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) 
     Parameters
     ----------
     parameters : the whole of ``params.yaml``, or an already narrowed part of it.
-    instance : the source, student, run or arm of a stage that has several.
+    instance : the source, student, run, arm or experiment of a stage that has several.
 
     Raises
     ------

@@ -38,10 +38,11 @@ def open_data(
     *,
     seed: int | None = None,
     weights: dict[str, float] | None = None,
+    shuffle_buffer_size: int | None = None,
 ) -> TrainingData:
     """The rows of a stage in shuffled order, under the weights of its phases.
 
-    ``seed`` and ``weights`` are the stage's and the mixture's own where they are not given. Says
+    Seed, weights and buffer are the stage's and the mixture's own where they are not given. Says
     how often the run reads each domain that it reads more than once. Raises UserError for a domain
     that it would read more than ``mixture.max_repetition`` times, and for weights that
     don't fit the mixture.
@@ -49,7 +50,13 @@ def open_data(
     per_step = samples_per_step(settings)
     changes = [WeightChange(p.from_step * per_step, p.weights) for p in settings.data.phases]
     own = stage.seed if seed is None else seed
-    data = TrainingData(stage.inputs["mixture"], seed=own, weights=weights, changes=changes)
+    data = TrainingData(
+        stage.inputs["mixture"],
+        seed=own,
+        weights=weights,
+        changes=changes,
+        shuffle_buffer_size=shuffle_buffer_size,
+    )
     samples = settings.steps * per_step
     for domain, epochs in data.epochs(samples).items():
         has = f"domain {domain} has {data.train_tokens(domain):,} training tokens"

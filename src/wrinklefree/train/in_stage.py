@@ -6,7 +6,7 @@ Everything else about trainings knows nothing of stages.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
@@ -30,6 +30,7 @@ def stage_trainer(
     objective: Objective | None = None,
     *,
     check_first_loss: Callable[[float], None] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Trainer:
     """A trainer that works in the folders of ``stage`` and leaves ``history.jsonl`` there.
 
@@ -37,10 +38,11 @@ def stage_trainer(
     ----------
     check_first_loss : called with the loss of the first step (nats per token); raises UserError
         when training should not go on from there.
+    hooks : join those of the stage.
     """
-    hooks: list[Hook] = [_Continuation(stage), _History(stage)]
+    own: list[Hook] = [_Continuation(stage), _History(stage)]
     if check_first_loss:
-        hooks.append(FirstLossCheck(check_first_loss))
+        own.append(FirstLossCheck(check_first_loss))
     measures = (
         settings.evaluate_interval
         or settings.data.influence.enabled
@@ -55,7 +57,7 @@ def stage_trainer(
         held_out=held_out,
         folder=stage.work,
         journal=_StageJournal(stage),
-        hooks=hooks,
+        hooks=[*own, *hooks],
     )
 
 

@@ -1,0 +1,275 @@
+"""The ``experiments`` stage: what all experiments say, as tables, plots and one file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+from textwrap import fill
+from typing import Any
+
+from wrinklefree.evaluate.canvas import save_svg
+from wrinklefree.evaluate.columns import ABSENT, TERMINAL_WIDTH, header, plain_rows
+from wrinklefree.evaluate.curves import points
+from wrinklefree.evaluate.history import read_history
+from wrinklefree.evaluate.page import text_page, write_texts
+from wrinklefree.models.folder import write_json
+from wrinklefree.research.experiment import EXPERIMENT_FILE
+from wrinklefree.research.experiment_plots import Curve, claims_plot, experiment_plot
+from wrinklefree.research.registry import EXPERIMENTS, MEASURES, Claim, Experiment, Measure
+from wrinklefree.research.settings import ExperimentVerdictSettings
+from wrinklefree.research.variants import folder_of, read_result
+from wrinklefree.research.verdicts import (
+    claim_verdict,
+    loss_difference,
+    relative_change,
+    tokens_needed,
+)
+from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.hooks import HELD_OUT
+
+SCHEMA = 1
+_HEADERS: dict[Measure, str] = {
+    "loss": "loss",
+    "start_loss": "start",
+    "step_variance": "steps' var.",
+    "within": "within",
+    "between": "between",
+    "spikes": "spikes",
+    "unmoved": "unmoved",
+    "tokens_needed": "tokens",
+}
+
+
+def gather_experiments(stage: Stage) -> dict[str, Any]:
+    """Verdicts on every variant and every claim, into ``stage.folder``.
+
+    Files
+    -----
+    ``experiments.json``::
+
+        schema       1
+        confidence   of the intervals
+        experiments  {name: {
+                        question, reference
+                        variants  {family: variant, seeds, stopped, measures {name: mean, spread},
+                                   difference {against, seeds, mean, low, high, verdict;
+                                   nats per token less the one it is compared with}}
+                        claims    [{family, measure, source, claimed, mean, low, high, verdict}]}}
+
+    ``table.txt``, ``table.html``, ``plots/<name>.svg``, ``plots/claims.svg``.
+    """
+    confidence = stage.section("experiments.verdict", ExperimentVerdictSettings).confidence
+    found = {}
+    for name in stage.settings["experiments"]["names"]:
+        runs = _Runs(EXPERIMENTS[name], stage.inputs[f"runs.{name}"])
+        found[name] = runs.verdicts(confidence)
+        plot = experiment_plot(found[name], runs.curves(), confidence)
+        save_svg(plot, stage.folder / "plots" / f"{name}.svg")
+    claims = [claim for experiment in found.values() for claim in experiment["claims"]]
+    save_svg(claims_plot(claims, confidence), stage.folder / "plots" / "claims.svg")
+    content = {"schema": SCHEMA, "confidence": confidence, "experiments": found}
+    write_json(stage.folder / "experiments.json", content)
+    table = table_text(content)
+    write_texts(stage.folder, {"table.txt": table, "table.html": text_page("Experiments", table)})
+    stage.terminal.say(table)
+    return {
+        name: {family: v["difference"]["verdict"] for family, v in _compared(one)}
+        for name, one in found.items()
+    }
+
+
+def _compared(experiment: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    variants = experiment["variants"].items()
+    return [(family, variant) for family, variant in variants if variant["difference"]]
+
+
+class _Runs:
+    """The trainings of an experiment in the artifact ``folder``."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self._experiment = experiment
+        self._folder = folder
+        content = json.loads((folder / EXPERIMENT_FILE).read_text(encoding="utf-8"))
+        self._shares: dict[str, float] = content["shares"]
+        self._best: dict[str, str] = content["best"]
+        self._seeds: dict[str, list[int]] = content["seeds"]
+        self._results = {
+            name: {seed: read_result(folder, name, seed) for seed in seeds}
+            for name, seeds in self._seeds.items()
+        }
+
+    def verdicts(self, confidence: float) -> dict[str, Any]:
+        """``experiments.<name>`` of ``experiments.json``."""
+        experiment = self._experiment
+        return {
+            "question": experiment.question,
+            "reference": experiment.reference,
+            "shown": list(experiment.shown),
+            "variants": {f: self._variant(f, n, confidence) for f, n in self._best.items()},
+            "claims": [self._claim(claim, confidence) for claim in experiment.claims],
+        }
+
+    def curves(self) -> dict[str, list[Curve]]:
+        """Held-out curves of every seed, of the variants that all seeds were for."""
+        most = max(map(len, self._seeds.values()))
+        return {
+            family: [self._curve(name, seed) for seed in self._seeds[name]]
+            for family, name in self._best.items()
+            if len(self._seeds[name]) == most
+        }
+
+    def _variant(self, family: str, name: str, confidence: float) -> dict[str, Any]:
+        results = self._results[name].values()
+        measures = {}
+        for measure in MEASURES:
+            values = [
+                value
+                for seed in self._seeds[name]
+                if (value := self._value(name, seed, measure)) is not None
+            ]
+            if values:
+                spread = stdev(values) if len(values) > 1 else None
+                measures[measure] = {"mean": mean(values), "spread": spread}
+        stopped = [result["stopped"] for result in results if result["stopped"]]
+        return {
+            "variant": name,
+            "seeds": self._seeds[name],
+            "stopped": stopped[0] if stopped else None,
+            "measures": measures,
+            "difference": self._difference(family, name, confidence),
+        }
+
+    def _difference(self, family: str, name: str, confidence: float) -> dict[str, Any] | None:
+        against = self._experiment.opponent_of(name)
+        opponent = self._best[against]
+        seeds = [
+            s
+            for s in self._both(name, opponent)
+            if self._results[name][s]["domains"] and self._results[opponent][s]["domains"]
+        ]
+        if family == against or not seeds:
+            return None
+        ours, theirs = ([self._results[n][s] for s in seeds] for n in (name, opponent))
+        found = loss_difference(ours, theirs, self._shares, confidence)
+        return {"against": against, "seeds": len(seeds), **found}
+
+    def _claim(self, claim: Claim, confidence: float) -> dict[str, Any]:
+        name = self._best[claim.family]
+        opponent = self._best[self._experiment.opponent_of(name)]
+        pairs = [
+            (ours, theirs)
+            for seed in self._both(name, opponent)
+            if (ours := self._value(name, seed, claim.measure)) is not None
+            and (theirs := self._value(opponent, seed, claim.measure)) is not None
+        ]
+        said = {"family": claim.family, "measure": claim.measure, "source": claim.source}
+        said |= {"claimed": claim.change}
+        if len(pairs) < 2:
+            return {**said, "mean": None, "low": None, "high": None, "verdict": "undecided"}
+        ours, theirs = zip(*pairs, strict=True)
+        change = relative_change(ours, theirs, confidence)
+        return {**said, **vars(change), "verdict": claim_verdict(change, claim.change)}
+
+    def _both(self, name: str, opponent: str) -> list[int]:
+        return [seed for seed in self._seeds[name] if seed in self._seeds[opponent]]
+
+    def _value(self, name: str, seed: int, measure: Measure) -> float | None:
+        if measure != "tokens_needed":
+            return self._results[name][seed]["measures"].get(measure)
+        opponent = self._best[self._experiment.opponent_of(name)]
+        if opponent == name:
+            return 1.0
+        if seed not in self._seeds[opponent]:
+            return None
+        return tokens_needed(self._curve(name, seed), self._curve(opponent, seed))
+
+    def _curve(self, name: str, seed: int) -> Curve:
+        history = read_history(self._folder / folder_of(name, seed))
+        return list(zip(*points(history, HELD_OUT), strict=True))
+
+
+def table_text(content: dict[str, Any]) -> str:
+    """What the stage says on the terminal, from ``experiments.json``."""
+    confidence = f"{content['confidence']:.0%}"
+    lines = []
+    for name, experiment in content["experiments"].items():
+        lines += [fill(f"{name}: {experiment['question']}", TERMINAL_WIDTH), ""]
+        lines += [*plain_rows(_losses_table(experiment)), ""]
+        if experiment["shown"]:
+            lines += [*plain_rows(_measures_table(experiment)), ""]
+        if experiment["claims"]:
+            lines += [*plain_rows(_claims_table(experiment["claims"])), ""]
+        for family, variant in experiment["variants"].items():
+            if variant["stopped"]:
+                why = variant["stopped"].splitlines()[0]
+                lines += [fill(f"{family} was stopped: {why}", TERMINAL_WIDTH), ""]
+    legend = (
+        f"Losses in nats per held-out token, ± standard deviation over seeds; differences with"
+        f" {confidence} intervals. Of one seed an interval is for the luck of held-out documents"
+        " alone. Each interval speaks for itself: among many variants one is off now and then."
+    )
+    names = "; ".join(f"{short}: {MEASURES[name]}" for name, short in _HEADERS.items())
+    return "\n".join([*lines, fill(legend, TERMINAL_WIDTH), fill(names + ".", TERMINAL_WIDTH), ""])
+
+
+def _losses_table(experiment: dict[str, Any]) -> list[list[str]]:
+    table = [["", "seeds", "loss", "against", "difference", "verdict"]]
+    for family, variant in experiment["variants"].items():
+        loss = variant["measures"].get("loss")
+        difference = variant["difference"]
+        row = [header(variant["variant"]), str(len(variant["seeds"]))]
+        row.append(_with_spread(loss) if loss else "stopped")
+        if difference:
+            reach = (difference["high"] - difference["low"]) / 2
+            against = difference["against"]
+            row += ["" if against == experiment["reference"] else header(against)]
+            row += [f"{difference['mean']:+.3f} ± {reach:.3f}", difference["verdict"]]
+        else:
+            row += ["", "", "reference" if family == experiment["reference"] else ""]
+        table.append(row)
+    return table
+
+
+def _measures_table(experiment: dict[str, Any]) -> list[list[str]]:
+    table = [["", *(_HEADERS[measure] for measure in experiment["shown"])]]
+    for variant in experiment["variants"].values():
+        found = [variant["measures"].get(measure) for measure in experiment["shown"]]
+        table.append(
+            [header(variant["variant"]), *(_number(m["mean"]) if m else ABSENT for m in found)]
+        )
+    return table
+
+
+def _claims_table(claims: list[dict[str, Any]]) -> list[list[str]]:
+    table = [["claim", "of", "claimed", "measured", "interval", "verdict"]]
+    for claim in claims:
+        measured, interval = ABSENT, ABSENT
+        if claim["mean"] is not None:
+            measured = f"{claim['mean']:+.0%}"
+            interval = f"{claim['low']:+.0%} to {claim['high']:+.0%}"
+        table.append(
+            [
+                claim["family"],
+                _HEADERS[claim["measure"]],
+                f"{claim['claimed']:+.0%}",
+                measured,
+                interval,
+                claim["verdict"],
+            ]
+        )
+    return table
+
+
+def _with_spread(loss: dict[str, float | None]) -> str:
+    assert loss["mean"] is not None
+    if loss["spread"] is None:
+        return f"{loss['mean']:.3f}"
+    return f"{loss['mean']:.3f} ± {loss['spread']:.3f}"
+
+
+def _number(value: float) -> str:
+    if value and abs(value) < 0.0995:
+        return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"

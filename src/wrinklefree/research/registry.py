@@ -1,0 +1,275 @@
+"""The experiments that answer the seeds, as data. Imports no torch.
+
+Every variant of an experiment is trained on as many tokens, from the same initial weights, on the
+same rows in the same order, unless one of these is what it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Measure = Literal[
+    "loss", "start_loss", "step_variance", "within", "between", "spikes", "unmoved", "tokens_needed"
+]
+MEASURES: dict[Measure, str] = {
+    "loss": "held-out loss after training",
+    "start_loss": "held-out loss before",
+    "step_variance": "variance of the loss from step to step",
+    "within": "variance of row losses within domains",
+    "between": "variance of row losses between domains",
+    "spikes": "steps whose gradient norm was above 3 times its median of late",
+    "unmoved": "share of the weights that are exactly as they were",
+    "tokens_needed": "tokens until the reference's last loss is reached, as a share of its tokens",
+}
+"""What is measured of a run, and what tables call it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train, by what is different from the other ways."""
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Laid over ``Experiment.training``."""
+    subln: Literal["calibrated", "calibrated_scalar", "ones", "none"] = "calibrated"
+    """Gain of SubLN, or ``none``. Of ternary models, as are the next three."""
+    quantizer: Mapping[str, Any] = field(default_factory=dict)
+    """Scale and granularity."""
+    lambda_share: float = 0.1
+    """Share of the steps after which quantization has its full strength."""
+    lambda_schedule: str = "linear"
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Weights of domains; the other domains share what is left as they do in the mixture."""
+    shuffle_buffer_size: int | None = None
+    """In place of the mixture's own."""
+    spike: bool = False
+    """The gradient of one step is 100 times as large."""
+    bfloat16_parameters: bool = False
+    """Parameters are rounded to bfloat16 after every step."""
+    family: str | None = None
+    """Of several variants of a family the best is taken: a sweep. Without: one of its own."""
+    against: str | None = None
+    """The family that it is compared with; without it the experiment's reference."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A relative change of a measure that a document promises."""
+
+    family: str
+    measure: Measure
+    change: float
+    """-0.5: half of the reference's."""
+    source: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and the trainings that answer it."""
+
+    question: str
+    start: Literal["dense", "ternary"]
+    """``dense``: from scratch. ``ternary``: from a dense model that was trained as long before."""
+    reference: str
+    """The family that the others are compared with."""
+    variants: Mapping[str, Variant]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Laid over the settings that all experiments share."""
+    claims: tuple[Claim, ...] = ()
+    shown: tuple[Measure, ...] = ()
+    """Measures in the table beside the loss."""
+
+    def family_of(self, variant: str) -> str:
+        """What a variant is called once the best of its family is chosen."""
+        return self.variants[variant].family or variant
+
+    def opponent_of(self, variant: str) -> str:
+        """The family that a variant is compared with."""
+        return self.variants[variant].against or self.reference
+
+
+def _optimizer(name: str, **block: Any) -> dict[str, Any]:
+    return {"optimizer": {"name": name, name: {**block, "allow_unusual_lr": True}}}
+
+
+def _muon(name: str, rate: float) -> dict[str, Any]:
+    return _optimizer(name, lr=rate, adamw_lr=rate, weight_decay=0.1)
+
+
+def _schedule(kind: str, final: float = 0.1) -> dict[str, Any]:
+    return {"schedule": {"kind": kind, "final_lr_fraction": final}}
+
+
+SHARED_TRAINING = _muon("muon", 0.003)
+"""What experiments train with where they are not about it."""
+
+
+def _seeds() -> Experiment:
+    return Experiment(
+        question="What makes the loss of ternary training less noisy? (seeds/000, 001, 004)",
+        start="ternary",
+        reference="adamw_3e-4",
+        training=_optimizer("adamw", lr=3e-4),
+        variants={
+            "adamw_3e-4": Variant(),
+            "adamw_1e-4": Variant(_optimizer("adamw", lr=1e-4)),
+            "muon": Variant(SHARED_TRAINING),
+            "muonclip": Variant(_muon("muonclip", 0.003)),
+            "batch_x4": Variant({"gradient_accumulation_steps": 4}),
+            "buffer": Variant(shuffle_buffer_size=100),
+            "buffer_x2": Variant(shuffle_buffer_size=200, against="buffer"),
+            "code_15_percent": Variant(shares={"code": 0.15}),
+            "code_10_percent": Variant(shares={"code": 0.10}, against="code_15_percent"),
+            "batch_1x16": Variant({"batch_size": 1, "gradient_accumulation_steps": 16}),
+            "batch_4x4": Variant(
+                {"batch_size": 4, "gradient_accumulation_steps": 4}, against="batch_1x16"
+            ),
+            "linear": Variant(_schedule("linear")),
+        },
+        claims=(
+            Claim("muonclip", "step_variance", -0.5, "seeds/000"),
+            Claim("adamw_1e-4", "step_variance", -0.3, "seeds/000"),
+            Claim("batch_x4", "step_variance", -0.2, "seeds/000"),
+        ),
+        shown=("step_variance", "within", "between", "spikes"),
+    )
+
+
+def _clipping() -> Experiment:
+    ways = {name: {"clipping": {"name": name}} for name in ("none", "zclip", "adagc", "fixed")}
+    calm = {name: Variant(way) for name, way in ways.items()}
+    spiked = {
+        f"{name}_spike": Variant(way, spike=True, against="none_spike")
+        for name, way in ways.items()
+    }
+    return Experiment(
+        question="Which clipping of gradients helps, with a planted spike (x 100) and without?",
+        start="ternary",
+        reference="none",
+        variants=calm | spiked,
+        shown=("step_variance", "spikes"),
+    )
+
+
+def _strength() -> Experiment:
+    return Experiment(
+        question="How should quantization set in? (seeds/001, 003)",
+        start="ternary",
+        reference="none",
+        variants={
+            "none": Variant(lambda_share=0.0),
+            "linear": Variant(),
+            "cosine": Variant(lambda_schedule="cosine"),
+            **{
+                f"hard_{percent}_percent": Variant(
+                    lambda_share=percent / 100, lambda_schedule="hard"
+                )
+                for percent in (10, 20, 40)
+            },
+        },
+        shown=("start_loss", "step_variance", "spikes"),
+    )
+
+
+def _precision() -> Experiment:
+    adamw = {rate: _optimizer("adamw", lr=rate) for rate in (3e-4, 3e-3)}
+    return Experiment(
+        question="What do bfloat16 parameters lose? (seeds/002)",
+        start="dense",
+        reference="fp32",
+        variants={
+            "fp32": Variant(adamw[3e-3]),
+            "bf16": Variant(adamw[3e-3], bfloat16_parameters=True),
+            "fp32_3e-4": Variant(adamw[3e-4]),
+            "bf16_3e-4": Variant(adamw[3e-4], bfloat16_parameters=True, against="fp32_3e-4"),
+            "muon": Variant(),
+            "bf16_muon": Variant(bfloat16_parameters=True, against="muon"),
+        },
+        shown=("unmoved",),
+    )
+
+
+def _quantization() -> Experiment:
+    scales = [
+        ("absmean", "row"),
+        ("least_squares", "tensor"),
+        ("least_squares", "head"),
+        ("least_squares", "row"),
+        ("least_squares", "group"),
+        ("learned", "tensor"),
+        ("learned", "row"),
+    ]
+    return Experiment(
+        question="Which scale, granularity and SubLN? What leads at the start, and at the end?",
+        start="ternary",
+        reference="absmean_tensor",
+        variants={
+            "absmean_tensor": Variant(),
+            **{
+                f"{scale}_{part}": Variant(quantizer={"scale": scale, "granularity": part})
+                for scale, part in scales
+            },
+            "subln_ones": Variant(subln="ones"),
+            "no_subln": Variant(subln="none"),
+        },
+        shown=("start_loss",),
+    )
+
+
+def _optimizers() -> Experiment:
+    rates = {
+        "adamw": (1e-3, 3e-3, 1e-2),
+        "muon": (1e-3, 3e-3, 1e-2),
+        "muonclip": (1e-3, 3e-3, 1e-2),
+    }
+    variants = {
+        f"{name}_{rate:.0e}".replace("e-0", "e-"): Variant(
+            _optimizer(name, lr=rate, weight_decay=0.1)
+            if name.startswith(("adamw", "apollo"))
+            else _muon(name, rate),
+            family=name,
+        )
+        for name, sweep in rates.items()
+        for rate in sweep
+    }
+    return Experiment(
+        question="Which optimizer, each at its best rate of a sweep? (seeds/003)",
+        start="dense",
+        reference="adamw",
+        variants=variants,
+        claims=(Claim("muon", "tokens_needed", -0.48, "seeds/003"),),
+        shown=("tokens_needed", "step_variance"),
+    )
+
+
+def _curriculum() -> Experiment:
+    decays = {
+        "cosine": _schedule("cosine"),
+        "moderate": _schedule("cosine", 0.5),
+        "constant": _schedule("constant"),
+    }
+    variants = {f"shuffled_{name}": Variant(schedule) for name, schedule in decays.items()}
+    for name, schedule in decays.items():
+        variants[f"easy_first_{name}"] = Variant(
+            {**schedule, "data": {"order": "length"}}, against=f"shuffled_{name}"
+        )
+    return Experiment(
+        question="Does easy text first help, and does the decay of the rate spoil it? (seeds/003)",
+        start="dense",
+        reference="shuffled_cosine",
+        variants=variants,
+        claims=(Claim("easy_first_moderate", "loss", -0.0164, "seeds/003"),),
+        shown=("step_variance",),
+    )
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "seeds": _seeds(),
+    "clipping": _clipping(),
+    "strength": _strength(),
+    "precision": _precision(),
+    "quantization": _quantization(),
+    "optimizers": _optimizers(),
+    "curriculum": _curriculum(),
+}
