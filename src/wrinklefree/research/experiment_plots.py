@@ -54,13 +54,14 @@ def experiment_plot(
         face = color if difference["seeds"] > 1 else "white"
         left.scatter(difference["mean"], place, s=34, facecolor=face, edgecolor=color, zorder=3)
         against = difference["against"]
-        names.append(family if against == experiment["reference"] else f"{family}\n– {against}")
+        plain = against == experiment["reference"]
+        names.append(_spoken(family if plain else f"{family}\n– {against}"))
     _differences_axis(left, names, experiment["reference"], confidence)
     for place, (family, seeds) in enumerate(curves.items()):
         color = SERIES[place % len(SERIES)]
         style = LINE_STYLES[place // len(SERIES) % len(LINE_STYLES)]
         for number, curve in enumerate(seeds):
-            label = family if number == 0 else None
+            label = _spoken(family) if number == 0 else None
             right.plot(*zip(*curve, strict=True), style, color=color, linewidth=1.2, label=label)
     right.set_title("Finalists, a line for each seed")
     right.set_ylabel("held-out loss (nats per token)")
@@ -77,8 +78,8 @@ def _differences_axis(axes: Axes, names: list[str], reference: str, confidence: 
     axes.axvline(0.0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    axes.set_title(f"Loss less that of {reference}")
-    axes.set_xlabel(f"nats per token, {confidence:.0%} intervals")
+    axes.set_title(f"Loss less that of {_spoken(reference)}")
+    axes.set_xlabel(f"nats per token, {confidence:.0%} intervals; left of 0 is better")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=4)
 
 
@@ -99,10 +100,14 @@ def claims_plot(claims: list[dict[str, Any]], confidence: float) -> Figure:
         axes.plot([], [], color=_COLORS[label], linewidth=2.4, label=label)
     axes.scatter([], [], s=36, color=INK, marker="D", label="claimed")
     axes.axvline(0.0, color=INK, linewidth=0.8)
-    names = [f"{claim['family']}\n{claim['measure'].replace('_', ' ')}" for claim in claims]
+    names = [_spoken(f"{claim['family']}\n{claim['measure']}") for claim in claims]
     axes.set_yticks(range(len(claims)), names)
     axes.set_ylim(max(len(claims), 1) - 0.5, -0.5)
     axes.set_xlim(right=min(axes.get_xlim()[1], 200.0))
     axes.set_xlabel(f"relative change (%), {confidence:.0%} intervals over seeds")
     figure.legend(loc="outside lower left", ncols=4)
     return figure
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")

@@ -38,7 +38,9 @@ _HEADERS: dict[Measure, str] = {
     "between": "between",
     "spikes": "spikes",
     "unmoved": "unmoved",
+    "operations": "MFLOP",
     "tokens_needed": "tokens",
+    "operations_needed": "FLOP",
 }
 
 
@@ -94,6 +96,7 @@ class _Runs:
         content = json.loads((folder / EXPERIMENT_FILE).read_text(encoding="utf-8"))
         self._shares: dict[str, float] = content["shares"]
         self._best: dict[str, str] = content["best"]
+        self._families = list(dict.fromkeys(map(experiment.family_of, experiment.variants)))
         self._seeds: dict[str, list[int]] = content["seeds"]
         self._results = {
             name: {seed: read_result(folder, name, seed) for seed in seeds}
@@ -107,7 +110,7 @@ class _Runs:
             "question": experiment.question,
             "reference": experiment.reference,
             "shown": list(experiment.shown),
-            "variants": {f: self._variant(f, n, confidence) for f, n in self._best.items()},
+            "variants": {f: self._variant(f, confidence) for f in self._families},
             "claims": [self._claim(claim, confidence) for claim in experiment.claims],
         }
 
@@ -116,11 +119,12 @@ class _Runs:
         most = max(map(len, self._seeds.values()))
         return {
             family: [self._curve(name, seed) for seed in self._seeds[name]]
-            for family, name in self._best.items()
-            if len(self._seeds[name]) == most
+            for family in self._families
+            if len(self._seeds[name := self._best[family]]) == most
         }
 
-    def _variant(self, family: str, name: str, confidence: float) -> dict[str, Any]:
+    def _variant(self, family: str, confidence: float) -> dict[str, Any]:
+        name = self._best[family]
         results = self._results[name].values()
         measures = {}
         for measure in MEASURES:
@@ -176,14 +180,17 @@ class _Runs:
         return [seed for seed in self._seeds[name] if seed in self._seeds[opponent]]
 
     def _value(self, name: str, seed: int, measure: Measure) -> float | None:
-        if measure != "tokens_needed":
-            return self._results[name][seed]["measures"].get(measure)
+        measures = self._results[name][seed]["measures"]
+        if measure not in ("tokens_needed", "operations_needed"):
+            return measures.get(measure)
         opponent = self._best[self._experiment.opponent_of(name)]
-        if opponent == name:
-            return 1.0
         if seed not in self._seeds[opponent]:
             return None
-        return tokens_needed(self._curve(name, seed), self._curve(opponent, seed))
+        tokens = tokens_needed(self._curve(name, seed), self._curve(opponent, seed))
+        if measure == "tokens_needed" or tokens is None:
+            return tokens
+        theirs = self._results[opponent][seed]["measures"]["operations"]
+        return tokens * measures["operations"] / theirs
 
     def _curve(self, name: str, seed: int) -> Curve:
         history = read_history(self._folder / folder_of(name, seed))
@@ -197,6 +204,8 @@ def table_text(content: dict[str, Any]) -> str:
     for name, experiment in content["experiments"].items():
         lines += [fill(f"{name}: {experiment['question']}", TERMINAL_WIDTH), ""]
         lines += [*plain_rows(_losses_table(experiment)), ""]
+        if pairs := _pairs_line(experiment):
+            lines += [fill(pairs, TERMINAL_WIDTH, break_on_hyphens=False), ""]
         if experiment["shown"]:
             lines += [*plain_rows(_measures_table(experiment)), ""]
         if experiment["claims"]:
@@ -206,16 +215,20 @@ def table_text(content: dict[str, Any]) -> str:
                 why = variant["stopped"].splitlines()[0]
                 lines += [fill(f"{family} was stopped: {why}", TERMINAL_WIDTH), ""]
     legend = (
-        f"Losses in nats per held-out token, ± standard deviation over seeds; differences with"
-        f" {confidence} intervals. Of one seed an interval is for the luck of held-out documents"
-        " alone. Each interval speaks for itself: among many variants one is off now and then."
+        "Losses in nats per held-out token, ± standard deviation over seeds; differences to the"
+        f" reference with {confidence} intervals. Of one seed an interval is for the luck of"
+        " held-out documents alone. Each interval speaks for itself: among many variants one is"
+        " off now and then."
     )
-    names = "; ".join(f"{short}: {MEASURES[name]}" for name, short in _HEADERS.items())
+    shown = {measure for one in content["experiments"].values() for measure in one["shown"]}
+    names = "; ".join(
+        f"{short}: {MEASURES[name]}" for name, short in _HEADERS.items() if name in shown
+    )
     return "\n".join([*lines, fill(legend, TERMINAL_WIDTH), fill(names + ".", TERMINAL_WIDTH), ""])
 
 
 def _losses_table(experiment: dict[str, Any]) -> list[list[str]]:
-    table = [["", "seeds", "loss", "against", "difference", "verdict"]]
+    table = [["", "seeds", "loss", "difference", "verdict"]]
     for family, variant in experiment["variants"].items():
         loss = variant["measures"].get("loss")
         difference = variant["difference"]
@@ -223,13 +236,23 @@ def _losses_table(experiment: dict[str, Any]) -> list[list[str]]:
         row.append(_with_spread(loss) if loss else "stopped")
         if difference:
             reach = (difference["high"] - difference["low"]) / 2
-            against = difference["against"]
-            row += ["" if against == experiment["reference"] else header(against)]
-            row += [f"{difference['mean']:+.3f} ± {reach:.3f}", difference["verdict"]]
+            star = "*" if difference["against"] != experiment["reference"] else " "
+            row += [f"{difference['mean']:+.4f} ± {reach:.4f}{star}", difference["verdict"]]
         else:
-            row += ["", "", "reference" if family == experiment["reference"] else ""]
+            row += ["", "reference" if family == experiment["reference"] else ""]
         table.append(row)
     return table
+
+
+def _pairs_line(experiment: dict[str, Any]) -> str:
+    """Who is compared with whom, where that is not the reference."""
+    pairs = [
+        f"{family} less {difference['against']}"
+        for family, variant in experiment["variants"].items()
+        if (difference := variant["difference"])
+        and difference["against"] != experiment["reference"]
+    ]
+    return f"* {', '.join(pairs)}" if pairs else ""
 
 
 def _measures_table(experiment: dict[str, Any]) -> list[list[str]]:

@@ -1,14 +1,19 @@
-"""What an experiment does to a training that no setting asks for."""
+"""What an experiment does to a training, and looks at, that no setting asks for."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from wrinklefree.train.hooks import Hook, Training
 
 SPIKE = 100.0
+UNMOVED = "train/unmoved"
+OPERATIONS = "train/operations"
 
 
 class GradientSpike(Hook):
@@ -54,3 +59,45 @@ def round_to_bfloat16(model: nn.Module) -> None:
     """Give every parameter the nearest value that bfloat16 has, in place; its type stays fp32."""
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
+
+
+class UnmovedWeights(Hook):
+    """The share of the weights of decoder layers that a step leaves exactly as they were.
+
+    Embeddings don't count: they have rows that no text uses.
+    """
+
+    def before_step(self, training: Training, step: int) -> dict[str, float]:
+        """Remember the weights."""
+        layers = (p for name, p in training.model.named_parameters() if ".layers." in name)
+        self._pairs = [(parameter, parameter.detach().clone()) for parameter in layers]
+        return {}
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """Compare."""
+        same = sum(int((parameter == before).sum()) for parameter, before in self._pairs)
+        entry[UNMOVED] = same / sum(before.numel() for _, before in self._pairs)
+
+
+class StepOperations(Hook):
+    """Floating-point operations of matrix products in the first step, the optimizer's too."""
+
+    def __init__(self) -> None:
+        self._counter = FlopCounterMode(display=False)
+        self._counting = ExitStack()
+
+    def before_step(self, training: Training, step: int) -> dict[str, float]:
+        """Begin to count."""
+        if step == 0:
+            self._counting.enter_context(self._counter)
+        return {}
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """Note the count."""
+        self.close()
+        if training.state.step == 1:
+            entry[OPERATIONS] = float(self._counter.get_total_flops())
+
+    def close(self) -> None:
+        """Count no more, also where the step was not taken to its end."""
+        self._counting.close()

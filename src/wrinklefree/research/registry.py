@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Measure = Literal[
-    "loss", "start_loss", "step_variance", "within", "between", "spikes", "unmoved", "tokens_needed"
+    "loss",
+    "start_loss",
+    "step_variance",
+    "within",
+    "between",
+    "spikes",
+    "unmoved",
+    "operations",
+    "tokens_needed",
+    "operations_needed",
 ]
 MEASURES: dict[Measure, str] = {
     "loss": "held-out loss after training",
@@ -20,8 +29,10 @@ MEASURES: dict[Measure, str] = {
     "within": "variance of row losses within domains",
     "between": "variance of row losses between domains",
     "spikes": "steps whose gradient norm was above 3 times its median of late",
-    "unmoved": "share of the weights that are exactly as they were",
+    "unmoved": "share of the weights that a step leaves exactly as they were",
+    "operations": "million floating-point operations of a token, those of the optimizer too",
     "tokens_needed": "tokens until the reference's last loss is reached, as a share of its tokens",
+    "operations_needed": "the same in operations, which no machine changes and time follows",
 }
 """What is measured of a run, and what tables call it."""
 
@@ -119,8 +130,8 @@ def _seeds() -> Experiment:
             "batch_x4": Variant({"gradient_accumulation_steps": 4}),
             "buffer": Variant(shuffle_buffer_size=100),
             "buffer_x2": Variant(shuffle_buffer_size=200, against="buffer"),
-            "code_15_percent": Variant(shares={"code": 0.15}),
-            "code_10_percent": Variant(shares={"code": 0.10}, against="code_15_percent"),
+            "code_15": Variant(shares={"code": 0.15}),
+            "code_10": Variant(shares={"code": 0.10}, against="code_15"),
             "batch_1x16": Variant({"batch_size": 1, "gradient_accumulation_steps": 16}),
             "batch_4x4": Variant(
                 {"batch_size": 4, "gradient_accumulation_steps": 4}, against="batch_1x16"
@@ -218,28 +229,28 @@ def _quantization() -> Experiment:
 
 
 def _optimizers() -> Experiment:
-    rates = {
-        "adamw": (1e-3, 3e-3, 1e-2),
-        "muon": (1e-3, 3e-3, 1e-2),
-        "muonclip": (1e-3, 3e-3, 1e-2),
+    decay, beside = {"weight_decay": 0.1}, {"weight_decay": 0.1, "adamw_lr": 3e-3}
+    blocks: dict[str, dict[str, Any]] = {
+        "adamw": decay,
+        "adamw8bit": decay,
+        "apollo": {**beside, "rank": 32},
+        "apollo_mini": beside,
     }
     variants = {
-        f"{name}_{rate:.0e}".replace("e-0", "e-"): Variant(
-            _optimizer(name, lr=rate, weight_decay=0.1)
-            if name.startswith(("adamw", "apollo"))
-            else _muon(name, rate),
-            family=name,
-        )
-        for name, sweep in rates.items()
-        for rate in sweep
+        f"{name}_{rate}": Variant(_optimizer(name, lr=float(rate), **block), family=name)
+        for name, block in blocks.items()
+        for rate in (("3e-3", "1e-2", "3e-2") if "apollo" in name else ("1e-3", "3e-3", "1e-2"))
     }
+    for name in ("muon", "muonclip", "normuon", "muon8bit"):
+        for rate in ("1e-3", "3e-3", "1e-2"):
+            variants[f"{name}_{rate}"] = Variant(_muon(name, float(rate)), family=name)
     return Experiment(
         question="Which optimizer, each at its best rate of a sweep? (seeds/003)",
         start="dense",
         reference="adamw",
         variants=variants,
         claims=(Claim("muon", "tokens_needed", -0.48, "seeds/003"),),
-        shown=("tokens_needed", "step_variance"),
+        shown=("operations", "tokens_needed", "operations_needed", "step_variance"),
     )
 
 
@@ -247,6 +258,7 @@ def _curriculum() -> Experiment:
     decays = {
         "cosine": _schedule("cosine"),
         "moderate": _schedule("cosine", 0.5),
+        "wsd": _schedule("wsd"),
         "constant": _schedule("constant"),
     }
     variants = {f"shuffled_{name}": Variant(schedule) for name, schedule in decays.items()}

@@ -8,10 +8,9 @@ import shutil
 import warnings
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -27,8 +26,12 @@ from wrinklefree.models.folder import write_json
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.research.interventions import (
+    OPERATIONS,
+    UNMOVED,
     Bfloat16Parameters,
     GradientSpike,
+    StepOperations,
+    UnmovedWeights,
     round_to_bfloat16,
 )
 from wrinklefree.research.measure import measure_held_out, require_documents, shared_seed
@@ -106,9 +109,9 @@ class Trials:
         )
         model = self._model(variant, seed, data)
         start = self._measure(model)
-        before = {name: p.detach().clone() for name, p in _of_layers(model).items()}
         ordered, _ = arrange(part, training, data, None)
-        hooks = _hooks(variant, training.steps)
+        operations = StepOperations()
+        hooks = [operations, *_hooks(variant, training.steps)]
         trainer = stage_trainer(part, model, ordered, training, hooks=hooks)
         if variant.bfloat16_parameters:  # which that check refuses
             trainer.hooks = [hook for hook in trainer.hooks if not isinstance(hook, Movement)]
@@ -124,9 +127,9 @@ class Trials:
             stopped = str(error)
             part.terminal.say(f"{part.terminal.label}: stopped: {stopped}")
             write_history(part.folder, trainer.state.history)
-        after = _of_layers(model)
-        measures["unmoved"] = _unmoved(before, after)
-        measures |= noise_of(read_history(part.folder))
+        finally:
+            operations.close()
+        measures |= measures_of(read_history(part.folder))
         content = {
             "schema": SCHEMA,
             "stopped": stopped,
@@ -241,15 +244,21 @@ def shifted_weights(present: dict[str, float], shares: dict[str, float]) -> dict
     return {name: shares.get(name, weight * scale) for name, weight in present.items()}
 
 
-def noise_of(history: History) -> dict[str, float]:
-    """Variances of the loss in the second half of a training, and its gradient spikes."""
+def measures_of(history: History) -> dict[str, float]:
+    """Measures that follow from the history; variances of the loss are of its second half."""
+    if not history.steps:
+        return {}
     half = len(history.steps) // 2
     metrics = {name: values[half:] for name, values in history.metrics.items()}
     found = loss_noise(History(history.steps[half:], history.tokens[half:], metrics))
-    spikes = {"spikes": float(gradient_spikes(history.series("train/grad_norm_raw")))}
+    counts = {
+        "spikes": float(gradient_spikes(history.series("train/grad_norm_raw"))),
+        "unmoved": mean(history.series(UNMOVED)),
+        "operations": history.series(OPERATIONS)[0] / history.tokens[0] / 1e6,
+    }
     if found is None:
-        return spikes
-    return spikes | {
+        return counts
+    return counts | {
         "step_variance": found.steps_of_stage,
         "within": found.rows_of_stage.within,
         "between": found.rows_of_stage.between,
@@ -266,19 +275,9 @@ def gradient_spikes(norms: list[float]) -> int:
 
 
 def _hooks(variant: Variant, steps: int) -> list[Hook]:
-    hooks: list[Hook] = []
+    hooks: list[Hook] = [UnmovedWeights()]
     if variant.spike:
         hooks.append(GradientSpike(int(steps * SPIKE_PLACE)))
     if variant.bfloat16_parameters:
         hooks.append(Bfloat16Parameters())
     return hooks
-
-
-def _of_layers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters inside of decoder layers: an embedding has rows that no text uses."""
-    return {name: p for name, p in model.named_parameters() if ".layers." in name}
-
-
-def _unmoved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
-    same = sum(int((before[name] == after[name].cpu()).sum()) for name in before)
-    return same / sum(tensor.numel() for tensor in before.values())
