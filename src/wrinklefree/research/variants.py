@@ -61,6 +61,8 @@ SPIKE_PLACE = 0.6
 CALIBRATION_ROWS = 32
 _MEASUREMENTS = 20
 """Of the held-out loss during a training."""
+_AVERAGES = 30
+"""An average is of parameters that are such a part of the steps apart."""
 _NEAR, _FEWEST, _HIGH = 50, 10, 3.0
 
 
@@ -211,6 +213,7 @@ def training_settings(
             "schedule": {"warmup_steps": max(1, int(steps * WARMUP_SHARE))},
             "checkpoint_interval": max(1, steps // 4),
             "log_interval": steps,
+            "averaging": {"last": {"interval": max(1, steps // _AVERAGES)}},
             "evaluate_interval": max(1, steps // _MEASUREMENTS),
             "evaluate_rows_per_domain": min(4, runs.measure.rows_per_domain),
         },
