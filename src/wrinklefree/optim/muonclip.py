@@ -36,6 +36,7 @@ from wrinklefree.quant.ternary import ternary_codes
 
 LARGEST_INNOCENT_CHANGE = 1 / 3
 _ROUNDS = 12
+_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _shrink_until(projection: BitLinear, gamma_H: Tensor) -> float:
     """
     heads, weight = len(gamma_H), projection.weight
     before_HDN = _seen_by_forward(projection, heads)
+    norm_H = before_HDN.norm(dim=(1, 2)).clamp(min=_SMALLEST)
     innocent_H, left_H = gamma_H == 1, torch.ones_like(gamma_H)
     change, power = 0.0, 0.5
     for _ in range(_ROUNDS):
@@ -142,14 +144,14 @@ def _shrink_until(projection: BitLinear, gamma_H: Tensor) -> float:
         held = weight.clone()
         _scale_rows(weight, missing_H**power)
         now_HDN = _seen_by_forward(projection, heads)
-        moved_H = (now_HDN - before_HDN).norm(dim=(1, 2)) / before_HDN.norm(dim=(1, 2))
+        moved_H = (now_HDN - before_HDN).norm(dim=(1, 2)) / norm_H
         moved = moved_H.where(innocent_H, 0.0).max().item()
         if moved > LARGEST_INNOCENT_CHANGE:
             weight.copy_(held)
             power /= 2
         else:
             change = moved
-            left_H = (now_HDN.norm(dim=(1, 2)) / before_HDN.norm(dim=(1, 2))).clamp(min=1e-6)
+            left_H = (now_HDN.norm(dim=(1, 2)) / norm_H).clamp(min=_SMALLEST)
     if projection.bias is not None:
         _scale_rows(projection.bias, left_H.where(~innocent_H, 1.0))
     return change
