@@ -145,6 +145,18 @@ def test_with_one_scale_rows_shrink_until_the_head_is_clipped_and_others_stay_ne
     assert 0.01 < change <= 1 / 3
 
 
+def test_with_one_scale_a_bias_shrinks_as_its_head_does(build_kind: Build) -> None:
+    attention = decoder_layers(build_kind("llama", "tensor"))[0].self_attn
+    gamma_H = torch.tensor([1.0, 0.4, 1.0, 1.0, 0.7, 1.0])
+    seen, bias = quantize_weight(attention.q_proj.weight), attention.q_proj.bias.detach().clone()
+    shrink_queries(attention, gamma_H)
+    now = quantize_weight(attention.q_proj.weight)
+    left_H = now.view(6, -1).norm(dim=1) / seen.view(6, -1).norm(dim=1)
+    expected_H = left_H.where(gamma_H < 1, 1.0)
+    torch.testing.assert_close(attention.q_proj.bias, bias * expected_H.repeat_interleave(8))
+    assert (left_H[gamma_H < 1] <= 1.01 * gamma_H[gamma_H < 1]).all()
+
+
 def test_with_one_scale_no_clip_moves_an_innocent_head_by_more_than_a_third(
     build_kind: Build,
 ) -> None:
