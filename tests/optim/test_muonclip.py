@@ -14,57 +14,42 @@ from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.muonclip import QkClip, build_muonclip, shrink_queries
 from wrinklefree.optim.settings import MuonClipSettings, MuonSettings, OptimizerSettings
 from wrinklefree.quant.bitlinear import BitLinear
-from wrinklefree.quant.ternary import quantize_activation, quantize_weight, ternary_codes
+from wrinklefree.quant.settings import QuantizerSettings
+from wrinklefree.quant.ternary import quantize_weight
 
 Build = Callable[..., PreTrainedModel]
 KINDS = [
     ("llama", None),
     ("llama", "head"),
     ("llama", "row"),
+    ("llama", "learned head"),
+    ("llama", "learned row"),
     ("llama", "tensor"),
     ("qwen3", None),
     ("qwen3", "tensor"),
 ]
-"""Family, and granularity of the scales of a ternary q_proj (None: it is dense)."""
+"""Family, and scale (absmean if not said) and granularity of a ternary q_proj (None: dense)."""
 EXACT = [kind for kind in KINDS if kind != ("llama", "tensor")]
 SETTINGS = {"lr": 8e-4, "adamw_lr": 3e-4, "scale": "match_rms"}
 GUILTY = torch.tensor([0.25, *[1.0] * 7])
 """The clip of one head of eight."""
 
 
-class FinerBitLinear(BitLinear):
-    """With a scale of its own for each of ``pieces`` blocks of rows."""
-
-    pieces: int
-    granularity: str
-
-    def ternary_codes(self) -> tuple[Tensor, Tensor]:
-        codes, scales = zip(*map(ternary_codes, self.weight.chunk(self.pieces)), strict=True)
-        rows = len(self.weight) // self.pieces
-        return torch.cat(codes), torch.stack(scales).repeat_interleave(rows)[:, None]
-
-    def forward(self, activation: Tensor) -> Tensor:
-        codes, scale = self.ternary_codes()
-        strength = self.quantization_lambda
-        weight = self.weight + strength * (codes * scale - self.weight).detach()
-        quantized = quantize_activation(activation)
-        activation = activation + strength * (quantized - activation).detach()
-        return torch.nn.functional.linear(activation, weight, self.bias)
-
-
 @pytest.fixture
 def build_kind(build_model: Build) -> Build:
     """A model whose q_proj is dense, or ternary with scales of a granularity."""
 
-    def build(family: str, granularity: str | None, **changes: Any) -> PreTrainedModel:
-        model = build_model(family, bits=granularity is not None, **changes)
-        if granularity in ("head", "row"):
-            for layer in decoder_layers(model):
-                projection = layer.self_attn.q_proj
-                projection.__class__ = FinerBitLinear
-                projection.granularity = granularity
-                heads = model.config.num_attention_heads
-                projection.pieces = heads if granularity == "head" else projection.out_features
+    def build(family: str, kind: str | None, **changes: Any) -> PreTrainedModel:
+        model = build_model(family, bits=kind is not None, **changes)
+        for layer in decoder_layers(model) if kind else ():
+            scale, _, granularity = kind.rpartition(" ") if kind else ("", "", "")
+            quantizer = QuantizerSettings.model_validate(
+                {"scale": scale or "absmean", "granularity": granularity}
+            )
+            attention = layer.self_attn
+            attention.q_proj = BitLinear.from_linear(
+                attention.q_proj, quantizer, attention.head_dim
+            )
         return model
 
     return build
@@ -281,3 +266,18 @@ def test_a_step_without_a_forward_pass_is_an_error(build_model: Build) -> None:
     optimizer = build_muonclip(model, MuonClipSettings(**SETTINGS))
     with pytest.raises(RuntimeError, match="no attention logits"):
         optimizer.step()
+
+
+def test_before_quantization_sets_in_the_one_learned_scale_of_all_heads_stays(build_kind: Build):
+    model = build_kind("llama", "learned tensor")
+    attention = decoder_layers(model)[0].self_attn
+    projection = attention.q_proj
+    projection.quantization_lambda = 0.0
+    alpha, weight = (p.detach().clone() for p in (projection.alpha, projection.weight))
+    gamma_H = torch.ones(model.config.num_attention_heads)
+    gamma_H[0] = 0.5
+    assert shrink_queries(attention, gamma_H) == 0.0
+    assert torch.equal(projection.alpha, alpha)
+    size = attention.head_dim
+    assert torch.equal(projection.weight[:size], 0.5 * weight[:size])
+    assert torch.equal(projection.weight[size:], weight[size:])

@@ -32,7 +32,6 @@ from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.muon import Muon, muon_with_adamw
 from wrinklefree.optim.settings import MuonClipSettings
 from wrinklefree.quant.bitlinear import BitLinear
-from wrinklefree.quant.ternary import ternary_codes
 
 LARGEST_INNOCENT_CHANGE = 1 / 3
 _ROUNDS = 12
@@ -118,11 +117,15 @@ def shrink_queries(attention: nn.Module, gamma_H: Tensor) -> float:
         norm.weight.mul_(smallest)
         return (1 - smallest).item() if bool((gamma_H == 1).any()) else 0.0
     projection = attention.get_submodule("q_proj")
-    one_scale = getattr(projection, "granularity", "tensor") == "tensor"
-    if isinstance(projection, BitLinear) and projection.quantization_lambda and one_scale:
+    if (
+        isinstance(projection, BitLinear)
+        and projection.granularity == "tensor"
+        and projection.quantization_lambda
+    ):
         return _shrink_until(projection, gamma_H)
     for parameter in projection.parameters(recurse=False):
-        _scale_rows(parameter, gamma_H)
+        if len(parameter) > 1:  # else it is the one learned scale of all heads, not yet in use
+            _scale_rows(parameter, gamma_H)
     return 0.0
 
 
@@ -160,9 +163,7 @@ def _shrink_until(projection: BitLinear, gamma_H: Tensor) -> float:
 def _seen_by_forward(projection: BitLinear, heads: int) -> Tensor:
     """The weights of each head as the forward pass takes them, [H, D, N]."""
     weight_ON = projection.weight
-    # Once every BitLinear has quantizers of its own, it knows its codes best.
-    codes_of = getattr(projection, "ternary_codes", lambda: ternary_codes(weight_ON))
-    codes_ON, scale = codes_of()
+    codes_ON, scale = projection.ternary_codes()
     seen_ON = torch.lerp(weight_ON, codes_ON * scale, projection.quantization_lambda)
     return seen_ON.unflatten(0, (heads, -1))
 
