@@ -89,6 +89,20 @@ def test_batch_has_the_documented_shapes_types_and_fields(mixture: Path) -> None
     assert batch.sample_B.tolist() == [28, 29, 30, 31]
 
 
+def test_a_buffer_in_place_of_the_mixtures_own_keeps_rows_within_it(mixture: Path) -> None:
+    own, same_size, small = (
+        TrainingData(mixture, seed=5, shuffle_buffer_size=size) for size in (None, 10, 2)
+    )
+    batches = [d.batch(0, 0, batch_size=12, micro_batches=1) for d in (own, same_size, small)]
+    assert same(batches[0], batches[1]) and not same(batches[0], batches[2])
+    web = TrainingData(
+        mixture, seed=5, shuffle_buffer_size=2, weights={"web": 1.0, "code": 0.0}
+    ).batch(0, 0, batch_size=8, micro_batches=1)
+    in_order = TrainingData(mixture, seed=5).domain_batch("web", rows=10**6, offset=0).tokens_BT
+    rows = [(in_order == row_T).all(1).nonzero()[0, 0].item() for row_T in web.tokens_BT]
+    assert [row // 2 for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_rows_are_pieces_with_positions_of_their_own_and_padding_last(mixture: Path) -> None:
     data = TrainingData(mixture, seed=5)
     batch = data.batch(0, 0, batch_size=64, micro_batches=1)
