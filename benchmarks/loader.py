@@ -6,7 +6,6 @@ import itertools
 
 import torch
 from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
-from wrinklefree.train.objectives.causal import CausalLanguageModel
 
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.mixture.batch import Batch
@@ -17,6 +16,8 @@ from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.stability.clippers import build_clipper
 from wrinklefree.train.base_settings import ScratchSettings
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective, TrainStep
 
 MIXTURE = ROOT / "data" / "mixture"
 
@@ -49,12 +50,13 @@ class Run:
 
     def step(self) -> None:
         """One optimizer step, with λ = 1."""
-        objective = CausalLanguageModel()
+        step = TrainStep(self.model, Objective(NextToken()))
+        corruption = step.objective.corruption
         self.optimizer.zero_grad(set_to_none=True)
-        prepared = [objective.prepare(batch, 0) for batch in self.batches()]
-        denominator = sum(objective.denominator(micro) for micro in prepared)
+        prepared = [corruption.prepare(batch, 0) for batch in self.batches()]
+        denominator = sum(map(corruption.denominator, prepared))
         for micro in prepared:
-            objective.loss(self.model, micro, denominator).loss.backward()
+            step.objective.loss(step(micro), micro, denominator).loss.backward()
         require(self.clipper.clip(list(self.model.parameters())).finite, "finite gradients")
         self.optimizer.step()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from _timing import (
@@ -30,7 +31,7 @@ from wrinklefree.optim.newton_schulz import ITERATIONS, Coefficients
 from wrinklefree.optim.settings import OptimizerSettings
 
 LR, WEIGHT_DECAY = 1e-3, 0.1
-COMMON = {"lr": LR, "weight_decay": WEIGHT_DECAY}
+COMMON: dict[str, Any] = {"lr": LR, "weight_decay": WEIGHT_DECAY}
 TORCH, ADAMW = "torch.optim.Muon", "torch.optim.AdamW"
 BFLOAT16, POLAR = "muon bfloat16", "muon polar_express"
 OURS: dict[str, tuple[str, dict[str, object]]] = {
@@ -76,7 +77,8 @@ def muon_update(gradient_RC: Tensor, coefficients: Coefficients = "classic") -> 
     singular = singular / singular.norm() / (1.02 if coefficients == "polar_express" else 1.0)
     for a, b, c in ITERATIONS[coefficients]:
         singular = a * singular + b * singular**3 + c * singular**5
-    return scale_factor(*gradient_RC.shape, "match_rms") * (u * singular) @ v
+    rows, columns = gradient_RC.shape
+    return scale_factor(rows, columns, "match_rms") * (u * singular) @ v
 
 
 def normuon_update(gradient_RC: Tensor) -> Tensor:
@@ -135,9 +137,12 @@ def print_bytes(model: PreTrainedModel) -> None:
 
 def smollm2_of_two_layers() -> PreTrainedModel:
     """Two layers of the shape of SmolLM2-135M."""
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 2}
-    sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=2,
+            num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
 
 
 def main() -> None:
