@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from wrinklefree.config.load import validate
+from wrinklefree.models.dense import build_scratch
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.research.experiment import finalists
 from wrinklefree.research.registry import EXPERIMENTS, MEASURES
 from wrinklefree.research.variants import folder_of, training_settings
@@ -52,3 +55,11 @@ def test_what_a_finalist_is_compared_with_is_a_finalist(name: str):
     for variant in final:
         assert best[experiment.opponent_of(variant)] in final
     assert {best[claim.family] for claim in experiment.claims} <= set(final)
+
+
+def test_every_quantizer_fits_the_tiny_model():
+    shape = validate(TINY).experiments.runs.model
+    for experiment in EXPERIMENTS.values():
+        for variant in experiment.variants.values():
+            model = build_scratch(shape, 64, 8, 0, seed=0)
+            insert_bitlinear(model, QuantizerSettings(**variant.quantizer))

@@ -218,7 +218,9 @@ def _quantization() -> Experiment:
         variants={
             "absmean_tensor": Variant(),
             **{
-                f"{scale}_{part}": Variant(quantizer={"scale": scale, "granularity": part})
+                f"{scale}_{part}": Variant(
+                    quantizer={"scale": scale, "granularity": part, "group_size": 64}
+                )
                 for scale, part in scales
             },
             "subln_ones": Variant(subln="ones"),
