@@ -270,13 +270,13 @@ def _claims_table(claims: list[dict[str, Any]]) -> list[list[str]]:
     for claim in claims:
         measured, interval = ABSENT, ABSENT
         if claim["mean"] is not None:
-            measured = f"{claim['mean']:+.0%}"
-            interval = f"{claim['low']:+.0%} to {claim['high']:+.0%}"
+            measured = _percent(claim["mean"])
+            interval = f"{_percent(claim['low'])} to {_percent(claim['high'])}"
         table.append(
             [
                 claim["family"],
                 _HEADERS[claim["measure"]],
-                f"{claim['claimed']:+.0%}",
+                _percent(claim["claimed"]),
                 measured,
                 interval,
                 claim["verdict"],
@@ -290,6 +290,10 @@ def _with_spread(loss: dict[str, float | None]) -> str:
     if loss["spread"] is None:
         return f"{loss['mean']:.3f}"
     return f"{loss['mean']:.3f} ± {loss['spread']:.3f}"
+
+
+def _percent(change: float) -> str:
+    return f"{change:+.1%}" if abs(change) < 0.1 else f"{change:+.0%}"
 
 
 def _number(value: float) -> str:

@@ -241,10 +241,10 @@ def _optimizers() -> Experiment:
     variants = {
         f"{name}_{rate}": Variant(_optimizer(name, lr=float(rate), **block), family=name)
         for name, block in blocks.items()
-        for rate in (("3e-3", "1e-2", "3e-2") if "apollo" in name else ("1e-3", "3e-3", "1e-2"))
+        for rate in (("1e-3", "3e-3", "1e-2") if "apollo" in name else ("3e-3", "1e-2", "3e-2"))
     }
     for name in ("muon", "muonclip", "normuon", "muon8bit"):
-        for rate in ("1e-3", "3e-3", "1e-2"):
+        for rate in ("3e-3", "1e-2", "3e-2"):
             variants[f"{name}_{rate}"] = Variant(_muon(name, float(rate)), family=name)
     return Experiment(
         question="Which optimizer, each at its best rate of a sweep? (seeds/003)",
@@ -263,21 +263,21 @@ def _curriculum() -> Experiment:
         "moderate": _schedule("cosine", 0.5),
         "wsd": _schedule("wsd"),
         "constant": _schedule("constant"),
-        "constant_averaged": _schedule("constant") | averaged,
-        "moderate_averaged": _schedule("cosine", 0.5) | averaged,
+        "constant_mean": _schedule("constant") | averaged,
+        "moderate_mean": _schedule("cosine", 0.5) | averaged,
     }
     easy_first = {"data": {"order": "length"}}
     variants = {f"shuffled_{name}": Variant(decay) for name, decay in decays.items()}
     for name, decay in decays.items():
         # The claim is of both together against an ordinary training.
-        against = None if name == "moderate_averaged" else f"shuffled_{name}"
+        against = None if name == "moderate_mean" else f"shuffled_{name}"
         variants[f"easy_{name}"] = Variant({**decay, **easy_first}, against=against)
     return Experiment(
         question="Does easy text first help, and does the decay of the rate spoil it? (seeds/003)",
         start="dense",
         reference="shuffled_cosine",
         variants=variants,
-        claims=(Claim("easy_moderate_averaged", "loss", -0.0164, "seeds/003"),),
+        claims=(Claim("easy_moderate_mean", "loss", -0.0164, "seeds/003"),),
         shown=("step_variance",),
     )
 
