@@ -23,7 +23,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 VOCABULARY = 40
-SHARE_OF_EXHAUSTIVE = 8
+SHARE_OF_EXHAUSTIVE = 12
 """One in so many of the exhaustive tests is run by ``make test``; the commit chooses which."""
 
 

@@ -7,7 +7,14 @@ import pytest
 
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import MANIFEST, Origin, open_artifact, writing_artifact
-from wrinklefree.tracking.kept import KEPT, has_copy, keep, kept_artifacts, restore
+from wrinklefree.tracking.kept import (
+    KEPT,
+    has_copy,
+    is_forced_dvc,
+    keep,
+    kept_artifacts,
+    restore,
+)
 
 STAGE2 = Path("models/stage2")
 
@@ -103,3 +110,19 @@ def test_outside_of_the_project_nothing_is_kept(tmp_path_factory: pytest.TempPat
     write("first", elsewhere)
     assert keep(elsewhere) == f"{elsewhere} lies outside of this folder"
     assert not KEPT.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("/env/bin/python /env/bin/dvc repro --force stage2", True),
+        ("python -m dvc repro -f", True),
+        ("dvc exp run -sf export", True),
+        ("dvc repro --force-downstream", True),
+        ("dvc repro stage2 -S a.b=f", False),
+        ("dvc repro fetch@forest", False),
+        ("snakemake --force dvc", False),
+    ],
+)
+def test_a_dvc_that_was_forced_is_told_from_one_that_was_not(command: str, expected: bool):
+    assert is_forced_dvc(command.split()) == expected

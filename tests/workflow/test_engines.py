@@ -214,7 +214,7 @@ def candidates(value: Any) -> list[Any]:
         return [[*value, "another"], [*value, 99], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
-        " de bfloat16 adamw polar_express dynamic small least_squares ema"
+        " de bfloat16 adamw polar_express dynamic small absmean ema"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
     return [flipped, 2, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]

@@ -117,11 +117,17 @@ def _dvc_was_forced() -> bool:
     """Whether a process above this one is a forced DVC, which tells its stages nothing of it."""
     for process in psutil.Process().parents():
         with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            called_dvc = any(Path(word).name == "dvc" for word in words[:3])
-            if called_dvc and any(re.fullmatch("--force.*|-[a-zA-Z]*f", word) for word in words):
+            if is_forced_dvc(process.cmdline()):
                 return True
     return False
+
+
+def is_forced_dvc(command: list[str]) -> bool:
+    """Whether a command line is that of a DVC that was told to run what has not changed."""
+    names = [Path(word).name for word in command[:3]]
+    if "dvc" not in names[:2] and names[1:] != ["-m", "dvc"]:
+        return False
+    return any(re.fullmatch("--force.*|-[a-zA-Z]*f", word) for word in command)
 
 
 def is_kept(path: Path) -> bool:
