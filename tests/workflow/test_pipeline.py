@@ -346,6 +346,7 @@ def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(project: Path):
     }
 
 
+@pytest.mark.exhaustive
 def test_dvc_puts_back_what_an_edit_without_effect_started_and_computes_what_was_forced(
     project: Path,
 ):
