@@ -218,6 +218,38 @@ def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(
     assert "there is no checkpoint to go back to" in capsys.readouterr().err
 
 
+def test_a_spike_is_tracked_at_its_step_and_progress_goes_back_with_training(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+):
+    trainer = spiked(make_trainer)
+    trainer.run()
+    logged: Any = trainer.journal._stage.run  # pyright: ignore[reportAttributeAccessIssue]
+    assert [step for step, metrics in logged.metrics if "train/spike" in metrics] == [PLANTED + 2]
+    assert "24 of 24 steps (100%)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("skip_steps", "back", "then"), [(1, 8, 8), (3, -1, 12)])
+def test_a_training_goes_back_past_a_damaged_checkpoint_or_stays_and_loses_none(
+    make_trainer: MakeTrainer, skip_steps: int, back: int, then: int
+):
+    trainer = spiked(make_trainer, skip_steps=skip_steps)
+    damaged = {1: "step-00000012", 3: "step-00000008"}[skip_steps]
+
+    def damage(*_: Any) -> None:
+        if trainer.state.step == PLANTED + 1 and trainer.folder and not restored[1:]:
+            (trainer.folder / damaged / "parts.pt").write_bytes(b"none")
+
+    restored: list[int] = []
+    watched = Hook()
+    watched.on_restored = lambda training: restored.append(training.state.step)
+    trainer.hooks.append(watched)
+    trainer.optimizer.register_step_pre_hook(damage)
+    facts = trainer.run()
+    assert facts["spikes"][0]["went_back_to"] == back and facts["steps"] == 24
+    # The one of step 12 stood while none before it could be used, for a spike further on.
+    assert restored[:2] == [0, then]
+
+
 def test_telemetry_is_in_the_history_where_it_is_due_and_changes_nothing(
     make_trainer: MakeTrainer,
 ):

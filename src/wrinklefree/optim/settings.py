@@ -171,18 +171,6 @@ class ApolloSettings(ApolloMiniSettings):
     """Rows of the projection; the paper takes a quarter of the hidden size."""
 
 
-_BLOCKS: dict[str, type[Section]] = {
-    "adamw": AdamWSettings,
-    "muon": MuonSettings,
-    "muonclip": MuonClipSettings,
-    "normuon": NorMuonSettings,
-    "muon8bit": Muon8bitSettings,
-    "apollo": ApolloSettings,
-    "apollo_mini": ApolloMiniSettings,
-    "adamw8bit": AdamWSettings,
-}
-
-
 class OptimizerSettings(Section):
     """Which optimizer trains, and a block of settings for each.
 
@@ -221,8 +209,10 @@ class OptimizerSettings(Section):
     @classmethod
     def _settings_stand_in_blocks(cls, given: Any) -> Any:
         for key in given if isinstance(given, dict) else ():
-            owners = [name for name, kind in _BLOCKS.items() if key in kind.model_fields]
-            if owners and key not in cls.model_fields:
+            fields = cls.model_fields
+            blocks = {n: f.default for n, f in fields.items() if isinstance(f.default, Section)}
+            owners = [name for name, block in blocks.items() if key in type(block).model_fields]
+            if owners and key not in fields:
                 raise ValueError(
                     f"{key} stands in the block of an optimizer: write {owners[0]}: {{{key}: …}},"
                     f" for each optimizer has its own ({', '.join(owners)})"

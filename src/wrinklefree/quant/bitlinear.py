@@ -159,6 +159,16 @@ def quantization_lambda_of(model: nn.Module, value: float) -> Iterator[None]:
             layer.quantization_lambda = strength
 
 
+def resting_scales(model: nn.Module) -> set[str]:
+    """Names of the learned scales on which nothing depends: those of layers at strength 0."""
+    return {
+        f"{name}.alpha"
+        for name, layer in model.named_modules()
+        if isinstance(layer, BitLinear) and layer.alpha is not None
+        if layer.quantization_lambda == 0.0
+    }
+
+
 def _bitlinear_layers(model: nn.Module) -> list[BitLinear]:
     return [module for module in model.modules() if isinstance(module, BitLinear)]
 

@@ -7,13 +7,13 @@ forgotten parameter both look like a loss that falls slowly.
 from __future__ import annotations
 
 import math
-from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.quant.bitlinear import resting_scales
 
 WATCHED_ENTRIES = 16_384
 """Entries of each parameter that are remembered: all of a smaller one, else a random sample. 17 MB
@@ -74,6 +74,7 @@ class MovementCheck:
     """
 
     def __init__(self, model: nn.Module, optimizer: CombinedOptimizer, *, steps: int = 100) -> None:
+        self._model = model
         self._parameters = dict(model.named_parameters())
         self._optimizer = optimizer
         self._steps = steps
@@ -106,12 +107,8 @@ class MovementCheck:
                 if bool(gradient.any()):
                     self._with_zero_gradient.discard(name)
 
-    def check(self, idle: Set[str] = frozenset()) -> MovementReport:
+    def check(self) -> MovementReport:
         """Compare with the snapshot; call after at least one :meth:`observe`.
-
-        Parameters
-        ----------
-        idle : names of parameters on which nothing has depended yet.
 
         Raises
         ------
@@ -120,7 +117,8 @@ class MovementCheck:
             which training may use a part).
         """
         assert self.observed > 0
-        movements = [self._movement(name) for name in self._parameters if name not in idle]
+        resting = resting_scales(self._model)
+        movements = [self._movement(name) for name in self._parameters if name not in resting]
         frozen = [f"{m.name}: {m.frozen_because}" for m in movements if m.frozen_because]
         if frozen:
             raise FrozenParameterError(

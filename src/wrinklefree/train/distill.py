@@ -34,13 +34,7 @@ def distill_student(stage: Stage) -> dict[str, Any]:
         nn.Module.to(teacher, "cuda")
     # The teacher judges how hard a row is: a block-diffusion student can't, token by token.
     data, data_facts = arrange(stage, settings, data, teacher)
-    diffusion = student_format.diffusion
-    objective = distillation(
-        _corruption(stage, student_format),
-        settings,
-        teacher,
-        diffusion.mask_token_id if diffusion else None,
-    )
+    objective = distillation(_corruption(stage, student_format), settings, teacher)
     facts = stage_trainer(stage, student, data, settings, objective).run()
     save_model(stage.folder, student, student_format, stage.inputs["model"])
     return {**facts, **data_facts}

@@ -23,11 +23,16 @@ from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.train.journal import Journal
 from wrinklefree.train.objectives.objective import TrainStep
 from wrinklefree.train.runtime import Runtime
-from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
+from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.state import TrainingState
 
 HELD_OUT = "held_out/loss"
 MOVEMENT_STEPS = 100
+
+
+def is_due(step: int, interval: int, settings: TrainingSettings) -> bool:
+    """Whether what comes every ``interval`` steps, and at the end, comes after step ``step``."""
+    return step % interval == 0 or step == settings.steps
 
 
 class Training(Protocol):
@@ -144,8 +149,8 @@ class HeldOutLoss(Hook):
 
     def after_step(self, training: Training, entry: dict[str, float]) -> None:
         """Measure where it is due, and at the end."""
-        settings, step = training.settings, training.state.step
-        if step % settings.evaluate_interval == 0 or step == settings.steps:
+        settings = training.settings
+        if is_due(training.state.step, settings.evaluate_interval, settings):
             entry |= self.measure(training.train_step, training.runtime, settings)
 
     @torch.no_grad()
@@ -230,14 +235,8 @@ class Movement(Hook):
         short = step == steps < MOVEMENT_STEPS and not self._resumed
         if not (self._check.due or short):
             return
-        settings, idle = training.settings, set[str]()
-        if isinstance(settings, QuantizedTrainingSettings) and not quantization_lambda(
-            step - 1, settings.lambda_warmup
-        ):
-            # Scales that are learned have had no effect yet.
-            idle = {name for name, _ in training.model.named_parameters() if name.endswith("alpha")}
         try:
-            report = self._check.check(idle)
+            report = self._check.check()
         except FrozenParameterError as error:
             raise UserError(str(error)) from error
         training.journal.log(step, report.metrics())

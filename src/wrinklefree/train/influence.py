@@ -84,16 +84,18 @@ class InfluenceMixture(Hook):
         weights = influence_weights(
             prior, self._smoothed, step_size=settings.step_size, floor=settings.floor
         )
-        if repeated := _repeated_too_often(training, sample, weights):
+        changed = data.changed(sample, weights)
+        if repeated := _repeated_too_often(training, changed):
             training.journal.say(
                 f"{training.journal.label}: step {step}: weights stay, for others would read domain"
                 f" {repeated} more often than mixture.max_repetition"
             )
             weights = data.weights_at(sample)
+            changed = data.changed(sample, weights)
         self._events.append(
             {"step": step, "first_sample": sample, "weights": weights, "scores": scores}
         )
-        training.data = data.changed(sample, weights)
+        training.data = changed
         self._seconds += time.monotonic() - started
         told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in weights.items())
         training.journal.say(f"{training.journal.label}: step {step}: weights are {told}")
@@ -168,11 +170,9 @@ def _cosine(training: Training, gradient: list[Tensor], probe: list[Tensor]) -> 
     return product / math.sqrt(max(of_update * of_probe, 1e-60))
 
 
-def _repeated_too_often(training: Training, sample: int, weights: dict[str, float]) -> str | None:
-    """A domain that a run under these weights would read more often than is allowed."""
-    data = _of_mixture(training)
-    samples = training.settings.steps * samples_per_step(training.settings)
-    epochs = data.changed(sample, weights).epochs(samples)
+def _repeated_too_often(training: Training, data: TrainingData) -> str | None:
+    """A domain that the whole run would read more often in ``data`` than is allowed."""
+    epochs = data.epochs(training.settings.steps * samples_per_step(training.settings))
     return next((name for name, times in epochs.items() if times > data.max_repetition), None)
 
 

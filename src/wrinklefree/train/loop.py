@@ -44,6 +44,7 @@ from wrinklefree.train.hooks import (
     Movement,
     StatefulHook,
     Telemetry,
+    is_due,
 )
 from wrinklefree.train.influence import InfluenceMixture
 from wrinklefree.train.journal import Journal, Printed
@@ -166,15 +167,16 @@ class Trainer:
 
     def _advance(self, progress: Progress) -> None:
         """Take a step, and all that follows from it."""
-        started = time.monotonic()
-        entry = self._step(self.state.step)
-        seconds = time.monotonic() - started
+        started, step, tokens = time.monotonic(), self.state.step, self._tokens_so_far()
+        entry = self._step(step)
+        speed = (entry["tokens"] - tokens) / (time.monotonic() - started)
         self.state.history.append(entry)
         self.state.step += 1
         for hook in self.hooks:
             hook.after_step(self, entry)
-        self._report(progress, entry, seconds)
-        if self.folder and self._is_due(self.settings.checkpoint_interval):
+        self._report(entry, speed, progress, self.state.step - step)
+        interval = self.settings.checkpoint_interval
+        if self.folder and is_due(self.state.step, interval, self.settings):
             self.state.save(self.folder)
 
     def _save_before_leaving(self, signal: str) -> None:
@@ -304,20 +306,17 @@ class Trainer:
             self.journal.say(f"warning: step {step + 1}: {warning}")
         self.warnings[warning] += 1
 
-    def _is_due(self, interval: int) -> bool:
-        step = self.state.step
-        return step % interval == 0 or step == self.settings.steps
-
-    def _report(self, progress: Progress, entry: dict[str, float], seconds: float) -> None:
-        step = self.state.step
-        before = self.state.history[-2]["tokens"] if step > 1 else 0
-        speed = (entry["tokens"] - before) / seconds
+    def _report(
+        self, entry: dict[str, float], speed: float, progress: Progress, advance: int
+    ) -> None:
+        """Tell a step; ``advance`` is 1, or below 0 where a hook has gone back after it."""
+        step = int(entry["step"])
         self.journal.log(step, _tracked(entry) | {"train/tokens_per_second": speed})
         words = [f"loss {entry['train/loss']:.3f}" if "train/loss" in entry else "skipped"]
         if (held_out := entry.get(HELD_OUT)) is not None:
             words.append(f"held out {held_out:.3f}")
-        line = self._is_due(self.settings.log_interval) or held_out is not None
-        progress.advance(note=", ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
+        line = is_due(step, self.settings.log_interval, self.settings) or held_out is not None
+        progress.advance(advance, note=", ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
 
     def _divergence(self, step: int, totals: _StepTotals) -> str:
         """What is not finite and what to do. Before the first update no rate can be the cause."""

@@ -78,11 +78,15 @@ class TrainingState:
         for old in written[:-_KEEP]:
             shutil.rmtree(old)
 
-    def restore(self, work: Path) -> list[str]:
+    def restore(self, work: Path, at_most: int | None = None) -> list[str]:
         """Go on from the newest checkpoint in ``work`` that is whole and of this training.
 
         Others are passed over, and stay where they are until training has come to their step.
         Nothing of them is used: each is read and checked as a whole first.
+
+        Parameters
+        ----------
+        at_most : steps of a checkpoint that may be used; None: any.
 
         Returns
         -------
@@ -90,6 +94,8 @@ class TrainingState:
         """
         complaints = []
         for step, folder in reversed(checkpoints_in(work)):
+            if at_most is not None and step > at_most:
+                continue
             try:
                 found = read_checkpoint(folder, step, self._tensors(), self.parts)
             except UserError as error:
@@ -103,16 +109,19 @@ class TrainingState:
     def go_back(self, work: Path, step: int) -> bool:
         """Go back to the newest checkpoint of at most ``step`` steps, or else to the oldest.
 
-        Later ones are removed. Returns whether there was one.
+        Later ones are removed, and damaged ones passed over. Returns whether there was one.
         """
-        steps = [number for number, _ in checkpoints_in(work) if number < self.step]
+        before = self.step
+        steps = [number for number, _ in checkpoints_in(work) if number < before]
         if not steps:
             return False
-        target = max((number for number in steps if number <= step), default=steps[0])
+        self.restore(work, max((number for number in steps if number <= step), default=steps[0]))
+        if self.step == before:
+            return False
         for number, folder in checkpoints_in(work):
-            if number > target:
+            if number > self.step:
                 shutil.rmtree(folder)
-        return not self.restore(work)
+        return True
 
     def adopt(self, folder: Path, step: int) -> None:
         """Go on from the checkpoint of a training under other settings, code or inputs.

@@ -43,7 +43,7 @@ def build(kind, weighting, complementary, teacher):
         "distillation": lambda: distillation(NextToken(), distill_settings(), teacher),
         "diffusion": lambda: Objective(BlockDiffusion(settings, MASK, 3)),
         "diffusion distillation": lambda: distillation(
-            BlockDiffusion(settings, MASK, 3), distill_settings(), teacher, MASK
+            BlockDiffusion(settings, MASK, 3), distill_settings(), teacher
         ),
     }[kind]()
 

@@ -55,7 +55,7 @@ def autoregressive(settings, teacher):
 
 
 def of_diffusion(settings, diffusion, teacher, mask=MASK):
-    return distillation(BlockDiffusion(diffusion, mask, 3), settings, teacher, mask)
+    return distillation(BlockDiffusion(diffusion, mask, 3), settings, teacher)
 
 
 @pytest.fixture

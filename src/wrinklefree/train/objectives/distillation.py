@@ -53,20 +53,14 @@ class Lesson:
 
 
 class DenseTeacher:
-    """Reads the clean text; frozen, in evaluation mode, and on the student's device.
+    """Reads the clean text; frozen, in evaluation mode, and on the student's device."""
 
-    Parameters
-    ----------
-    mask_token_id : the student's, which may be one id more than the teacher has.
-    """
-
-    def __init__(self, model: PreTrainedModel, mask_token_id: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
-        self._mask_token_id = mask_token_id
 
-    def check(self, student: PreTrainedModel) -> None:
-        """Raise UserError where the vocabularies differ."""
-        check_vocabulary_sizes(self.model, student, self._mask_token_id)
+    def check(self, student: PreTrainedModel, mask_token_id: int | None) -> None:
+        """Raise UserError where the vocabularies differ by more than the mask token."""
+        check_vocabulary_sizes(self.model, student, mask_token_id)
 
     @torch.no_grad()
     def read(self, batch: Batch, piece_BT: Tensor, layers: Mapping[str, int]) -> Lesson:
@@ -134,12 +128,9 @@ class RelationsDivergence:
 
 
 def distillation(
-    corruption: Corruption,
-    settings: DistillSettings,
-    teacher: PreTrainedModel,
-    mask_token_id: int | None = None,
+    corruption: Corruption, settings: DistillSettings, teacher: PreTrainedModel
 ) -> Objective:
-    """The objective of the stage ``distill``; ``mask_token_id`` as for ``DenseTeacher``."""
+    """The objective of the stage ``distill``."""
     weights = settings.weights
     logits = LogitsDivergence(
         temperature=settings.temperature, temperature_squared=settings.temperature_squared
@@ -148,5 +139,5 @@ def distillation(
         corruption,
         weights.cross_entropy,
         ((weights.logits, logits), (weights.relations, RelationsDivergence(settings.relations))),
-        DenseTeacher(teacher, mask_token_id),
+        DenseTeacher(teacher),
     )

@@ -12,6 +12,8 @@ from wrinklefree.train.objectives.question import Prepared, Question
 class NextToken:
     """Every token with a predecessor in its document is asked for."""
 
+    mask_token_id = None
+
     def prepare(self, batch: Batch, step: int) -> Prepared:
         """Find the supervised tokens; nothing here is random."""
         return Prepared(batch, batch.has_predecessor_BT)
@@ -37,5 +39,5 @@ class NextToken:
             clean_weight_BT=supervised_BT,
             piece_BT=batch.document_ids_BT,
             clean_start=0,
-            mask_token_id=None,
+            mask_token_id=self.mask_token_id,
         )

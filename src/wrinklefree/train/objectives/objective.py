@@ -95,7 +95,7 @@ class TrainStep(nn.Module):
         self.objective = objective
         self._layers = objective.layers(model)
         if objective.teacher:
-            objective.teacher.check(model)
+            objective.teacher.check(model, objective.corruption.mask_token_id)
 
     def forward(self, prepared: Prepared) -> Outputs:
         """Run the network on what the corruption made of the rows."""

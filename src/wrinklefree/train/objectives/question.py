@@ -80,6 +80,11 @@ class Corruption(Protocol):
     term by the sum, so that gradient accumulation does not change the objective.
     """
 
+    @property
+    def mask_token_id(self) -> int | None:
+        """A token that stands for a question, where it has one."""
+        ...
+
     def prepare(self, batch: Batch, step: int) -> Any:
         """Draw all that is random about a micro-batch: a ``Prepared``."""
         ...
@@ -115,8 +120,8 @@ class Teacher(Protocol):
 
     model: PreTrainedModel
 
-    def check(self, student: PreTrainedModel) -> None:
-        """Raise UserError where it can't teach ``student``."""
+    def check(self, student: PreTrainedModel, mask_token_id: int | None) -> None:
+        """Raise UserError where it can't teach ``student``, which has this mask token."""
         ...
 
     def read(self, batch: Batch, piece_BT: Tensor, layers: Mapping[str, int]) -> Any:
