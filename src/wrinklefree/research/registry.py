@@ -104,8 +104,8 @@ def _optimizer(name: str, **block: Any) -> dict[str, Any]:
     return {"optimizer": {"name": name, name: {**block, "allow_unusual_lr": True}}}
 
 
-def _muon(name: str, rate: float) -> dict[str, Any]:
-    return _optimizer(name, lr=rate, adamw_lr=rate, weight_decay=0.1)
+def _muon(name: str, rate: float, **block: Any) -> dict[str, Any]:
+    return _optimizer(name, lr=rate, adamw_lr=rate, weight_decay=0.1, **block)
 
 
 def _schedule(kind: str, final: float = 0.1) -> dict[str, Any]:
@@ -137,6 +137,7 @@ def _seeds() -> Experiment:
                 {"batch_size": 4, "gradient_accumulation_steps": 4}, against="batch_1x16"
             ),
             "linear": Variant(_schedule("linear")),
+            "influence": Variant({"data": {"influence": {"enabled": True, "interval": 20}}}),
         },
         claims=(
             Claim("muonclip", "step_variance", -0.5, "seeds/000"),
@@ -242,9 +243,15 @@ def _optimizers() -> Experiment:
         for name, block in blocks.items()
         for rate in (("1e-3", "3e-3", "1e-2") if "apollo" in name else ("3e-3", "1e-2", "3e-2"))
     }
-    for name in ("muon", "muonclip", "normuon", "muon8bit"):
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        **{name: (name, {}) for name in ("muon", "muonclip", "normuon", "muon8bit")},
+        "muon_polar_express": ("muon", {"coefficients": "polar_express"}),
+        "muon_bfloat16": ("muon", {"compute": "bfloat16"}),
+    }
+    for family, (name, block) in kinds.items():
         for rate in ("3e-3", "1e-2", "3e-2"):
-            variants[f"{name}_{rate}"] = Variant(_muon(name, float(rate)), family=name)
+            variant = _muon(name, float(rate), **block)
+            variants[f"{family}_{rate}"] = Variant(variant, family=family)
     return Experiment(
         question="Which optimizer, each at its best rate of a sweep? (seeds/003)",
         start="dense",
@@ -263,6 +270,7 @@ def _curriculum() -> Experiment:
         "wsd": _schedule("wsd"),
         "constant": _schedule("constant"),
         "constant_mean": _schedule("constant") | averaged,
+        "constant_ema": _schedule("constant") | {"averaging": {"name": "ema"}},
         "moderate_mean": _schedule("cosine", 0.5) | averaged,
     }
     easy_first = {"data": {"order": "length"}}
