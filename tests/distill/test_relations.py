@@ -9,7 +9,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from wrinklefree.distill.relations import relation_layer, relation_mask, relations_divergence
+from wrinklefree.distill.relations import (
+    relation_layer,
+    relation_vectors,
+    relations_divergence,
+)
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
@@ -54,38 +58,43 @@ def slow_divergence(teacher, student, pieces, causal, heads, temperature):
     return result
 
 
+def divergence(teacher, student, pieces, *, heads=4, temperature=1.0, **rest):
+    vectors = (relation_vectors(one, heads) for one in (teacher, student))
+    return relations_divergence(*vectors, torch.tensor(pieces), temperature=temperature, **rest)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "temperature"), [(4, 1.0), (2, 0.3)])
 def test_divergence_follows_its_definition_though_head_counts_differ(causal, heads, temperature):
     teacher, student = projections(4, 2, 8, seed=1), projections(6, 3, 4, seed=2)
     pieces = [[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, 0, 0]]
-    mask = relation_mask(torch.tensor(pieces), causal=causal)
-    ours = relations_divergence(teacher, student, mask, heads=heads, temperature=temperature)
+    options = {"heads": heads, "temperature": temperature, "causal": causal}
+    ours = divergence(teacher, student, pieces, **options)
     expected = slow_divergence(teacher, student, pieces, causal, heads, temperature)
     torch.testing.assert_close(ours, expected)
+    some = divergence(teacher, student, pieces, queries=slice(2, 5), **options)
+    torch.testing.assert_close(some, expected[:, 2:5])
 
 
 def test_other_documents_padding_and_with_causal_the_future_are_not_compared():
-    pieces = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]])
+    pieces = [[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]]
     teacher, student = projections(4, 2, 8, seed=1), projections(4, 2, 8, seed=2)
     for causal in (False, True):
-        mask = relation_mask(pieces, causal=causal)
-        before = relations_divergence(teacher, student, mask, heads=4, temperature=1.0)
+        before = divergence(teacher, student, pieces, causal=causal)
         changed = projections(4, 2, 8, seed=2)
         changed.query_BHTD[:, :, 2] += 1.0
-        after = relations_divergence(teacher, changed, mask, heads=4, temperature=1.0)
+        after = divergence(teacher, changed, pieces, causal=causal)
         moved = (before - after).abs() > 1e-12
         past = not causal
         assert moved[0].tolist() == [past, past, True, False, False, False]
         assert moved[1].tolist() == [past, past, True, True, False, False]
-        assert before[pieces < 0].abs().max() < 1e-12
+        assert before[torch.tensor(pieces) < 0].abs().max() < 1e-12
 
 
 def test_heads_must_divide_every_projection():
     teacher = projections(4, 2, 8, seed=1)
-    mask = relation_mask(torch.zeros(2, 6, dtype=torch.int64), causal=True)
     with pytest.raises(UserError, match=r"relations.heads is 5.*4 heads of size 8.*divisor of 32"):
-        relations_divergence(teacher, teacher, mask, heads=5, temperature=1.0)
+        relation_vectors(teacher, 5)
 
 
 @pytest.mark.parametrize(

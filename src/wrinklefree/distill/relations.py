@@ -7,11 +7,13 @@ the projections are read off its arguments: after qk-norm and rotary embedding, 
 values are repeated for grouped queries. Teacher and student may differ in their number of attention
 heads, as relation heads are counted anew.
 
-Shapes: B rows, T tokens of a row, H attention heads, K key/value heads, D head size, R relation
-heads, E relation head size.
+Shapes: B rows, T tokens of a row, C of them as queries, H attention heads, K key/value heads, D
+head size, R relation heads, E relation head size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,41 +31,55 @@ def relation_layer(model: PreTrainedModel, fraction: float) -> int:
     return min(round(fraction * layers), layers - 1)
 
 
-def relation_mask(piece_BT: Tensor, *, causal: bool) -> Tensor:
-    """Which tokens a relation compares: bool [B, T, T], the query's row first.
+def relation_mask(piece_BT: Tensor, queries: slice, *, causal: bool) -> Tensor:
+    """Which tokens a relation compares: bool [B, C, T], for the queries of a slice.
 
     Tokens of the same document piece (-1 is padding), with ``causal`` only the query's own past;
     always the token itself.
     """
-    query_BT1, key_B1T = piece_BT[:, :, None], piece_BT[:, None, :]
-    mask_BTT = (query_BT1 == key_B1T) & (query_BT1 >= 0)
-    mask_BTT = mask_BTT.tril() if causal else mask_BTT
-    return mask_BTT | torch.eye(piece_BT.shape[1], dtype=torch.bool, device=piece_BT.device)
+    query_BC1, key_B1T = piece_BT[:, queries, None], piece_BT[:, None, :]
+    key_T = torch.arange(piece_BT.shape[1], device=piece_BT.device)
+    query_C1 = key_T[queries, None]
+    mask_BCT = (query_BC1 == key_B1T) & (query_BC1 >= 0)
+    mask_BCT = mask_BCT & (key_T <= query_C1) if causal else mask_BCT
+    return mask_BCT | (key_T == query_C1)
+
+
+def relation_vectors(projections: Projections, heads: int) -> list[Tensor]:
+    """A of the queries, keys and values, each [B, R, T, E], at least float32."""
+    return [
+        _vectors(x_BHTD, heads)
+        for x_BHTD in (projections.query_BHTD, projections.key_BKTD, projections.value_BKTD)
+    ]
 
 
 def relations_divergence(
-    teacher: Projections, student: Projections, mask_BTT: Tensor, *, heads: int, temperature: float
+    teacher_BRTE: Sequence[Tensor],
+    student_BRTE: Sequence[Tensor],
+    piece_BT: Tensor,
+    queries: slice = slice(None),
+    *,
+    causal: bool,
+    temperature: float,
 ) -> Tensor:
-    """KL(teacher || student) of every token's relations, nats [B, T].
+    """KL(teacher || student) of the relations of some tokens, nats [B, C].
 
-    The mean over relation heads, the sum over queries, keys and values. In at least float32.
-    Nothing is divided by the number of layers or tokens: the caller averages over tokens.
+    The mean over relation heads, the sum over queries, keys and values: ``relation_vectors`` of
+    both models. Nothing is divided by the number of layers or tokens: the caller averages over
+    tokens. It holds some tensors of [B, R, C, T]: a caller with long rows takes few at a time.
     """
-    pairs = (
-        (teacher.query_BHTD, student.query_BHTD),
-        (teacher.key_BKTD, student.key_BKTD),
-        (teacher.value_BKTD, student.value_BKTD),
-    )
-    divergence_BT = torch.zeros((), device=mask_BTT.device)
-    for teacher_BHTD, student_BHTD in pairs:
-        teacher_log = _log_relations(teacher_BHTD, mask_BTT, heads, temperature)
-        student_log = _log_relations(student_BHTD, mask_BTT, heads, temperature)
-        divergence_BT = divergence_BT + kl_divergence(teacher_log, student_log).mean(1)
-    return divergence_BT
+    keys = slice(queries.stop if causal else None)  # a causal query needs no later ones
+    mask_BCT = relation_mask(piece_BT, queries, causal=causal)[:, :, keys]
+    divergence_BC = torch.zeros((), device=piece_BT.device)
+    for pair in zip(teacher_BRTE, student_BRTE, strict=True):
+        teacher_log, student_log = (
+            _log_relations(a_BRTE, queries, keys, mask_BCT, temperature) for a_BRTE in pair
+        )
+        divergence_BC = divergence_BC + kl_divergence(teacher_log, student_log).mean(1)
+    return divergence_BC
 
 
-def _log_relations(x_BHTD: Tensor, mask_BTT: Tensor, heads: int, temperature: float) -> Tensor:
-    """Log of ``softmax(A Aᵀ / temperature)`` over the allowed tokens, [B, R, T, T]."""
+def _vectors(x_BHTD: Tensor, heads: int) -> Tensor:
     batch, attention_heads, length, size = x_BHTD.shape
     if attention_heads * size % heads:
         raise UserError(
@@ -72,7 +88,15 @@ def _log_relations(x_BHTD: Tensor, mask_BTT: Tensor, heads: int, temperature: fl
         )
     x_BTRE = x_BHTD.transpose(1, 2).reshape(batch, length, heads, -1)
     x_BRTE = x_BTRE.transpose(1, 2).to(torch.promote_types(x_BHTD.dtype, torch.float32))
-    a_BRTE = functional.normalize(x_BRTE, dim=-1)
+    return functional.normalize(x_BRTE, dim=-1)
+
+
+def _log_relations(
+    a_BRTE: Tensor, queries: slice, keys: slice, mask_BCT: Tensor, temperature: float
+) -> Tensor:
+    """Log of ``softmax(A Aᵀ / temperature)`` over the allowed tokens, [B, R, C, T]."""
     with torch.autocast(a_BRTE.device.type, enabled=False):
-        scores_BRTT = a_BRTE @ a_BRTE.transpose(-1, -2) / temperature
-    return scores_BRTT.masked_fill(~mask_BTT[:, None], float("-inf")).log_softmax(-1)
+        # Keys before queries: the order in which autograd meets them sets the last bits.
+        key_BRET = a_BRTE[:, :, keys].mT
+        scores_BRCT = a_BRTE[:, :, queries] @ key_BRET / temperature
+    return scores_BRCT.masked_fill(~mask_BCT[:, None], float("-inf")).log_softmax(-1)

@@ -7,7 +7,7 @@ import torch
 from asking import evaluate as ask
 
 from wrinklefree.diffusion.settings import DiffusionSettings
-from wrinklefree.distill.relations import relation_mask, relations_divergence
+from wrinklefree.distill.relations import relation_vectors, relations_divergence
 from wrinklefree.distill.settings import DistillationWeights, RelationSettings
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
@@ -89,10 +89,9 @@ def test_terms_of_the_autoregressive_student_follow_their_definitions(tiny_model
     with capture_projections(model, 0) as of_student:
         student_logits = full_logits(model, batch)
     relations = relations_divergence(
-        of_teacher.projections,
-        of_student.projections,
-        relation_mask(batch.document_ids_BT, causal=True),
-        heads=4,
+        *(relation_vectors(found.projections, 4) for found in (of_teacher, of_student)),
+        batch.document_ids_BT,
+        causal=True,
         temperature=1.0,
     )
     asked = (batch.positions_BT > 0).nonzero().tolist()
@@ -123,7 +122,7 @@ def test_terms_of_the_diffusion_student_follow_their_definitions(
     prepared, expected = ask(plain, model, batch)
     denominator = plain.corruption.denominator(prepared)
     asked = TrainStep(model, plain)(prepared)
-    masked, student_logits = asked.question, asked.logits_NV
+    masked, student_logits = asked.question, asked.logits_of(asked.hidden_ND)
     teacher_logits = full_logits(teacher, batch)
     keep = torch.arange(40) != MASK
     total = 0.0
@@ -168,10 +167,9 @@ def test_relations_are_averaged_over_masked_tokens_where_the_loss_is(tiny_model,
     with capture_projections(model, 0) as of_student:
         full_logits(model, batch)
     relations = relations_divergence(
-        of_teacher.projections,
-        of_student.projections,
-        relation_mask(batch.document_ids_BT, causal=True),
-        heads=4,
+        *(relation_vectors(found.projections, 4) for found in (of_teacher, of_student)),
+        batch.document_ids_BT,
+        causal=True,
         temperature=1.0,
     )
     ours = evaluate(objective, model, batch).terms["distill/relations"]

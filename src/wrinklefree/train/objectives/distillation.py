@@ -16,16 +16,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.distill.logits import logits_divergence
-from wrinklefree.distill.relations import relation_layer, relation_mask, relations_divergence
+from wrinklefree.distill.relations import (
+    relation_layer,
+    relation_vectors,
+    relations_divergence,
+)
 from wrinklefree.distill.settings import RelationSettings
 from wrinklefree.distill.vocabulary import check_vocabulary_sizes
+from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import hidden_states, logits_of, without_mask_token
 from wrinklefree.models.projections import Projections, captured
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.objective import Objective
-from wrinklefree.train.objectives.question import Corruption, Outputs, Question
+from wrinklefree.train.objectives.question import Corruption, Outputs, Question, Share
+
+LEAST_QUERIES = 32
+"""Fewest queries of a block: each block adds to the gradients of all keys, however short."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +90,11 @@ class LogitsDivergence:
         self._temperature = temperature
         self._temperature_squared = temperature_squared
 
-    def layer(self, model: PreTrainedModel) -> None:
-        """None: it looks at the output."""
-
-    def total(self, outputs: Outputs, lesson: Lesson) -> Tensor:
+    def total(self, logits_NV: Tensor, question: Question, lesson: Lesson) -> Tensor:
         """Over the asked tokens that the teacher predicts as well."""
-        question = outputs.question
         taught_N = lesson.predicts_N(question)
         teacher_NV = lesson.logits_NV(question, taught_N)
-        student_NV, weight_N = outputs.logits_NV, question.weight_N
+        student_NV, weight_N = logits_NV, question.weight_N
         if not taught_N.all():
             student_NV, weight_N = student_NV[taught_N], weight_N[taught_N]
         divergence_N = logits_divergence(
@@ -114,17 +118,26 @@ class RelationsDivergence:
         """The one at ``layer_fraction`` of the depth."""
         return relation_layer(model, self._settings.layer_fraction)
 
-    def total(self, outputs: Outputs, lesson: Lesson) -> Tensor:
-        """Over the clean tokens, by their share in the denominator."""
-        question = outputs.question
-        divergence_BT = relations_divergence(
-            lesson.projections[self.name],
-            outputs.projections[self.name],
-            relation_mask(question.piece_BT, causal=self._settings.causal),
-            heads=self._settings.heads,
-            temperature=self._settings.temperature,
-        )
-        return question.sum_over_clean(divergence_BT)
+    def loss(self, outputs: Outputs, lesson: Lesson, share: Share) -> Tensor:
+        """Over the clean tokens, by their share in the denominator; some queries at a time."""
+        question, settings = outputs.question, self._settings
+        teacher = relation_vectors(lesson.projections[self.name], settings.heads)
+        student = relation_vectors(outputs.projections[self.name], settings.heads)
+
+        def total(queries: slice, *student_BRTE: Tensor) -> Tensor:
+            divergence_BC = relations_divergence(
+                teacher,
+                student_BRTE,
+                question.piece_BT,
+                queries,
+                causal=settings.causal,
+                temperature=settings.temperature,
+            )
+            return share(question.sum_over_clean(divergence_BC, queries))
+
+        batch, length = question.piece_BT.shape
+        size = block_size(batch * settings.heads * length, least=LEAST_QUERIES)
+        return sum_by_blocks(total, student, (), rows=length, size=size)
 
 
 def distillation(
@@ -138,6 +151,7 @@ def distillation(
     return Objective(
         corruption,
         weights.cross_entropy,
-        ((weights.logits, logits), (weights.relations, RelationsDivergence(settings.relations))),
+        [(weights.logits, logits)],
+        [(weights.relations, RelationsDivergence(settings.relations))],
         DenseTeacher(teacher),
     )

@@ -11,17 +11,30 @@ Shapes: as in ``question``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from wrinklefree.models.forward import hidden_states, logits_of, without_mask_token
+from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
+from wrinklefree.models.forward import hidden_states
 from wrinklefree.models.projections import captured
-from wrinklefree.train.objectives.question import Corruption, Outputs, Prepared, Teacher, Term
+from wrinklefree.train.objectives.question import (
+    Corruption,
+    Outputs,
+    Prepared,
+    Share,
+    Teacher,
+    Term,
+    VocabularyTerm,
+)
+
+LEAST_TOKENS = 256
+"""Fewest tokens of a block: each block reads the head and adds to its gradient, however short."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Objective:
     corruption: Corruption
     cross_entropy: float = 1.0
     """Weight of the text itself."""
+    vocabulary_terms: Sequence[tuple[float, VocabularyTerm]] = ()
     terms: Sequence[tuple[float, Term]] = ()
     """Weights and terms."""
     teacher: Teacher | None = None
@@ -52,35 +66,66 @@ class Objective:
 
     def layers(self, model: PreTrainedModel) -> dict[str, int]:
         """The layers of ``model`` whose projections the terms look at, by term."""
-        layers = {term.name: term.layer(model) for weight, term in self.terms if weight}
-        return {name: layer for name, layer in layers.items() if layer is not None}
+        return {term.name: term.layer(model) for weight, term in self.terms if weight}
 
     def loss(self, outputs: Outputs, prepared: Prepared, denominator: float) -> LossOutput:
         """The weighted sum of the terms over ``denominator``; the row sums are not weighted."""
-        question = outputs.question
-        loss_N = functional.cross_entropy(outputs.logits_NV, question.target_N, reduction="none")
-        raw = {"cross_entropy": (question.weight_N * loss_N).sum() / denominator}
-        weights = {"cross_entropy": self.cross_entropy}
-        weights |= {term.name: weight for weight, term in self.terms}
-        if self.teacher and any(weight for weight, _ in self.terms):
+        question, lesson = outputs.question, None
+        of_teacher = (*self.vocabulary_terms, *self.terms)
+        if self.teacher and any(weight for weight, _ in of_teacher):
             layers = self.layers(self.teacher.model)
             lesson = self.teacher.read(prepared.batch, question.piece_BT, layers)
-            for weight, term in self.terms:
-                if weight:
-                    raw[term.name] = term.total(outputs, lesson) / denominator
-        zero = torch.zeros_like(raw["cross_entropy"].detach())
-        loss, logged = zero, {}
-        for name, weight in weights.items():
-            weighted = weight * raw[name] if weight else zero
-            loss = loss + weighted
-            logged[f"distill/{name}"] = raw.get(name, zero).detach()
-            logged[f"distill/{name}_weighted"] = weighted.detach()
+        shares = {"cross_entropy": Share(self.cross_entropy, denominator)}
+        shares |= {term.name: Share(weight, denominator) for weight, term in of_teacher}
+        loss, loss_N = self._over_the_vocabulary(outputs, lesson, shares)
+        for weight, term in self.terms:
+            if weight:
+                loss = loss + term.loss(outputs, lesson, shares[term.name])
+        logged: dict[str, Tensor] = {}
+        for name, share in shares.items() if of_teacher else ():
+            logged[f"distill/{name}"] = torch.as_tensor(share.raw, device=loss.device)
+            logged[f"distill/{name}_weighted"] = share.weight * logged[f"distill/{name}"]
         return LossOutput(
             loss=loss,
             row_loss_B=_sum_by_row(loss_N, question.row_N, len(prepared.supervised_BT)),
             row_tokens_B=question.row_N.bincount(minlength=len(prepared.supervised_BT)),
-            terms=logged if self.terms else {},
+            terms=logged,
         )
+
+    def _over_the_vocabulary(
+        self, outputs: Outputs, lesson: Any, shares: Mapping[str, Share]
+    ) -> tuple[Tensor, Tensor]:
+        """The part of the loss that needs logits; the cross-entropy of every asked token, [N].
+
+        Logits are of a block of tokens at a time (``kernels.sum_by_blocks``); all terms share them.
+        """
+        losses_N: list[Tensor] = []
+
+        def total(rows: slice, hidden_ND: Tensor) -> Tensor:
+            part, logits_NV = outputs.question.part(rows), outputs.logits_of(hidden_ND[rows])
+            loss_N = functional.cross_entropy(logits_NV, part.target_N, reduction="none")
+            losses_N.append(loss_N.detach())
+            loss = torch.zeros_like(loss_N.sum())
+            cross_entropy = shares["cross_entropy"]((part.weight_N * loss_N).sum())
+            if self.cross_entropy:
+                loss = loss + cross_entropy
+            for weight, term in self.vocabulary_terms:
+                if weight:
+                    loss = loss + shares[term.name](term.total(logits_NV, part, lesson))
+            return loss
+
+        head = outputs.model.get_output_embeddings()
+        assert head is not None, "a causal language model has a head"
+        learned = self.cross_entropy or any(weight for weight, _ in self.vocabulary_terms)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(learned)):
+            loss = sum_by_blocks(
+                total,
+                [outputs.hidden_ND],
+                list(head.parameters()),
+                rows=len(outputs.hidden_ND),
+                size=block_size(outputs.model.config.vocab_size, least=LEAST_TOKENS),
+            )
+        return loss, torch.cat(losses_N)
 
 
 class TrainStep(nn.Module):
@@ -104,16 +149,12 @@ class TrainStep(nn.Module):
             hidden_RSD = hidden_states(
                 self.model, question.tokens_RS, question.positions_RS, question.mask_R1SS
             )
-        logits_NV = logits_of(
-            self.model, hidden_RSD[question.asking_row_N, question.asking_position_N]
-        )
-        if question.mask_token_id is not None:
-            logits_NV = without_mask_token(logits_NV, question.mask_token_id)
         rows, length = question.piece_BT.shape
         start = question.clean_start
         return Outputs(
             question,
-            logits_NV,
+            hidden_RSD[question.asking_row_N, question.asking_position_N],
+            self.model,
             {
                 name: capture.projections.rows(start, start + length, batch=rows)
                 for name, capture in captures.items()

@@ -7,7 +7,7 @@ than B and T where a row is read in several views), N asked tokens, D hidden siz
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.mixture.batch import Batch
+from wrinklefree.models.forward import logits_of, without_mask_token
 from wrinklefree.models.projections import Projections
 
 
@@ -53,23 +54,41 @@ class Question:
     mask_token_id: int | None
     """A token that no answer can be."""
 
-    def sum_over_clean(self, values_BT: Tensor) -> Tensor:
-        """The weighted sum of what every clean token has."""
-        weight_BT = self.clean_weight_BT
-        if weight_BT.dtype == torch.bool:
-            return values_BT[weight_BT].sum()
-        return (weight_BT * values_BT).sum()
+    def part(self, rows: slice) -> Question:
+        """The same reading, with some of the asked tokens."""
+        names = ("asking_row_N", "asking_position_N", "row_N", "position_N", "target_N", "weight_N")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def sum_over_clean(self, values_BC: Tensor, columns: slice) -> Tensor:
+        """The weighted sum of what the clean tokens of some columns have."""
+        weight_BC = self.clean_weight_BT[:, columns]
+        if weight_BC.dtype == torch.bool:
+            return values_BC[weight_BC].sum()
+        return (weight_BC * values_BC).sum()
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says, and what terms may look at inside of it; gradients flow through all."""
+    """What a model says, and what terms may look at inside of it; gradients flow through all.
+
+    There are no logits here: those of all asked tokens are the largest tensor of a step, so they
+    are computed some at a time, by whoever is there to use them at once.
+    """
 
     question: Question
-    logits_NV: Tensor
-    """Of the asked tokens, at least float32; -inf at the mask token."""
+    hidden_ND: Tensor
+    """The decoder's output where the asked tokens are predicted."""
+    model: PreTrainedModel
+    """Whose head makes logits of it."""
     projections: Mapping[str, Projections] = field(default_factory=dict)
     """By term: queries, keys and values of the layer that it looks at, on the clean text."""
+
+    def logits_of(self, hidden_ND: Tensor) -> Tensor:
+        """Logits of some of ``hidden_ND``, at least float32; -inf at the mask token."""
+        logits_NV = logits_of(self.model, hidden_ND)
+        if self.question.mask_token_id is None:
+            return logits_NV
+        return without_mask_token(logits_NV, self.question.mask_token_id)
 
 
 class Corruption(Protocol):
@@ -98,20 +117,49 @@ class Corruption(Protocol):
         ...
 
 
-class Term(Protocol):
-    """What a teacher adds to the loss."""
+class Share:
+    """Turns a term's sums over tokens into its part of the loss, and adds them up to be logged."""
+
+    def __init__(self, weight: float, denominator: float) -> None:
+        self.weight = weight
+        self._denominator = denominator
+        self.raw: Tensor | float = 0.0
+        """What came so far over the denominator, detached and without the weight."""
+
+    def __call__(self, total: Tensor) -> Tensor:
+        """Of a sum over some tokens, a scalar."""
+        raw = total / self._denominator
+        self.raw = self.raw + raw.detach()
+        return self.weight * raw
+
+
+class VocabularyTerm(Protocol):
+    """What a teacher adds to the loss at the asked tokens, some of them at a time."""
 
     @property
     def name(self) -> str:
         """What metrics call it."""
         ...
 
-    def layer(self, model: PreTrainedModel) -> int | None:
+    def total(self, logits_NV: Tensor, question: Question, lesson: Any) -> Tensor:
+        """The sum over the asked tokens of ``question``, a scalar; the logits are the student's."""
+        ...
+
+
+class Term(Protocol):
+    """What a teacher adds to the loss by looking inside."""
+
+    @property
+    def name(self) -> str:
+        """What metrics call it."""
+        ...
+
+    def layer(self, model: PreTrainedModel) -> int:
         """The decoder layer whose projections it looks at, in student and teacher."""
         ...
 
-    def total(self, outputs: Outputs, lesson: Any) -> Tensor:
-        """The sum over tokens, a scalar."""
+    def loss(self, outputs: Outputs, lesson: Any, share: Share) -> Tensor:
+        """Its part of the loss, a scalar: ``share`` of the sum over tokens."""
         ...
 
 
