@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from wrinklefree.diffusion.corruption import complement, corrupt
 from wrinklefree.diffusion.masks import find_blocks
 from wrinklefree.diffusion.objective import (
     loss_denominator,
     loss_weights,
-    masked_cross_entropy,
     noisy_and_clean,
-    without_mask_token,
 )
+from wrinklefree.models.forward import without_mask_token
 
 
 def test_noise_touches_the_first_half_only_and_positions_repeat():
@@ -25,7 +25,7 @@ def test_noise_touches_the_first_half_only_and_positions_repeat():
 def test_the_mask_token_takes_no_probability_and_no_gradient():
     logits = torch.randn(6, 7, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 1, 2, 4, 5, 6])
-    loss = masked_cross_entropy(logits, targets, 3)
+    loss = cross_entropy(without_mask_token(logits, 3), targets, reduction="none")
     kept = torch.cat([logits[:, :3], logits[:, 4:]], dim=1).log_softmax(-1)
     expected = -kept[torch.arange(6), targets - (targets > 3).long()]
     torch.testing.assert_close(loss, expected)

@@ -17,6 +17,7 @@ from wrinklefree.evaluate.scores import ModelScore
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.models import losses
 from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.losses import token_losses
 
@@ -52,9 +53,12 @@ def uniform(tiny_llama) -> PreTrainedModel:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("least", [256, 5])
 def test_losses_are_those_of_each_document_read_alone_in_double_precision(
-    tiny_llama, held_out: HeldOutData
+    tiny_llama, held_out: HeldOutData, monkeypatch, least
 ):
+    monkeypatch.setattr(losses, "LEAST_TOKENS", least)
+    monkeypatch.setattr("wrinklefree.kernels.sum_by_blocks.BLOCK_NUMBERS", 0)
     model = tiny_llama(1).double()
     for batch in held_out.batches("prose", rows=7, batch_size=7):
         expected = torch.zeros(batch.tokens_BT.shape, dtype=torch.float64)

@@ -9,7 +9,7 @@ with a token shift the first token of a piece is given. Blocks of one token leav
 Earlier blocks are seen clean, except that token shift ``noisy`` reads the first token of a block
 off the noisy row before it.
 
-Shapes: D draws, B rows, T tokens of a row, N masked tokens, V vocabulary.
+Shapes: D draws (of nats) or hidden size, B rows, T tokens of a row, N masked tokens.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 
 from wrinklefree.diffusion.corruption import keyed_generator
 from wrinklefree.diffusion.masks import Blocks, block_diffusion_mask, find_blocks
-from wrinklefree.diffusion.objective import masked_cross_entropy, noisy_and_clean
+from wrinklefree.diffusion.objective import noisy_and_clean
 from wrinklefree.diffusion.shift import TokenShift, predictor_rows, supervised_tokens
 from wrinklefree.mixture.batch import Batch
-from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.forward import hidden_states
+from wrinklefree.models.losses import cross_entropies
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,11 @@ def masked_token_losses(
     tokens, positions = noisy_and_clean(
         batch.tokens_BT, batch.positions_BT, masked_BT, mask_token_id
     )
-    logits = next_token_logits(model, tokens, positions, block_diffusion_mask(blocks))
+    hidden = hidden_states(model, tokens, positions, block_diffusion_mask(blocks))
     row_N, position_N = masked_BT.nonzero(as_tuple=True)
-    logits_NV = logits[row_N, predictor_rows(blocks, token_shift)[row_N, position_N]]
-    loss_N = masked_cross_entropy(logits_NV, batch.tokens_BT[row_N, position_N], mask_token_id)
+    hidden_ND = hidden[row_N, predictor_rows(blocks, token_shift)[row_N, position_N]]
+    target_N = batch.tokens_BT[row_N, position_N]
+    loss_N = cross_entropies(model, hidden_ND, target_N, mask_token_id)
     loss_BT = torch.zeros(masked_BT.shape, dtype=loss_N.dtype, device=loss_N.device)
     loss_BT[row_N, position_N] = loss_N
     return loss_BT

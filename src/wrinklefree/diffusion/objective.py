@@ -1,6 +1,6 @@
 """The masked loss of block diffusion, apart from the network.
 
-Shapes: B rows, T tokens of a row, N predicted tokens, V vocabulary, D hidden size.
+Shapes: B rows, T tokens of a row.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from wrinklefree.diffusion.corruption import Corruption
-from wrinklefree.models.forward import without_mask_token
 
 LossWeighting = Literal["unit", "elbo"]
 
@@ -24,12 +22,6 @@ def noisy_and_clean(
     """Tokens and positions of ``[x_t ; x_0]``, both int64 [B, 2T]; both halves share positions."""
     noisy_BT = tokens_BT.masked_fill(masked_BT, mask_token_id)
     return torch.cat([noisy_BT, tokens_BT], dim=1), torch.cat([positions_BT, positions_BT], dim=1)
-
-
-def masked_cross_entropy(logits_NV: Tensor, targets_N: Tensor, mask_token_id: int) -> Tensor:
-    """Cross-entropy of every token in nats, [N]; the mask token is impossible."""
-    logits_NV = without_mask_token(logits_NV, mask_token_id)
-    return functional.cross_entropy(logits_NV, targets_N, reduction="none")
 
 
 def loss_weights(corruption: Corruption, weighting: LossWeighting) -> Tensor:

@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 
+LEAST_TOKENS = 256
+"""Fewest tokens of a block of logits: each block reads the whole head, however short it is."""
+
 
 def next_token_logits(
     model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, mask_B1TT: Tensor
@@ -45,15 +48,20 @@ def hidden_states(
     ).last_hidden_state
 
 
-def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
-    """Logits of selected rows, at least float32, [N, V].
+def logits_of(
+    model: PreTrainedModel, hidden_ND: Tensor, mask_token_id: int | None = None
+) -> Tensor:
+    """Logits of selected rows, at least float32, [N, V]; -inf at the mask token, if one is given.
 
-    The head is a product with the whole vocabulary: over rows without a target it is wasted.
+    The head is a product with the whole vocabulary: over rows without a target it is wasted. All
+    rows of a batch at once are the largest tensor there is: whoever can, takes some at a time.
     """
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has a head"
     logits_NV = head(hidden_ND)
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if mask_token_id is None:
+        return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return without_mask_token(logits_NV, mask_token_id)
 
 
 def without_mask_token(logits_NV: Tensor, mask_token_id: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What a model makes of the next token, in nats per token.
 
-Shapes: B rows, T tokens of a row, V vocabulary.
+Shapes: B rows, T tokens of a row, N asked tokens, C a block of them, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,27 +12,45 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from wrinklefree.kernels.sum_by_blocks import block_size
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.forward import LEAST_TOKENS, hidden_states, logits_of
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
 
 @torch.no_grad()
 def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Cross-entropy (nats) of every token that follows another one, float64 [B, T]; 0 elsewhere."""
-    logits_BTV = next_token_logits(
+    hidden_BTD = hidden_states(
         model,
         batch.tokens_BT,
         batch.positions_BT,
         causal_document_mask(batch.document_ids_BT),
     )
     scored_BT = batch.has_predecessor_BT
+    row_N, position_N = scored_BT.nonzero(as_tuple=True)
+    loss_N = cross_entropies(
+        model, hidden_BTD[row_N, position_N - 1], batch.tokens_BT[row_N, position_N]
+    )
     loss_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=scored_BT.device)
-    # Row by row: the softmax of a whole batch would double the largest tensor there is.
-    for loss_T, logits_TV, tokens_T in zip(loss_BT, logits_BTV, batch.tokens_BT, strict=True):
-        loss_T[1:] = F.cross_entropy(logits_TV[:-1], tokens_T[1:], reduction="none").double()
-    return torch.where(scored_BT, loss_BT, 0.0)
+    loss_BT[row_N, position_N] = loss_N.double()
+    return loss_BT
+
+
+def cross_entropies(
+    model: PreTrainedModel, hidden_ND: Tensor, target_N: Tensor, mask_token_id: int | None = None
+) -> Tensor:
+    """Cross-entropy (nats) of each target, at least float32 [N]; the mask token is impossible.
+
+    Without gradients: the logits of a block of targets are dropped before those of the next.
+    """
+    size = block_size(model.config.vocab_size, least=LEAST_TOKENS)
+    losses = []
+    for hidden_CD, target_C in zip(hidden_ND.split(size), target_N.split(size), strict=True):
+        logits_CV = logits_of(model, hidden_CD, mask_token_id)
+        losses.append(F.cross_entropy(logits_CV, target_C, reduction="none"))
+    return torch.cat(losses)
 
 
 def row_losses(model: PreTrainedModel, batch: Batch, quantization_lambda: float) -> Tensor:

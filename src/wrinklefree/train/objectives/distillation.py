@@ -26,7 +26,7 @@ from wrinklefree.distill.vocabulary import check_vocabulary_sizes
 from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import hidden_states, logits_of, without_mask_token
+from wrinklefree.models.forward import hidden_states, logits_of
 from wrinklefree.models.projections import Projections, captured
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.objective import Objective
@@ -54,10 +54,7 @@ class Lesson:
         """Logits of the asked tokens ``taught_N``, -inf at the mask token."""
         before_ND = self.hidden_BTD[question.row_N, question.position_N - 1]
         with torch.no_grad():
-            logits_NV = logits_of(self.teacher, before_ND[taught_N])
-        if question.mask_token_id is None:
-            return logits_NV
-        return without_mask_token(logits_NV, question.mask_token_id)
+            return logits_of(self.teacher, before_ND[taught_N], question.mask_token_id)
 
 
 class DenseTeacher:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
-from wrinklefree.models.forward import hidden_states
+from wrinklefree.models.forward import LEAST_TOKENS, hidden_states
 from wrinklefree.models.projections import captured
 from wrinklefree.train.objectives.question import (
     Corruption,
@@ -32,9 +32,6 @@ from wrinklefree.train.objectives.question import (
     Term,
     VocabularyTerm,
 )
-
-LEAST_TOKENS = 256
-"""Fewest tokens of a block: each block reads the head and adds to its gradient, however short."""
 
 
 @dataclass(frozen=True)

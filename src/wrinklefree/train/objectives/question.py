@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.mixture.batch import Batch
-from wrinklefree.models.forward import logits_of, without_mask_token
+from wrinklefree.models.forward import logits_of
 from wrinklefree.models.projections import Projections
 
 
@@ -85,10 +85,7 @@ class Outputs:
 
     def logits_of(self, hidden_ND: Tensor) -> Tensor:
         """Logits of some of ``hidden_ND``, at least float32; -inf at the mask token."""
-        logits_NV = logits_of(self.model, hidden_ND)
-        if self.question.mask_token_id is None:
-            return logits_NV
-        return without_mask_token(logits_NV, self.question.mask_token_id)
+        return logits_of(self.model, hidden_ND, self.question.mask_token_id)
 
 
 class Corruption(Protocol):
