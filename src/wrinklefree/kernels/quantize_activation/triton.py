@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wrinklefree.kernels.launch import block_of, launch, warps_for
 from wrinklefree.kernels.quantize_activation.reference import LARGEST_CODE, MINIMUM_ABSMAX
 
 
@@ -55,16 +56,17 @@ def quantize_activation(activation_MN: Tensor) -> tuple[Tensor, Tensor]:
     tokens = activation_MN.numel() // features
     codes_MN = torch.empty_like(activation_MN, dtype=torch.int8)
     scale_M1 = activation_MN.new_empty((*activation_MN.shape[:-1], 1), dtype=torch.float32)
-    _codes_kernel[(tokens,)](
+    block = block_of(features)
+    launch(
+        _codes_kernel,
+        (tokens,),
         activation_MN,
         codes_MN,
         scale_M1,
         features,
         LARGEST=float(LARGEST_CODE),
         MINIMUM=MINIMUM_ABSMAX,
-        BLOCK=triton.next_power_of_2(features),
-        # A product fused with the subtraction that follows it would decide ties on more digits
-        # than the reference has.
-        enable_fp_fusion=False,  # pyright: ignore[reportCallIssue]
+        BLOCK=block,
+        num_warps=warps_for(block),
     )
     return codes_MN, scale_M1

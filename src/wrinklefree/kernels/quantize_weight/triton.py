@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wrinklefree.kernels.launch import launch
 from wrinklefree.kernels.quantize_weight.reference import absmean
 
 BLOCK = tl.constexpr(1024)
@@ -35,7 +36,6 @@ def quantize_weight(weight_ON: Tensor) -> tuple[Tensor, Tensor]:
     scale = absmean(weight_ON)
     codes_ON = torch.empty_like(weight_ON, dtype=torch.int8)
     elements = weight_ON.numel()
-    _codes_kernel[(triton.cdiv(elements, BLOCK.value),)](
-        weight_ON, scale, codes_ON, elements, BLOCK=BLOCK
-    )
+    grid = (triton.cdiv(elements, BLOCK.value),)
+    launch(_codes_kernel, grid, weight_ON, scale, codes_ON, elements, BLOCK=BLOCK)
     return codes_ON, scale
