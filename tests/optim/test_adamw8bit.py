@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from wrinklefree.kernels.momentum_8bit.reference import dynamic_values
 from wrinklefree.optim.adamw import AdamW
 from wrinklefree.optim.adamw8bit import AdamW8bit, build_adamw8bit
-from wrinklefree.optim.blockwise import dynamic_values
 from wrinklefree.optim.settings import AdamWSettings
 
 OPTIONS = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}

@@ -51,6 +51,13 @@ def adam_step(
     """
     mean.lerp_(gradient, 1 - betas[0])
     square.lerp_(gradient.square(), 1 - betas[1])
+    return adam_update(mean, square, step, betas=betas, eps=eps)
+
+
+def adam_update(
+    mean: Tensor, square: Tensor, step: int, *, betas: tuple[float, float], eps: float
+) -> Tensor:
+    """As :func:`adam_step`, for moments that have moved."""
     root = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
     return (mean / (1 - betas[0] ** step)).div_(root)
 

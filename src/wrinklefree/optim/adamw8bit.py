@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from wrinklefree.kernels.momentum_8bit import move_average
+from wrinklefree.kernels.momentum_8bit.reference import dequantize_blocks, zero_blocks
 from wrinklefree.optim.adamw import (
     AdamW,
-    adam_step,
+    adam_update,
     groups_of,
     hidden_and_others,
     scaled_by_root,
 )
-from wrinklefree.optim.blockwise import dequantize_blocks, quantize_blocks, zero_blocks
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.contract import Group, PerParameterOptimizer
 from wrinklefree.optim.settings import AdamWSettings
@@ -63,21 +64,24 @@ class AdamW8bit(PerParameterOptimizer):
         """See :class:`~wrinklefree.optim.contract.PerParameterOptimizer`."""
         assert parameter.grad is not None
         state["step"] += 1
-        mean = dequantize_blocks(state["mean_codes"], state["mean_scales"], "dynamic")
-        square = dequantize_blocks(
-            state["square_codes"], state["square_scales"], "dynamic_unsigned"
+        mean = move_average(
+            state["mean_codes"],
+            state["mean_scales"],
+            parameter.grad,
+            1 - group["betas"][0],
+            "dynamic",
         )
-        update = adam_step(
-            parameter.grad.float(),
-            mean,
-            square,
-            int(state["step"]),
-            betas=group["betas"],
-            eps=group["eps"],
+        square = move_average(
+            state["square_codes"],
+            state["square_scales"],
+            parameter.grad,
+            1 - group["betas"][1],
+            "dynamic_unsigned",
+            squared=True,
         )
+        step, betas, eps = int(state["step"]), group["betas"], group["eps"]
+        update = adam_update(mean, square, step, betas=betas, eps=eps)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
-        state["mean_codes"], state["mean_scales"] = quantize_blocks(mean, "dynamic")
-        state["square_codes"], state["square_scales"] = quantize_blocks(square, "dynamic_unsigned")
 
 
 def build_adamw8bit(model: PreTrainedModel, settings: AdamWSettings) -> CombinedOptimizer:

@@ -2,17 +2,22 @@
 
 Each step turns the codes into numbers, takes a step of Muon, and rounds the new momentum to codes
 again. The weights stay as they are, in full precision.
+
+Shapes: R rows, C columns of a weight.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.optim.blockwise import dequantize_blocks, quantize_blocks, zero_blocks
+from wrinklefree.kernels.momentum_8bit import move_average
+from wrinklefree.kernels.momentum_8bit.reference import zero_blocks
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.contract import Group
-from wrinklefree.optim.muon import MuonLike, muon_step, muon_with_adamw
+from wrinklefree.optim.muon import MuonLike, muon_with_adamw
+from wrinklefree.optim.newton_schulz import Coefficients, orthogonalize
 from wrinklefree.optim.settings import Muon8bitSettings
 
 
@@ -20,7 +25,7 @@ class Muon8bit(MuonLike):
     """Muon with quantized momentum; see :class:`~wrinklefree.optim.muon.MuonLike`.
 
     ``quantization`` of a group is ``linear`` or ``dynamic``, see
-    :mod:`~wrinklefree.optim.blockwise`.
+    :data:`~wrinklefree.kernels.momentum_8bit.reference.Map`.
     """
 
     def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
@@ -32,10 +37,29 @@ class Muon8bit(MuonLike):
         self, parameter: nn.Parameter, state: dict[str, Tensor], group: Group
     ) -> None:
         """See :class:`~wrinklefree.optim.contract.PerParameterOptimizer`."""
-        kind = group["quantization"]
-        momentum = dequantize_blocks(state["momentum_codes"], state["momentum_scales"], kind)
-        self.step_matrices(muon_step, parameter, [momentum], group)
-        state["momentum_codes"], state["momentum_scales"] = quantize_blocks(momentum, kind)
+        assert parameter.grad is not None
+        direction = move_average(
+            state["momentum_codes"],
+            state["momentum_scales"],
+            parameter.grad,
+            1 - group["momentum"],
+            group["quantization"],
+            nesterov=group["nesterov"],
+            dtype=self._compute_dtype,
+        )
+        self.step_matrices(_update, parameter, [direction], group)
+
+
+def _update(
+    gradient_RC: Tensor,
+    direction_RC: Tensor,
+    *,
+    coefficients: Coefficients,
+    compute_dtype: torch.dtype,
+    **settled: float,
+) -> Tensor:
+    """The update of Muon, [R, C]; momentum and Nesterov are in the direction."""
+    return orthogonalize(direction_RC, compute_dtype, coefficients)
 
 
 def build_muon8bit(model: PreTrainedModel, settings: Muon8bitSettings) -> CombinedOptimizer:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.symmetric_product import gram, polynomial
+
 Coefficients = Literal["classic", "polar_express"]
 Compute = Literal["auto", "float32", "bfloat16"]
 
@@ -75,7 +77,5 @@ def orthogonalize(
         # Its polynomials explode above 1, so a rounded norm must not be too small.
         x.div_(x.norm() * 1.02 + 1e-6)
     for a, b, c in ITERATIONS[coefficients]:
-        gram = x @ x.mT
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.addmm(x, polynomial, x, beta=a)
+        x = torch.addmm(x, polynomial(gram(x), b, c), x, beta=a)
     return x.mT if tall else x

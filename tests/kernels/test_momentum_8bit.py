@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wrinklefree.optim.blockwise import (
+from wrinklefree.kernels.momentum_8bit.reference import (
     BLOCK,
     Map,
     dequantize_blocks,
