@@ -41,7 +41,7 @@ class Resources(NamedTuple):
     shared_bytes: int
     """Of a program."""
     spilled_bytes: int
-    """Of a thread, in memory because registers ran out (on gfx942: registers, not bytes)."""
+    """Of a thread, in memory because registers ran out."""
 
 
 def compile_launch(recorded: Launch, target: str) -> Resources:
@@ -78,8 +78,7 @@ def _of_cubin(cubin: bytes) -> tuple[int, int]:
 
 
 def _of_amdgcn(assembly: str) -> tuple[int, int]:
-    found = {
-        key: int(value)
-        for key, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", assembly)
-    }
-    return found["vgpr_count"], found["vgpr_spill_count"] + found["sgpr_spill_count"]
+    # Scalar registers are spilled into lanes of vector registers, which is no memory.
+    keys = r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)"
+    found = {key: int(value) for key, value in re.findall(keys, assembly)}
+    return found["vgpr_count"], found["private_segment_fixed_size"]
