@@ -1,4 +1,4 @@
-"""Kernels of the optimizers, in Triton's interpreter or on a GPU."""
+"""Kernels of the optimizers and of the relation loss, in Triton's interpreter or on a GPU."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def test_symmetric_products_are_as_exact_as_torch_and_symmetric() -> None:
     for case, (error, of_torch, symmetric) in results.items():
         assert symmetric, case
         assert error <= 1.1 * of_torch + 5e-8, case
+
+
+def test_relation_divergence_and_its_gradient_are_as_exact_as_the_definition() -> None:
+    results = results_of("compare_relation_loss.py")
+    assert len(results) == 7
+    for case, ((error, of_definition), (gradient_error, gradient_of_definition)) in results.items():
+        rounding = 2**-8 if case == "bfloat16" else 0.0
+        assert error <= 2 * of_definition + 1e-6, case
+        assert gradient_error <= 2 * gradient_of_definition + 1e-6 + rounding, case
 
 
 @pytest.mark.gpu

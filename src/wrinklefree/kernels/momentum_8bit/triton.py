@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wrinklefree.kernels.launch import launch
 from wrinklefree.kernels.momentum_8bit.reference import (
     BLOCK,
     LARGEST_CODE,
@@ -88,7 +89,9 @@ def move_average(
     assert codes.is_contiguous()
     moved = torch.empty_like(codes, dtype=dtype)
     maps = (None,) * 3 if kind == "linear" else tables(kind == "dynamic", codes.device)
-    _step_kernel[(len(largest_K),)](
+    launch(
+        _step_kernel,
+        (len(largest_K),),
         codes,
         largest_K,
         entries.contiguous(),
@@ -104,7 +107,5 @@ def move_average(
         SHIFT=LOWER_BITS,
         BLOCK=BLOCK,
         num_warps=8,
-        # A product fused with a sum would have digits that the reference rounded away.
-        enable_fp_fusion=False,  # pyright: ignore[reportCallIssue]
     )
     return moved

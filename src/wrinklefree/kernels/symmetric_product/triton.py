@@ -6,12 +6,13 @@ Shapes: K matrices (none, or one leading dimension) of R rows and C columns.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from wrinklefree.kernels.launch import launch
 
 
 @triton.jit
@@ -64,25 +65,6 @@ def _product_kernel(
         tl.store(product_pointer + mirrored, tl.trans(result), mask=inside)
 
 
-def choices(rows: int, dtype: torch.dtype, *, add: bool) -> dict[str, Any]:
-    """Constants and options of a launch.
-
-    Fewer than 2048 rows are cut into tiles of 64: of 128, a 1024 x 1024 product has 36 in its
-    lower triangle, a quarter of the multiprocessors of an H100.
-    """
-    large = dtype == torch.bfloat16 and rows >= 2048
-    half = dtype == torch.bfloat16
-    return {
-        "ADD": add,
-        # float32 as it is: tf32 keeps three digits.
-        "PRECISION": "ieee",
-        "TILE": 128 if large else 64,
-        "DEPTH": 64 if half else 32,
-        "num_warps": 4 if half and not large else 8,
-        "num_stages": 3 if half else 2,
-    }
-
-
 def gram(x_KRC: Tensor) -> Tensor:
     """As the reference; the result is symmetric to the bit."""
     return _product(x_KRC, 1.0, 0.0, add=False)
@@ -96,9 +78,15 @@ def polynomial(gram_KRR: Tensor, b: float, c: float) -> Tensor:
 def _product(x_KRC: Tensor, alpha: float, beta: float, *, add: bool) -> Tensor:
     *matrices, rows, columns = x_KRC.shape
     product_KRR = x_KRC.new_empty((*matrices, rows, rows))
-    chosen = choices(rows, x_KRC.dtype, add=add)
-    tiles = triton.cdiv(rows, chosen["TILE"])
-    _product_kernel[(tiles, tiles, math.prod(matrices))](
+    half = x_KRC.dtype == torch.bfloat16
+    # In tiles of 128 the lower triangle of 1024 x 1024 has 36, for the 132 multiprocessors of an
+    # H100; float32 has its registers spilled in larger ones.
+    large = half and rows >= 2048
+    tile = 128 if large else 64
+    tiles = triton.cdiv(rows, tile)
+    launch(
+        _product_kernel,
+        (tiles, tiles, math.prod(matrices)),
         x_KRC,
         product_KRR,
         rows,
@@ -107,6 +95,13 @@ def _product(x_KRC: Tensor, alpha: float, beta: float, *, add: bool) -> Tensor:
         *x_KRC.stride()[-2:],
         alpha,
         beta,
-        **chosen,
+        ADD=add,
+        # float32 as it is: tf32 keeps three digits.
+        PRECISION="ieee",
+        TILE=tile,
+        DEPTH=64 if half else 32,
+        num_warps=4 if half and not large else 8,
+        num_stages=3 if half else 2,
+        enable_fp_fusion=True,
     )
     return product_KRR

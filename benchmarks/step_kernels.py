@@ -1,0 +1,140 @@
+"""Kernels of the optimizers and of the relation loss on a GPU, against torch and the floor.
+
+Shapes: R rows, C columns of a weight; G relation matrices, T tokens, E size of a relation head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from _timing import print_header, print_table, require, require_close, time_in_turns
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from wrinklefree.kernels.momentum_8bit import reference as average
+from wrinklefree.kernels.symmetric_product import reference as product
+
+MODELS = {"SmolLM2-135M": (576, 1536), "Qwen3-0.6B": (1024, 3072), "Qwen3-4B": (2560, 9728)}
+H100_BYTES_PER_SECOND, H100_BFLOAT16, H100_FLOAT32 = 3.35e12, 990e12, 67e12
+TOKENS, HEADS, SIZE = 2048, 32, 64
+RATE, B, C = 0.05, -4.7750, 2.0315
+
+
+def floors(rows: int, columns: int) -> dict[str, float]:
+    """Least milliseconds on an H100: the bytes of an average, the operations of the others."""
+    relation = HEADS * TOKENS**2 * SIZE * 2
+    return {
+        "average of one matrix": rows * columns * 10 / H100_BYTES_PER_SECOND * 1e3,
+        "gram, bfloat16": rows * rows * columns / H100_BFLOAT16 * 1e3,
+        "polynomial, bfloat16": rows**3 / H100_BFLOAT16 * 1e3,
+        "relation divergence (causal: half)": 2 * relation / H100_FLOAT32 * 1e3,
+        "its gradient": 3 * relation / H100_FLOAT32 * 1e3,
+    }
+
+
+def in_turns(title: str, calls: Mapping[str, Callable[[], object]], baseline: str) -> None:
+    def synchronised(call: Callable[[], object]) -> Callable[[], None]:
+        def timed() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return timed
+
+    seconds = time_in_turns({name: synchronised(call) for name, call in calls.items()}, repeats=30)
+    print_table(title, seconds, [baseline])
+
+
+def time_average(gradient_RC: Tensor) -> None:
+    from wrinklefree.kernels.momentum_8bit import triton
+
+    compiled = torch.compile(average.move_average)
+    for kind in ("linear", "dynamic"):
+        steps = {"torch": average.move_average, "compiled": compiled, "triton": triton.move_average}
+        states = {name: average.zero_blocks(gradient_RC, kind) for name in steps}
+        for _ in range(3):
+            for name in ("torch", "triton"):
+                steps[name](*states[name], gradient_RC, RATE, kind)
+        same = (torch.equal(a, b) for a, b in zip(states["torch"], states["triton"], strict=True))
+        require(all(same), f"codes and scales of the reference ({kind})")
+        calls = {
+            name: lambda step=step, state=states[name], kind=kind: step(
+                *state, gradient_RC, RATE, kind
+            )
+            for name, step in steps.items()
+        }
+        in_turns(f"{kind} average {tuple(gradient_RC.shape)}", calls, "torch")
+
+
+def time_products(x_RC: Tensor) -> None:
+    from wrinklefree.kernels.symmetric_product import triton
+
+    x_RC = (x_RC / x_RC.norm()).bfloat16()
+    gram_RR = triton.gram(x_RC)
+    require_close(gram_RR, product.gram(x_RC.double()), 4e-3, "gram")
+    exact = product.polynomial(gram_RR.double(), B, C)
+    require_close(triton.polynomial(gram_RR, B, C), exact, 4e-3, "polynomial")
+    grams = {"torch": lambda: product.gram(x_RC), "triton": lambda: triton.gram(x_RC)}
+    in_turns(f"gram {tuple(x_RC.shape)} bfloat16", grams, "torch")
+    polynomials = {
+        "torch": lambda: product.polynomial(gram_RR, B, C),
+        "triton": lambda: triton.polynomial(gram_RR, B, C),
+    }
+    in_turns(f"polynomial {tuple(gram_RR.shape)} bfloat16", polynomials, "torch")
+
+
+def relations_in_torch(student_GTE: Tensor, teacher_GTE: Tensor) -> Tensor:
+    """The definition, causal, at temperature 1, one document."""
+    outside = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=student_GTE.device).triu(1)
+    logs = [
+        (rows @ rows.mT).masked_fill(outside, float("-inf")).log_softmax(-1)
+        for rows in (teacher_GTE, student_GTE)
+    ]
+    return (logs[0].exp() * (logs[0] - logs[1]).masked_fill(outside, 0.0)).sum(-1)
+
+
+def time_relations() -> None:
+    from wrinklefree.kernels.relation_loss.triton import relation_divergence
+
+    student, teacher = (
+        normalize(torch.randn(HEADS, TOKENS, SIZE, device="cuda"), dim=-1) for _ in range(2)
+    )
+    pieces = torch.zeros(1, TOKENS, dtype=torch.int64, device="cuda")
+
+    def ours(student_GTE: Tensor, teacher_GTE: Tensor) -> Tensor:
+        return relation_divergence(student_GTE, teacher_GTE, pieces, causal=True, temperature=1.0)
+
+    def both_ways(function: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> tuple[Tensor, ...]:
+        rows = rows.detach().requires_grad_()
+        divergence_GT = function(rows, teacher.to(rows.dtype))
+        return divergence_GT, *torch.autograd.grad(divergence_GT.sum(), rows)
+
+    few = student[:2].double(), teacher[:2].double()
+    require_close(ours(student, teacher)[:2], relations_in_torch(*few), 1e-4, "divergence")
+    functions = {"torch": relations_in_torch, "triton": ours}
+    gradients = [both_ways(function, student)[1] for function in functions.values()]
+    require_close(gradients[1], gradients[0], 1e-3, "gradient")
+    calls = {
+        name: lambda function=function: both_ways(function, student)
+        for name, function in functions.items()
+    }
+    in_turns(f"relations, {HEADS} heads of {SIZE}, {TOKENS} tokens, both passes", calls, "torch")
+
+
+def main() -> None:
+    print_header("Kernels of the optimizers and of the relation loss")
+    for model, (rows, columns) in MODELS.items():
+        print(f"\n{model}: {rows} x {columns}, floor on an H100 in milliseconds")
+        for name, milliseconds in floors(rows, columns).items():
+            print(f"  {name:<36}{milliseconds:10.4f}")
+        if torch.cuda.is_available():
+            time_average(torch.randn(columns, rows, device="cuda"))
+            time_products(torch.randn(rows, columns, device="cuda"))
+    if torch.cuda.is_available():
+        time_relations()
+    else:
+        print("\nnot measured: no CUDA device")
+
+
+if __name__ == "__main__":
+    main()
