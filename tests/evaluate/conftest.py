@@ -20,14 +20,14 @@ from wrinklefree.mixture.rows import (
     TOKEN_BYTES_DTYPE,
     TOKEN_BYTES_FILE,
 )
-from wrinklefree.models.folder import DiffusionFormat, ModelFormat, save_model
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.folder import save_model
+from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat, ternary
 from wrinklefree.tokens.tokenizer import load_tokenizer, token_bytes
 
 VOCABULARY, LENGTH, END, MASK = 300, 17, 0, 2
 HELD_OUT_ROWS = {"code": 5, "prose": 7, "spare": 3}
 WEIGHTS = {"code": 0.25, "prose": 0.75, "spare": 0.0}
-DIFFUSION = DiffusionFormat(block_size=4, token_shift="clean_boundary", mask_token_id=MASK)
+DIFFUSION = DiffuseBlocks(block_size=4, token_shift="clean_boundary", mask_token_id=MASK)
 
 
 def tiny_model(seed: int, *, scale: float = 0.3) -> PreTrainedModel:
@@ -145,14 +145,10 @@ def run_models(
         folders = {}
         for seed, name in enumerate(["base", "subln", "stage2", "distill_ar", "dlm"]):
             model = tiny_model(seed)
-            if name != "base":
-                insert_subln(model)
-                insert_bitlinear(model)
-            model_format = ModelFormat(
-                subln=name != "base",
-                bitlinear=name != "base",
-                diffusion=DIFFUSION if name == "dlm" else None,
-            )
+            model_format = ModelFormat() if name == "base" else ternary()
+            if name == "dlm":
+                model_format = model_format.then(DIFFUSION)
+            model_format.apply(model)
             save_model(root / name, model, model_format, tokenizer_folder)
             if name != "subln":
                 write_history(root / name, quantized=name != "base")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from wrinklefree.evaluate.generate import (
     samples_markdown,
 )
 from wrinklefree.evaluate.settings import EvaluateSettings
-from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
 SETTINGS = EvaluateSettings(
@@ -27,8 +26,8 @@ SETTINGS = EvaluateSettings(
     prompts=["the city", "a function"],
     new_tokens=9,
 )
-DIFFUSION = ModelFormat(
-    diffusion=DiffusionFormat(block_size=4, token_shift="clean_boundary", mask_token_id=2)
+DIFFUSION = ModelFormat().then(
+    DiffuseBlocks(block_size=4, token_shift="clean_boundary", mask_token_id=2)
 )
 NEVER = 299
 """An end of text that the models under test do not come upon."""
@@ -95,8 +94,7 @@ def test_fewer_new_tokens_are_a_beginning_of_the_same_text(
 
 
 def test_diffusion_in_blocks_of_one_token_is_greedy_decoding(tiny_llama, tokenizer: Tokenizer):
-    assert DIFFUSION.diffusion is not None
-    one = ModelFormat(diffusion=replace(DIFFUSION.diffusion, block_size=1))
+    one = ModelFormat().then(DIFFUSION.transforms[0].model_copy(update={"block_size": 1}))
     model = tiny_llama(3)
     greedy = generate_samples(model, ModelFormat(), tokenizer, NEVER, SETTINGS)
     assert generate_samples(model, one, tokenizer, NEVER, SETTINGS) == greedy

@@ -18,24 +18,24 @@ from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models import losses
-from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.losses import token_losses
+from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 
 SETTINGS = EvaluateSettings(
     rows_per_domain=100, batch_size=3, likelihood_draws=2, prompts=["the"], new_tokens=3
 )
 WEIGHTS = {"code": 0.25, "prose": 0.75, "spare": 0.0}
-DIFFUSION = DiffusionFormat(block_size=4, token_shift="clean_boundary", mask_token_id=2)
+DIFFUSION = DiffuseBlocks(block_size=4, token_shift="clean_boundary", mask_token_id=2)
 
 
 def _score(
     model: PreTrainedModel,
     held_out: HeldOutData,
     settings: EvaluateSettings = SETTINGS,
-    diffusion: DiffusionFormat | None = None,
+    diffusion: DiffuseBlocks | None = None,
     seed: int = 5,
 ) -> ModelScore:
-    model_format = ModelFormat(diffusion=diffusion)
+    model_format = ModelFormat().then(*filter(None, [diffusion]))
     return score_model("m", model, model_format, held_out, WEIGHTS, settings, seed=seed)
 
 
@@ -117,7 +117,7 @@ def test_block_size_one_read_off_clean_rows_is_the_autoregressive_loss(
         # A mask token that is never predicted: what the two normalisations would differ in.
         head.bias.zero_()[2] = -1e4
     model.lm_head = head
-    one = replace(DIFFUSION, block_size=1)
+    one = DIFFUSION.model_copy(update={"block_size": 1})
     bound, loss = (_score(model, held_out, diffusion=form).overall.loss for form in (one, None))
     assert bound == pytest.approx(loss, rel=1e-6)
     assert bound != pytest.approx(_score(model, held_out, diffusion=DIFFUSION).overall.loss)
@@ -125,7 +125,7 @@ def test_block_size_one_read_off_clean_rows_is_the_autoregressive_loss(
 
 @pytest.mark.parametrize("diffusion", [None, DIFFUSION])
 def test_batch_size_does_not_change_results(
-    tiny_llama, held_out: HeldOutData, diffusion: DiffusionFormat | None
+    tiny_llama, held_out: HeldOutData, diffusion: DiffuseBlocks | None
 ):
     model = tiny_llama(1)
     whole, single = (
@@ -154,7 +154,7 @@ def test_parts_of_a_document_in_several_rows_are_one_document(
     tiny_llama,
     held_out: HeldOutData,
     monkeypatch: pytest.MonkeyPatch,
-    diffusion: DiffusionFormat | None,
+    diffusion: DiffuseBlocks | None,
 ):
     model = tiny_llama(1)
     alone = _score(model, held_out, diffusion=diffusion)

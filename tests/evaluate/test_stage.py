@@ -12,8 +12,9 @@ from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.stage import evaluate_models
 from wrinklefree.mixture.loader import HeldOutData
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.models.transforms import InsertBitlinear, ModelFormat, ternary
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
@@ -97,7 +98,7 @@ def test_naive_ternary_is_the_base_with_its_linears_replaced_and_nothing_else(
 
     assert evaluation["models"]["base"]["loss"] == loss(ModelFormat())
     insert_bitlinear(model)
-    assert evaluation["models"]["naive"]["loss"] == loss(ModelFormat(bitlinear=True))
+    assert evaluation["models"]["naive"]["loss"] == loss(ModelFormat().then(InsertBitlinear()))
     assert evaluation["models"]["naive"]["loss"] != evaluation["models"]["base"]["loss"]
 
 
@@ -106,9 +107,8 @@ def test_naive_ternary_has_the_quantizer_of_the_run(
 ):
     quantizer = QuantizerSettings(scale="least_squares", granularity="row")
     model, _ = load_model(models["base"])
-    insert_subln(model)
-    insert_bitlinear(model, quantizer)
-    subln = ModelFormat(subln=True, bitlinear=True, quantizer=quantizer)
+    subln = ternary(quantizer)
+    subln.apply(model)
     save_model(tmp_path / "subln", model, subln, tokenizer_folder)
     run = {"base": models["base"], "subln": tmp_path / "subln"}
     (tmp_path / "results").mkdir()
@@ -116,7 +116,7 @@ def test_naive_ternary_has_the_quantizer_of_the_run(
 
     model, _ = load_model(models["base"])
     insert_bitlinear(model, quantizer)
-    naive = ModelFormat(bitlinear=True, quantizer=quantizer)
+    naive = ModelFormat().then(InsertBitlinear(quantizer=quantizer))
     scored = score_model("m", model, naive, HeldOutData(mixture), WEIGHTS, SETTINGS, seed=0)
     assert facts["loss"]["naive"] == scored.overall.loss
 

@@ -30,8 +30,14 @@ from wrinklefree.export.gate import compare_with_stock
 from wrinklefree.export.hf import export_hf
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.stage import export_student
-from wrinklefree.models.folder import DiffusionFormat, ModelFormat, load_model, save_model
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.transforms import (
+    DiffuseBlocks,
+    InsertBitlinear,
+    InsertSubln,
+    ModelFormat,
+    ternary,
+)
 from wrinklefree.quant.packing import unpack_ternary
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.quant.ternary import quantize_weight, ternary_codes
@@ -40,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit:DeprecationWarning"  # raised by torch itself
 )
 CLASSES = pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
-TERNARY = ModelFormat(subln=True, bitlinear=True)
+TERNARY = ternary()
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -66,10 +72,7 @@ def write_student(
     (folder / "tokenizer" / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8"
     )
-    if model_format.subln:
-        insert_subln(model)
-    if model_format.bitlinear:
-        insert_bitlinear(model, model_format.quantizer)
+    model_format.apply(model)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -136,7 +139,7 @@ def test_files_hold_the_codes_of_the_latent_weights_and_the_scale_each_class_wan
 
 def quantized(**quantizer: Any) -> ModelFormat:
     chosen = QuantizerSettings.model_validate(quantizer)
-    return ModelFormat(subln=True, bitlinear=True, quantizer=chosen)
+    return ternary(chosen)
 
 
 @CLASSES
@@ -326,11 +329,11 @@ def test_what_bitnet_has_no_place_for_is_exported_in_its_own_class(
             TERNARY,
             "of layer 0 has 99 outputs, no multiple of 4",
         ),
-        (lambda: llama(), ModelFormat(bitlinear=True), "lacks SubLN"),
-        (lambda: llama(), ModelFormat(subln=True), "lacks SubLN or ternary"),
+        (lambda: llama(), ModelFormat().then(InsertBitlinear()), "lacks SubLN"),
+        (lambda: llama(), ModelFormat().then(InsertSubln()), "lacks SubLN or ternary"),
         (
             lambda: llama(),
-            ModelFormat(subln=True, bitlinear=True, diffusion=DiffusionFormat(4, "none", 1)),
+            ternary().then(DiffuseBlocks(block_size=4, token_shift="none", mask_token_id=1)),
             "block-diffusion",
         ),
     ],

@@ -28,8 +28,9 @@ from wrinklefree.models.dense import (
     load_gguf,
     load_hub,
 )
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.settings import ModelSettings
+from wrinklefree.models.transforms import InsertBitlinear, ModelFormat
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tokens.base_tokenizer import tokenizer_of_base
 
@@ -182,7 +183,7 @@ def test_a_dense_folder_of_ours_is_loaded_and_another_refused(
     save_model(tmp_path / "dense", model, ModelFormat(), tokenizer_folder)
     loaded = load_folder(folder_settings(tmp_path / "dense"))
     assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
-    save_model(tmp_path / "other", model, ModelFormat(bitlinear=True), tokenizer_folder)
+    save_model(tmp_path / "other", model, ModelFormat().then(InsertBitlinear()), tokenizer_folder)
     with pytest.raises(UserError, match="not dense"):
         load_folder(folder_settings(tmp_path / "other"))
 

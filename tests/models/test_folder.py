@@ -11,24 +11,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.models.folder import DiffusionFormat, Kind, ModelFormat, load_model, save_model
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.folder import load_model, save_model, write_json
+from wrinklefree.models.transforms import DiffuseBlocks, InsertSubln, Kind, ModelFormat, ternary
 from wrinklefree.quant.settings import QuantizerSettings
 
 Tiny = Callable[..., PreTrainedModel]
 QUANTIZER = {"scale": "absmean", "granularity": "tensor", "group_size": 128}
-TERNARY = ModelFormat(subln=True, bitlinear=True)
+TERNARY = ternary()
 
 
 def logits_of(model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=torch.arange(40)[None]).logits
-
-
-def ternary(model: PreTrainedModel) -> PreTrainedModel:
-    insert_subln(model)
-    insert_bitlinear(model)
-    return model
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -39,8 +33,7 @@ def test_a_loaded_model_is_the_saved_one(
 ) -> None:
     model = tiny(family, tie_word_embeddings=tied)
     model_format = ModelFormat() if dense else TERNARY
-    if not dense:
-        ternary(model)
+    model_format.apply(model)
     save_model(tmp_path / "model", model, model_format, tokenizer_folder)
     random_state = torch.get_rng_state()
     loaded, loaded_format = load_model(tmp_path / "model")
@@ -68,7 +61,8 @@ def test_saving_again_or_what_was_loaded_gives_the_same_bytes(
     tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     (tokenizer_folder / "manifest.json").write_text("{}", encoding="utf-8")
-    model = ternary(tiny())
+    model = tiny()
+    TERNARY.apply(model)
     save_model(tmp_path / "a", model, TERNARY, tokenizer_folder)
     save_model(tmp_path / "b", load_model(tmp_path / "a")[0], TERNARY, tmp_path / "a")
     first, second = (
@@ -85,7 +79,9 @@ def test_saving_again_or_what_was_loaded_gives_the_same_bytes(
 
 
 def test_diffusion_format_survives(tiny: Tiny, tokenizer_folder: Path, tmp_path: Path) -> None:
-    model_format = ModelFormat(diffusion=DiffusionFormat(4, "clean_boundary", 3))
+    model_format = ModelFormat().then(
+        DiffuseBlocks(block_size=4, token_shift="clean_boundary", mask_token_id=3)
+    )
     save_model(tmp_path / "model", tiny(), model_format, tokenizer_folder)
     assert load_model(tmp_path / "model")[1] == model_format
 
@@ -159,51 +155,55 @@ def test_a_dense_file_is_no_ternary_model(
     tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
-    claim = {"subln": True, "bitlinear": True, "diffusion": None}
-    (tmp_path / "model" / "wrinklefree.json").write_text(json.dumps(claim), encoding="utf-8")
+    write_json(tmp_path / "model" / "wrinklefree.json", TERNARY.model_dump(mode="json"))
     with pytest.raises(UserError, match=r"linear\.weight is missing"):
         load_model(tmp_path / "model")
 
 
-DENSE: dict[str, Any] = {"subln": False, "bitlinear": False}
-WHOLE = {**DENSE, "diffusion": None, "quantizer": QUANTIZER}
-DIFFUSION = {"block_size": 4, "token_shift": "none", "mask_token_id": 3}
+SUBLN = {"name": "subln"}
+BITLINEAR = {"name": "bitlinear", "quantizer": QUANTIZER}
+BLOCKS = {"name": "block_diffusion", "block_size": 4, "token_shift": "none", "mask_token_id": 3}
+
+
+def bitlinear(**changes: Any) -> dict[str, Any]:
+    return {**BITLINEAR, "quantizer": {**QUANTIZER, **changes}}
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("steps", "message"),
     [
-        ({}, "subln is missing"),
-        ({"subln": False, "bitlinear": False}, "diffusion is missing"),
+        (None, "transforms is missing: another version wrote it; run `make clean`, or run the st"),
+        (False, "transforms is False"),
+        ([{}], "transforms.0 is {}: Unable to extract tag"),
+        ([{"name": "prune"}], "transforms.0 is .*'prune' .*: 'subln', 'bitlinear', 'block_diffus"),
+        ([SUBLN, SUBLN], "subln, subln: expected each at most once, in the order subln, bitlin"),
+        ([BITLINEAR, SUBLN], "bitlinear, subln: expected each at most once, in the order subln, b"),
+        ([{**SUBLN, "sites": 1}], "transforms.0.subln.sites is 1"),
         (
-            {**WHOLE, "quantizer": {"scale": "absmean", "granularity": "row"}},
-            "quantizer.group_size is missing",
+            [{"name": "bitlinear", "quantizer": {"scale": "absmean", "granularity": "row"}}],
+            "something is missing; expected .*group_size",
         ),
-        ({**WHOLE, "quantizer": {**QUANTIZER, "scale": "mean"}}, "quantizer.scale is 'mean'"),
-        ({**WHOLE, "quantizer": {**QUANTIZER, "group_size": 32}}, "quantizer.group_size is 32"),
-        ({**WHOLE, "quantizer": {**QUANTIZER, "bits": 2}}, "quantizer.bits is 2"),
-        ({"subln": "no"}, "subln is 'no'"),
-        ({"bitlinear": 1}, "bitlinear is 1"),
-        ({"sublnn": True}, "sublnn is True"),
-        ({"diffusion": False}, "diffusion is False"),
-        ({"diffusion": {}}, "diffusion.block_size is"),
-        ({"diffusion": {**DIFFUSION, "block_size": "4"}}, "diffusion.block_size is '4'"),
-        ({"diffusion": {**DIFFUSION, "block_size": 0}}, "diffusion.block_size is 0"),
-        ({"diffusion": {**DIFFUSION, "mask_token_id": -1}}, "diffusion.mask_token_id is -1"),
-        (
-            {**DENSE, "diffusion": {**DIFFUSION, "mask_token_id": 97}},
-            "diffusion.mask_token_id is 97, but",
-        ),
-        ({"diffusion": {**DIFFUSION, "token_shift": "left"}}, "diffusion.token_shift is 'left'"),
-        ({"diffusion": {**DIFFUSION, "steps": 4}}, "diffusion.steps is 4"),
+        ([{"name": "bitlinear"}], "something is missing; expected .*quantizer"),
+        ([bitlinear(scale="mean")], "transforms.0.bitlinear.quantizer.scale is 'mean'"),
+        ([bitlinear(group_size=32)], "transforms.0.bitlinear.quantizer.group_size is 32"),
+        ([bitlinear(bits=2)], "transforms.0.bitlinear.quantizer.bits is 2"),
+        ([{"name": "block_diffusion"}], "transforms.0.block_diffusion.block_size is"),
+        ([{**BLOCKS, "block_size": "4"}], "transforms.0.block_diffusion.block_size is '4'"),
+        ([{**BLOCKS, "block_size": 0}], "transforms.0.block_diffusion.block_size is 0"),
+        ([{**BLOCKS, "mask_token_id": -1}], "transforms.0.block_diffusion.mask_token_id is -1"),
+        ([{**BLOCKS, "mask_token_id": 97}], "block_diffusion.mask_token_id is 97, but"),
+        ([{**BLOCKS, "token_shift": "left"}], "transforms.0.block_diffusion.token_shift is 'left'"),
+        ([{**BLOCKS, "steps": 4}], "transforms.0.block_diffusion.steps is 4"),
     ],
 )
 def test_a_format_of_wrong_types_is_refused_with_key_and_value(
-    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, content: dict[str, Any], message: str
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, steps: Any, message: str
 ) -> None:
     save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
-    (tmp_path / "model" / "wrinklefree.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"wrinklefree\.json: {message}"):
+    earlier = {"subln": False, "bitlinear": False, "diffusion": None}
+    content = earlier if steps is None else {"transforms": steps}
+    write_json(tmp_path / "model" / "wrinklefree.json", content)
+    with pytest.raises(UserError, match=rf"wrinklefree\.json: .*{message}"):
         load_model(tmp_path / "model")
 
 
@@ -213,8 +213,12 @@ def test_a_format_of_wrong_types_is_refused_with_key_and_value(
         (ModelFormat(), "ternary", r"a dense model \(made by stage base\); expected an autoregre"),
         (TERNARY, "dense", "ternary layers .*; expected a dense model .made by stage base"),
         (TERNARY, "diffusion", "expected a block-diffusion model .* .made by stages dlm and"),
-        (ModelFormat(True, True, DiffusionFormat(4, "none", 3)), "ternary", "a block-diffusion"),
-        (ModelFormat(subln=True), "ternary", "a model that no stage makes, subln True, bitlinear"),
+        (
+            ternary().then(DiffuseBlocks(block_size=4, token_shift="none", mask_token_id=3)),
+            "ternary",
+            "a block-diffusion",
+        ),
+        (ModelFormat().then(InsertSubln()), "ternary", "a model that no stage makes, with subln;"),
     ],
 )
 def test_a_model_of_another_kind_is_refused_with_the_stage_that_makes_the_right_one(
@@ -262,27 +266,19 @@ def test_a_model_is_read_with_the_quantizer_that_it_was_written_with(
     chosen = {"scale": scale, "granularity": granularity, "group_size": 64}
     quantizer = QuantizerSettings.model_validate(chosen)
     model = tiny(intermediate_size=128)
-    insert_subln(model)
-    insert_bitlinear(model, quantizer)
+    model_format = ternary(quantizer)
+    model_format.apply(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("alpha"):  # as if trained
                 parameter.mul_(torch.rand_like(parameter) + 0.5)
-    model_format = ModelFormat(subln=True, bitlinear=True, quantizer=quantizer)
     save_model(tmp_path / "model", model, model_format, tokenizer_folder)
     loaded, loaded_format = load_model(tmp_path / "model")
     assert loaded_format == model_format
     assert torch.equal(logits_of(loaded), logits_of(model))
     written = json.loads((tmp_path / "model" / "wrinklefree.json").read_text(encoding="utf-8"))
-    assert written["quantizer"] == chosen
+    steps = [{"name": "subln"}, {"name": "bitlinear", "quantizer": chosen}]
+    assert written == {"transforms": steps}
     save_model(tmp_path / "again", loaded, loaded_format, tokenizer_folder)
     for name in ("model.safetensors", "wrinklefree.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
-
-
-def test_a_format_of_the_first_quantizer_is_written_as_it_was_before_there_were_others(
-    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
-) -> None:
-    save_model(tmp_path / "model", ternary(tiny()), TERNARY, tokenizer_folder)
-    written = json.loads((tmp_path / "model" / "wrinklefree.json").read_text(encoding="utf-8"))
-    assert written == {"subln": True, "bitlinear": True, "diffusion": None}

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.mask_token import MASK_TOKEN, RESERVED_NAMES, MaskInit, add_mask_token
+from wrinklefree.models.transforms import ModelFormat
 
 Tiny = Callable[..., PreTrainedModel]
 MakeTokenizer = Callable[..., Path]

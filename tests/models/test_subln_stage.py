@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
+from wrinklefree.models.transforms import ModelFormat, ternary
 from wrinklefree.quant.settings import QuantizerSettings
 
 Tiny = Callable[..., PreTrainedModel]
@@ -33,7 +34,7 @@ def test_facts_are_the_losses_of_the_models_before_and_after(
     facts = insert_subln_stage(settings, base, iter(training), iter([rows]), tmp_path / "subln")
     dense, _ = load_model(base)
     model, model_format = load_model(tmp_path / "subln")
-    assert model_format == ModelFormat(subln=True, bitlinear=True)
+    assert model_format == ternary()
     assert facts["loss_before"] == mean_next_token_loss(dense, [rows], 0.0)
     assert facts["loss_after_lambda0"] == mean_next_token_loss(model, [rows], 0.0)
     assert facts["loss_after_lambda1"] == mean_next_token_loss(model, [rows], 1.0)
@@ -124,7 +125,7 @@ def test_damage_is_that_of_the_chosen_quantizer_and_the_model_keeps_it(
         settings = SublnSettings(gain="ones", calibration_rows=6, quantizer=quantizer)
         found = insert_subln_stage(settings, base, [rows], [rows], tmp_path / scale)
         model, model_format = load_model(tmp_path / scale)
-        assert model_format.quantizer == quantizer
+        assert model_format == ternary(quantizer)
         assert found["loss_after_lambda1"] == mean_next_token_loss(model, [rows], 1.0)
         facts[scale] = found
     dense, naive, zero, one = (

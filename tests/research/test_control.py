@@ -11,9 +11,9 @@ import torch
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import HeldOutScores, ScoreSums, domain_score
 from wrinklefree.models.dense import build_scratch
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.settings import ModelSettings
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.transforms import ModelFormat, ternary
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.control import compare, table_text, train_control
 from wrinklefree.tracking.stage import Stage
@@ -32,10 +32,8 @@ def inputs(
     folders = {"mixture": mixture}
     for name in ("model", "stage2", "distill_ar"):
         model = build_scratch(shape, 300, 32, 0, seed=3)
-        model_format = ModelFormat(subln=name != "model", bitlinear=name != "model")
-        if model_format.bitlinear:
-            insert_subln(model)
-            insert_bitlinear(model)
+        model_format = ModelFormat() if name == "model" else ternary()
+        model_format.apply(model)
         folders[name] = root / name
         save_model(folders[name], model, model_format, tokenizer)
     return folders

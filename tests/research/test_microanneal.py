@@ -13,8 +13,9 @@ from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.dense import build_scratch
-from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.models.folder import save_model
 from wrinklefree.models.settings import ModelSettings
+from wrinklefree.models.transforms import InsertBitlinear, ModelFormat
 from wrinklefree.research.anneals import anneal_arm
 from wrinklefree.research.intervals import Difference
 from wrinklefree.research.microanneal import compare_arms, table_text
@@ -236,7 +237,7 @@ def test_only_a_dense_model_is_annealed(
 
     model = build_scratch(shape, 300, 32, 0, seed=3)
     insert_bitlinear(model)
-    save_model(tmp_path / "ternary", model, ModelFormat(bitlinear=True), tokenizer)
+    save_model(tmp_path / "ternary", model, ModelFormat().then(InsertBitlinear()), tokenizer)
     inputs = {"model": tmp_path / "ternary", "mixture": mixture}
     with pytest.raises(UserError, match="expected a dense model"):
         anneal_arm(make_stage("microanneal_run", "present", inputs))

@@ -13,9 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.models.folder import save_model
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.transforms import ModelFormat, ternary
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.terminal import Terminal
@@ -301,8 +302,7 @@ def test_every_training_stage_follows_its_order_and_records_it(
     tokenizer = stage.inputs["mixture"].parent / "tokenizer"
     teacher = small_model(quantized=False)
     save_model(tmp_path / "teacher", teacher, ModelFormat(), tokenizer)
-    ternary = ModelFormat(subln=True, bitlinear=True)
-    save_model(tmp_path / "model", small_model(), ternary, tokenizer)
+    save_model(tmp_path / "model", small_model(), ternary(), tokenizer)
     histories, facts = [], []
     for number, chosen in enumerate(("shuffled", order)):
         data = {"order": chosen, "phases": [{"from_step": 4, "weights": LATER}]}

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.transforms import ternary
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.in_stage import stage_trainer
@@ -110,7 +111,7 @@ def test_what_was_trained_is_read_back_and_trains_on(
     trained = start("one")
     trained.run()
     quantizer = QuantizerSettings(scale="learned", granularity="row", group_size=64)
-    model_format = ModelFormat(subln=True, bitlinear=True, quantizer=quantizer)
+    model_format = ternary(quantizer)
     save_model(tmp_path / "model", trained.model, model_format, mixture.parent / "tokenizer")
     loaded, _ = load_model(tmp_path / "model")
     expected = dict(trained.model.named_parameters())

@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.errors import UserError
-from wrinklefree.models.folder import DiffusionFormat, ModelFormat, save_model
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.folder import save_model
+from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat, ternary
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.distill import distill_student
 from wrinklefree.train.dlm import convert_to_diffusion
@@ -22,8 +22,8 @@ from wrinklefree.train.stage2 import continue_pretraining
 
 FORMATS = {
     "dense": ModelFormat(),
-    "ternary": ModelFormat(subln=True, bitlinear=True),
-    "diffusion": ModelFormat(True, True, DiffusionFormat(4, "none", 2)),
+    "ternary": ternary(),
+    "diffusion": ternary().then(DiffuseBlocks(block_size=4, token_shift="none", mask_token_id=2)),
 }
 DISTILLATION: dict[str, Any] = {
     "weights": {"cross_entropy": 1.0, "logits": 1.0, "relations": 0.0},
@@ -50,9 +50,7 @@ def models(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
         )  # fmt: skip
         model = LlamaForCausalLM(config)
-        if model_format.subln:
-            insert_subln(model)
-            insert_bitlinear(model)
+        model_format.apply(model)
         if kind == "broken":
             torch.nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
         save_model(root / kind, model, model_format, mixture.parent / "tokenizer")

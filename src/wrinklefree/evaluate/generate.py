@@ -16,7 +16,7 @@ from wrinklefree.diffusion.decode import decode
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.evaluate.settings import EvaluateSettings
-from wrinklefree.models.folder import ModelFormat
+from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.tracking.terminal import printable
 
 
@@ -52,17 +52,18 @@ def generate_samples(
     ------
     UserError : a prompt is empty, or together with its continuation longer than the model allows.
     """
+    diffusion = model_format.find(DiffuseBlocks)
     samples = []
     for number, prompt in enumerate(settings.prompts, start=1):
         prompt_ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
         _check_length(number, len(prompt_ids), settings.new_tokens, model)
-        if model_format.diffusion:
+        if diffusion:
             decoded = decode(
                 model,
                 prompt_ids,
-                block_size=model_format.diffusion.block_size,
-                token_shift=model_format.diffusion.token_shift,
-                mask_token_id=model_format.diffusion.mask_token_id,
+                block_size=diffusion.block_size,
+                token_shift=diffusion.token_shift,
+                mask_token_id=diffusion.mask_token_id,
                 end_of_text_id=end_of_text_id,
                 new_tokens=settings.new_tokens,
             )

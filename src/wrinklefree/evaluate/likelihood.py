@@ -32,8 +32,8 @@ from wrinklefree.evaluate.scores import (
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.mixture.loader import HeldOutData
-from wrinklefree.models.folder import DiffusionFormat, ModelFormat
 from wrinklefree.models.losses import token_losses
+from wrinklefree.models.transforms import DiffuseBlocks, InsertBitlinear, ModelFormat
 
 TokenScores = Callable[[Batch], tuple[Tensor, Tensor]]
 """Nats of every token (float64, 0 where it is not scored) and which are scored, [B, T] each."""
@@ -68,7 +68,7 @@ def score_model(
             f" {held_out.vocabulary_size}; model and mixture must come from the same tokenizer"
         )
     score = next_token_scores(model)
-    if diffusion := model_format.diffusion:
+    if diffusion := model_format.find(DiffuseBlocks):
         score = _bound_scores(model, diffusion, settings.likelihood_draws, seed)
     domains: dict[str, DomainScore] = {}
     for domain in held_out.domains:
@@ -83,8 +83,8 @@ def score_model(
         if found.rows.tokens:
             domains[domain] = domain_score(found, f"model {name}, domain {domain}")
     return ModelScore(
-        kind="block_diffusion" if model_format.diffusion else "autoregressive",
-        quantized=model_format.bitlinear,
+        kind="block_diffusion" if diffusion else "autoregressive",
+        quantized=model_format.find(InsertBitlinear) is not None,
         overall=overall_score(domains, weights),
         domains=domains,
         loss_variance=loss_variance(domains, weights),
@@ -132,7 +132,7 @@ def next_token_scores(model: PreTrainedModel) -> TokenScores:
 
 
 def _bound_scores(
-    model: PreTrainedModel, diffusion: DiffusionFormat, draws: int, seed: int
+    model: PreTrainedModel, diffusion: DiffuseBlocks, draws: int, seed: int
 ) -> TokenScores:
     """What each token adds to the NELBO of a block-diffusion model, the mean over draws."""
 

@@ -26,9 +26,9 @@ from wrinklefree.evaluate.table import markdown_table, plain_table
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
-from wrinklefree.models.folder import Kind, ModelFormat, load_model, read_format
-from wrinklefree.models.surgery import insert_bitlinear
-from wrinklefree.quant.bitlinear import ABSMEAN, set_quantization_lambda
+from wrinklefree.models.folder import load_model, read_format
+from wrinklefree.models.transforms import InsertBitlinear, Kind, ModelFormat
+from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.train.history import HISTORY
 
@@ -68,7 +68,7 @@ class _Examination:
     ) -> None:
         """Score and sample one model, fully quantized if it is a quantized one."""
         set_quantization_lambda(model, 1.0)
-        if model_format.bitlinear:
+        if model_format.find(InsertBitlinear):
             self.ternary[name] = ternary_layers(model, name)
         self.scores[name] = score_model(
             name,
@@ -168,7 +168,8 @@ def evaluate_models(
     """
     assert BASE in models, "every comparison is with the dense base"
     formats = [read_format(path, KINDS[name]) for name, path in models.items() if name in KINDS]
-    quantizer = next((found.quantizer for found in formats if found.bitlinear), ABSMEAN)
+    steps = (found.find(InsertBitlinear) for found in formats)
+    quantizing = next((step for step in steps if step), InsertBitlinear())
     histories = _histories(models)
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     found = _Examination(settings, HeldOutData(mixture), weights, seed)
@@ -178,8 +179,8 @@ def evaluate_models(
         tokenizer = load_tokenizer(path)
         found.examine(name, model, model_format, tokenizer)
         if name == BASE:
-            insert_bitlinear(model, quantizer)
-            naive = ModelFormat(bitlinear=True, quantizer=quantizer)
+            naive = ModelFormat().then(quantizing)
+            naive.apply(model)
             found.examine(NAIVE, model, naive, tokenizer)
         say(f"{LABELS.get(name, name)}: {found.scores[name].overall.loss:.3f} nats per token")
     _write(folder, found, histories)

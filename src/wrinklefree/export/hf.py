@@ -24,12 +24,17 @@ from wrinklefree.models.exportable import export_obstacles
 from wrinklefree.models.folder import (
     CONFIG,
     WEIGHTS,
-    ModelFormat,
     copy_tokenizer,
     load_model,
     stored_tensors,
     write_json,
     write_tensors,
+)
+from wrinklefree.models.transforms import (
+    DiffuseBlocks,
+    InsertBitlinear,
+    InsertSubln,
+    ModelFormat,
 )
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.packing import pack_ternary
@@ -79,9 +84,9 @@ def export_hf(
 def check_exportable(path: Path, model: PreTrainedModel, model_format: ModelFormat) -> None:
     """Raise a UserError with every reason why ``model`` cannot be exported."""
     reasons: list[str] = []
-    if model_format.diffusion is not None:
+    if model_format.find(DiffuseBlocks):
         reasons.append("it is a block-diffusion model; export the autoregressive student")
-    if not (model_format.subln and model_format.bitlinear):
+    if not (model_format.find(InsertSubln) and model_format.find(InsertBitlinear)):
         reasons.append("it lacks SubLN or ternary layers; export a trained student")
     reasons += export_obstacles(model)
     if reasons:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,9 +22,7 @@ from transformers.initialization import no_init_weights
 from wrinklefree.errors import UserError
 from wrinklefree.models.configuration import checked_config
 from wrinklefree.models.finite import require_finite
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
-from wrinklefree.quant.bitlinear import ABSMEAN
-from wrinklefree.quant.settings import QuantizerSettings
+from wrinklefree.models.transforms import Kind, ModelFormat
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -44,43 +41,7 @@ TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class DiffusionFormat:
-    """How a block-diffusion model is to be read."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    block_size: Annotated[int, Field(ge=1)]
-    token_shift: Literal["none", "noisy", "clean_boundary"]
-    mask_token_id: Annotated[int, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class ModelFormat:
-    """What a model has beyond its dense architecture."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    subln: bool = False
-    """Norms before ``o_proj`` and ``down_proj``."""
-    bitlinear: bool = False
-    """Linear layers of the decoder quantize; the stored weights are the latent ones."""
-    diffusion: DiffusionFormat | None = None
-    quantizer: QuantizerSettings = ABSMEAN
-    """How ``bitlinear`` layers quantize. In the file only where it is not absmean per tensor."""
-
-    @property
-    def kind(self) -> Kind | None:
-        """Which of the models of the pipeline has this format; None if none has."""
-        if (self.subln, self.bitlinear, self.diffusion) == (False, False, None):
-            return "dense"
-        if self.subln and self.bitlinear:
-            return "ternary" if self.diffusion is None else "diffusion"
-        return None
-
-
-_FORMAT = TypeAdapter(ModelFormat)
-Kind = Literal["dense", "ternary", "diffusion"]
+AGAIN = "run the stage that makes the model again"
 _KINDS: dict[Kind, str] = {
     "dense": "a dense model (made by stage base)",
     "ternary": "an autoregressive model with SubLN and ternary layers (made by stages subln,"
@@ -103,10 +64,7 @@ def save_model(
         {name: tensor.detach() for name, tensor in stored_tensors(model).items()},
     )
     write_json(folder / CONFIG, _plain_config(model))
-    content = _FORMAT.dump_python(model_format, mode="json")
-    if model_format.quantizer == ABSMEAN:
-        del content["quantizer"]
-    write_json(folder / FORMAT, content)
+    write_json(folder / FORMAT, model_format.model_dump(mode="json"))
     copy_tokenizer(tokenizer, folder)
 
 
@@ -127,14 +85,13 @@ def load_model(folder: Path, *expected: Kind) -> tuple[PreTrainedModel, ModelFor
         model = AutoModelForCausalLM.from_config(
             read_config(folder), attn_implementation="sdpa", dtype=torch.float32
         )
-    if model_format.subln:
-        insert_subln(model)
-    if model_format.bitlinear:
-        insert_bitlinear(model, model_format.quantizer)
+    try:
+        model_format.apply(model)
+    except UserError as error:
+        raise UserError(f"{folder / FORMAT}: {error}; {AGAIN}") from error
     model.tie_weights()
     _load_tensors(folder / WEIGHTS, stored_tensors(model))
     require_finite(model, str(folder))
-    _check_mask_token(folder, model_format, model.config)
     return model.eval(), model_format
 
 
@@ -147,22 +104,20 @@ def read_format(folder: Path, *expected: Kind) -> ModelFormat:
     """
     path = folder / FORMAT
     content = _read_json(path)
+    if "transforms" not in content:
+        raise UserError(
+            f"{path}: transforms is missing: another version wrote it; run `make clean`, or {AGAIN}"
+        )
     try:
-        # As JSON, since in Python's own values a strict dataclass is no mapping.
-        found = _FORMAT.validate_json(path.read_bytes(), strict=True)
+        found = ModelFormat.model_validate_json(path.read_bytes())
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r:.80}: {problem['msg']}"
             for problem in error.errors(include_url=False)
         )
-        raise UserError(f"{path}: {problems}. Run the stage that makes the model again") from error
-    absent = [name for name in ("subln", "bitlinear", "diffusion") if name not in content]
-    quantizer = content.get("quantizer", QuantizerSettings.model_fields)
-    absent += [
-        f"quantizer.{name}" for name in QuantizerSettings.model_fields if name not in quantizer
-    ]
-    if absent:
-        raise UserError(f"{path}: {absent[0]} is missing. Run the stage that makes the model again")
+        raise UserError(f"{path}: {problems}; {AGAIN}") from error
+    if (whole := found.model_dump(mode="json")) != content:  # A default may mean another tomorrow.
+        raise UserError(f"{path}: something is missing; expected {json.dumps(whole)}; {AGAIN}")
     if expected and found.kind not in expected:
         raise UserError(
             f"{folder}: by its {FORMAT} {_described(found)}; expected"
@@ -179,18 +134,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 def _described(model_format: ModelFormat) -> str:
     if kind := model_format.kind:
         return _KINDS[kind]
-    return "a model that no stage makes, " + ", ".join(
-        f"{name} {value}" for name, value in asdict(model_format).items()
-    )
-
-
-def _check_mask_token(folder: Path, model_format: ModelFormat, config: PreTrainedConfig) -> None:
-    diffusion = model_format.diffusion
-    if diffusion and diffusion.mask_token_id >= config.vocab_size:
-        raise UserError(
-            f"{folder / FORMAT}: diffusion.mask_token_id is {diffusion.mask_token_id}, but the"
-            f" embedding ends at {config.vocab_size - 1}; run the stage that makes the model again"
-        )
+    return f"a model that no stage makes, with {', '.join(model_format.names)}"
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.transforms import ternary
 
 if TYPE_CHECKING:
     from wrinklefree.mixture.batch import Batch
@@ -69,8 +70,7 @@ def insert_subln_stage(
     facts["gains"] = calibrate_subln(model, training, settings.gain)
     facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
-    ternary = ModelFormat(subln=True, bitlinear=True, quantizer=settings.quantizer)
-    save_model(folder, model, ternary, tokenizer=base)
+    save_model(folder, model, ternary(settings.quantizer), tokenizer=base)
     return facts
 
 

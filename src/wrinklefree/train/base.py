@@ -21,8 +21,9 @@ from wrinklefree.models.dense import (
     load_hub,
 )
 from wrinklefree.models.exportable import export_obstacles
-from wrinklefree.models.folder import ModelFormat, save_model
+from wrinklefree.models.folder import save_model
 from wrinklefree.models.forward import require_embeddings
+from wrinklefree.models.transforms import ModelFormat
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tokens.tokenizer import vocabulary_size
 from wrinklefree.tracking.stage import Stage

@@ -9,7 +9,8 @@ from torch import nn
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.vocabulary import check_tokenizers
-from wrinklefree.models.folder import ModelFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.schema.load import validate_section
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
@@ -41,9 +42,9 @@ def distill_student(stage: Stage) -> dict[str, Any]:
 
 
 def _corruption(stage: Stage, student: ModelFormat) -> Corruption:
-    if student.diffusion is None:
+    if (blocks := student.find(DiffuseBlocks)) is None:
         return NextToken()
     # The student goes on with the noise that it was converted with.
     converted = read_manifest(stage.inputs["model"]).settings["dlm"]["diffusion"]
     diffusion = validate_section(DiffusionSettings, converted, str(stage.inputs["model"]))
-    return BlockDiffusion(diffusion, student.diffusion.mask_token_id, stage.seed)
+    return BlockDiffusion(diffusion, blocks.mask_token_id, stage.seed)

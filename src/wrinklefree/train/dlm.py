@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from wrinklefree.models.folder import DiffusionFormat, load_model, save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.mask_token import add_mask_token
+from wrinklefree.models.transforms import DiffuseBlocks
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.dlm_settings import DlmSettings
@@ -29,11 +29,10 @@ def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
     )
     objective = Objective(BlockDiffusion(diffusion, mask_token_id, stage.seed))
     facts = stage_trainer(stage, model, data, settings, objective).run()
-    diffusion_format = DiffusionFormat(
+    diffuse = DiffuseBlocks(
         block_size=diffusion.block_size,
         token_shift=diffusion.token_shift,
         mask_token_id=mask_token_id,
     )
-    model_format = replace(model_format, diffusion=diffusion_format)
-    save_model(stage.folder, model, model_format, tokenizer)
+    save_model(stage.folder, model, model_format.then(diffuse), tokenizer)
     return {"mask_token_id": mask_token_id, **facts, **data_facts}
