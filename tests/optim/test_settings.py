@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -135,9 +135,8 @@ NAMES = sorted(OPTIMIZERS)
 
 
 def test_an_optimizer_has_a_name_a_block_and_a_builder() -> None:
-    (name,) = [field for key, field in OptimizerSettings.model_fields.items() if key == "name"]
     blocks = set(OptimizerSettings.model_fields) - {"name"}
-    assert blocks == set(get_args(name.annotation)) == set(ALTERNATIVES["optimizer"]) == set(NAMES)
+    assert blocks == set(ALTERNATIVES["optimizer"]) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

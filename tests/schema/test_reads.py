@@ -11,6 +11,7 @@ from wrinklefree.optim.settings import OptimizerSettings
 from wrinklefree.schema.load import read_yaml
 from wrinklefree.schema.reads import ALTERNATIVES, READS, narrow
 from wrinklefree.stability.settings import ClippingSettings
+from wrinklefree.train.settings import AveragingSettings
 
 PROJECT = Path(__file__).parents[2]
 OPTIMIZERS = {
@@ -74,6 +75,7 @@ def test_what_is_no_block_of_an_alternative_is_left_for_the_stage_to_refuse():
 
 
 def test_the_alternatives_that_are_narrowed_are_those_of_the_schema():
-    for key, section in {"optimizer": OptimizerSettings, "clipping": ClippingSettings}.items():
+    sections = (OptimizerSettings, ClippingSettings, AveragingSettings)
+    for key, section in zip(ALTERNATIVES, sections, strict=True):
         blocks = set(section.model_fields) - {"name"}
         assert set(ALTERNATIVES[key]) - {"none"} == blocks

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from wrinklefree.schema.reads import OptimizerName
 from wrinklefree.schema.section import (
     Decay,
     Epsilon,
@@ -177,16 +178,7 @@ class OptimizerSettings(Section):
     Only the block of the chosen one counts; the others are validated and have no effect.
     """
 
-    name: Literal[
-        "adamw",
-        "muon",
-        "muonclip",
-        "normuon",
-        "muon8bit",
-        "apollo",
-        "apollo_mini",
-        "adamw8bit",
-    ]
+    name: OptimizerName
     """The optimizer that trains."""
     adamw: AdamWSettings = AdamWSettings()
     """AdamW for every parameter."""

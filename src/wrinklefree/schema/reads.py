@@ -6,7 +6,7 @@ time, and a path used and not listed would be a stale result. Stages get nothing
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from wrinklefree.errors import UserError
 
@@ -47,19 +47,15 @@ READS: dict[str, tuple[str, ...]] = {
     "experiments": ("experiments.names", "experiments.verdict"),
 }
 
-ALTERNATIVES = {
-    "optimizer": (
-        "adamw",
-        "muon",
-        "muonclip",
-        "normuon",
-        "muon8bit",
-        "apollo",
-        "apollo_mini",
-        "adamw8bit",
-    ),
-    "clipping": ("zclip", "adagc", "fixed", "none"),
-    "averaging": ("none", "last", "ema"),
+OptimizerName = Literal[
+    "adamw", "muon", "muonclip", "normuon", "muon8bit", "apollo", "apollo_mini", "adamw8bit"
+]
+ClippingName = Literal["zclip", "adagc", "fixed", "none"]
+AveragingName = Literal["none", "last", "ema"]
+ALTERNATIVES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(OptimizerName),
+    "clipping": get_args(ClippingName),
+    "averaging": get_args(AveragingName),
 }
 """Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from wrinklefree.schema.reads import ClippingName
 from wrinklefree.schema.section import (
     Decay,
     Section,
@@ -54,7 +55,7 @@ class ClippingSettings(Section):
     Only the block of the chosen one counts; the others are validated and have no effect.
     """
 
-    name: Literal["zclip", "adagc", "fixed", "none"] = "zclip"
+    name: ClippingName = "zclip"
     """The way that is used; ``none`` measures norms and clips nothing."""
     zclip: ZClipSettings = ZClipSettings()
     """The whole gradient, where its norm is an outlier."""

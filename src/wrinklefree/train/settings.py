@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from wrinklefree.mixture.settings import DataSettings
 from wrinklefree.optim.settings import OptimizerSettings, ScheduleSettings
 from wrinklefree.quant.settings import LambdaWarmupSettings
+from wrinklefree.schema.reads import AveragingName
 from wrinklefree.schema.section import (
     Decay,
     Rows,
@@ -60,7 +61,7 @@ class AveragingSettings(Section):
     Only the block of the chosen one counts; the other is validated and has no effect.
     """
 
-    name: Literal["none", "last", "ema"] = "none"
+    name: AveragingName = "none"
     """The kind that is used; ``none``: the parameters of the last step."""
     last: LastAverageSettings = LastAverageSettings()
     """The mean over some of the last steps."""
