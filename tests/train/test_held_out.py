@@ -14,7 +14,7 @@ from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.train.hooks import HeldOutLoss, LambdaWarmup
+from wrinklefree.train.hooks import HeldOutLoss, QuantizationWarmup
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
@@ -121,7 +121,7 @@ def test_it_is_the_loss_of_the_rows_that_the_settings_ask_for(
     make_trainer: MakeTrainer, mixture: Path
 ):
     trainer = make_trainer(evaluate_interval=1, evaluate_rows_per_domain=3)
-    hook_of(trainer, LambdaWarmup).before_step(trainer, 5)
+    hook_of(trainer, QuantizationWarmup).before_step(trainer, 5)
     metrics = measure(trainer)
     data = HeldOutData(mixture)
     for domain in data.domains:

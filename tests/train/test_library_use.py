@@ -88,3 +88,25 @@ def test_a_held_out_loss_needs_held_out_rows():
     rows = TokenRows(counting_rows(), seed=1)
     with pytest.raises(UserError, match="evaluate_interval is 5, but no held-out rows"):
         Trainer(small_model(), rows, settings(evaluate_interval=5))
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [
+        (1.0, []),
+        (1e-4, ["is below 0.001", r"100% of the first 100 steps had .*: little may be left"]),
+        (1e4, ["is above 100", r"100% of the first 100 steps had .*: the rate may be too high"]),
+    ],
+)
+def test_gradients_out_of_scale_are_told_once_within_100_steps(
+    factor: float, told: list[str], capsys: pytest.CaptureFixture[str]
+):
+    model = small_model()
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: gradient * factor)
+    rows = TokenRows(counting_rows(), seed=4)
+    facts = Trainer(model, rows, settings(steps=101, batch_size=1)).run()
+    text = capsys.readouterr().err
+    assert text.count("warning") == sum(len(re.findall(each, text)) for each in told) == len(told)
+    healthy = facts["gradient_health"]["healthy_share"]
+    assert healthy == 0.0 if told else healthy > 0.9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,7 +16,7 @@ from wrinklefree.stability.norm import whole
 LARGE_NORM = 100.0
 SMALL_NORM = 0.001
 HEALTHY_NORMS = (0.1, 10.0)
-"""Between which the norm before clipping usually is when training goes well."""
+"""Between which the norm before clipping is when a training goes well (seeds/004)."""
 
 
 class GradientWarning(StrEnum):
@@ -37,8 +37,6 @@ class GradientHealth:
     """Largest entry, with its sign, after clipping."""
     smallest: float
     """Smallest entry, with its sign, after clipping."""
-    healthy: bool
-    """Whether the norm before clipping is in :data:`HEALTHY_NORMS`."""
     warning: GradientWarning | None
 
 
@@ -59,9 +57,14 @@ def gradient_health(parameters: Iterable[nn.Parameter], clip: ClipStats) -> Grad
     return GradientHealth(
         largest=torch.stack(largest).max().item() if largest else 0.0,
         smallest=torch.stack(smallest).min().item() if smallest else 0.0,
-        healthy=HEALTHY_NORMS[0] <= clip.raw_norm <= HEALTHY_NORMS[1],
         warning=warning,
     )
+
+
+def healthy_share(norms: Sequence[float]) -> float:
+    """The share of gradient norms, before clipping, that are in :data:`HEALTHY_NORMS`."""
+    low, high = HEALTHY_NORMS
+    return sum(low <= norm <= high for norm in norms) / len(norms)
 
 
 def first_non_finite(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:

@@ -5,6 +5,7 @@ A hook that keeps a state is a ``StatefulHook``: checkpoints hold the state unde
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.quant.warmup import quantization_lambda
 from wrinklefree.stability.activations import ActivationTelemetry
+from wrinklefree.stability.gradients import HEALTHY_NORMS, healthy_share
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.train.journal import Journal
 from wrinklefree.train.objectives.objective import TrainStep
@@ -27,7 +29,8 @@ from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.state import TrainingState
 
 HELD_OUT = "held_out/loss"
-MOVEMENT_STEPS = 100
+FIRST_STEPS = 100
+"""Within which a training that goes wrong is to be noticed."""
 
 
 def is_due(step: int, interval: int, settings: TrainingSettings) -> bool:
@@ -104,7 +107,7 @@ class StatefulHook(Protocol):
         ...
 
 
-class LambdaWarmup(Hook):
+class QuantizationWarmup(Hook):
     """Quantization strength over steps; ``train/lambda``."""
 
     def __init__(self, settings: LambdaWarmupSettings) -> None:
@@ -119,6 +122,43 @@ class LambdaWarmup(Hook):
     def on_stop(self, training: Training) -> None:
         """The finished model is fully quantized."""
         self.before_step(training, training.settings.steps)
+
+
+class HealthyNorms(Hook):
+    """How many gradient norms are healthy; says once if most of the first 100 steps' are not."""
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        """Judge the first 100 steps."""
+        if training.state.step != FIRST_STEPS or not (norms := _raw_norms(training)):
+            return
+        if (share := healthy_share(norms)) < 0.5:
+            low, high = HEALTHY_NORMS
+            middle = statistics.median(norms)
+            advice = (
+                "the rate may be too high, or the data or the initialisation out of scale"
+                if middle > high
+                else "little may be left of gradients, or the loss may hardly depend on the weights"
+            )
+            training.journal.say(
+                f"warning: {1 - share:.0%} of the first {FIRST_STEPS} steps had a gradient norm"
+                f" outside {low:g} to {high:g} (median {middle:.3g}): {advice}; look at"
+                " train/grad_norm_raw"
+            )
+
+    def on_stop(self, training: Training) -> None:
+        """Judge all steps."""
+        norms = _raw_norms(training)
+        self._share = healthy_share(norms) if norms else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """The share of steps."""
+        return {"gradient_health": {"healthy_share": self._share}}
+
+
+def _raw_norms(training: Training) -> list[float]:
+    """Norms before clipping of the steps that were taken."""
+    key = "train/grad_norm_raw"
+    return [entry[key] for entry in training.state.history if key in entry]
 
 
 class FirstLossCheck(Hook):
@@ -223,7 +263,7 @@ class Movement(Hook):
     def on_restored(self, training: Training) -> None:
         """Remember the parameters, as the checkpoint left them."""
         self._resumed = bool(training.state.step)
-        self._check = MovementCheck(training.model, training.optimizer, steps=MOVEMENT_STEPS)
+        self._check = MovementCheck(training.model, training.optimizer, steps=FIRST_STEPS)
 
     def after_update(self, training: Training) -> None:
         """Take note of the step."""
@@ -232,7 +272,7 @@ class Movement(Hook):
     def after_step(self, training: Training, entry: dict[str, float]) -> None:
         """Compare, where it is time; raises UserError for a parameter that is frozen."""
         step, steps = training.state.step, training.settings.steps
-        short = step == steps < MOVEMENT_STEPS and not self._resumed
+        short = step == steps < FIRST_STEPS and not self._resumed
         if not (self._check.due or short):
             return
         try:

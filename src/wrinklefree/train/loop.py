@@ -38,10 +38,11 @@ from wrinklefree.train.averaging import Averaging
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.hooks import (
     HELD_OUT,
+    HealthyNorms,
     HeldOutLoss,
     Hook,
-    LambdaWarmup,
     Movement,
+    QuantizationWarmup,
     StatefulHook,
     Telemetry,
     is_due,
@@ -366,9 +367,9 @@ def _hooks_of(
     held_out: HeldOutData | None,
 ) -> list[Hook]:
     """What the settings ask for."""
-    hooks: list[Hook] = []
+    hooks: list[Hook] = [HealthyNorms()]
     if isinstance(settings, QuantizedTrainingSettings):
-        hooks.append(LambdaWarmup(settings.lambda_warmup))
+        hooks.append(QuantizationWarmup(settings.lambda_warmup))
     if settings.evaluate_interval:
         if held_out is None:
             raise UserError(
