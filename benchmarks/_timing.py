@@ -11,13 +11,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from wrinklefree.config.load import validate
 from wrinklefree.config.parameters import Parameters
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.mixture.rows import MIXTURE_FILE
+from wrinklefree.models.dense import build_scratch
+from wrinklefree.models.transforms import ternary
 from wrinklefree.schema.load import read_yaml
 from wrinklefree.train.base_settings import ScratchSettings
 
 ROOT = Path(__file__).parents[1]
+MIXTURE = ROOT / "data" / "mixture"
 
 
 def default_settings() -> tuple[Parameters, ScratchSettings]:
@@ -26,6 +32,19 @@ def default_settings() -> tuple[Parameters, ScratchSettings]:
     if settings.base.scratch is None:
         raise SystemExit("params.yaml has no base.scratch: benchmarks run with the default preset")
     return settings, settings.base.scratch
+
+
+def default_model() -> tuple[TrainingData, PreTrainedModel]:
+    """The mixture of the default run, and its model before stage 2, untrained."""
+    parameters, scratch = default_settings()
+    if not (MIXTURE / MIXTURE_FILE).is_file():
+        print("data/mixture is missing, nothing timed; make it with: snakemake mixture")
+        raise SystemExit
+    data = TrainingData(MIXTURE, seed=parameters.seed)
+    vocabulary, length, end = data.vocabulary_size, data.sequence_length, data.end_of_text_id
+    model = build_scratch(scratch.model, vocabulary, length, end, parameters.seed)
+    ternary().apply(model)
+    return data, model
 
 
 def print_header(title: str) -> None:

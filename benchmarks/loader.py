@@ -5,35 +5,31 @@ from __future__ import annotations
 import itertools
 
 import torch
-from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
+from _timing import (
+    MIXTURE,
+    default_model,
+    default_settings,
+    print_header,
+    print_table,
+    require,
+    time_in_turns,
+)
 
-from wrinklefree.config.parameters import Parameters
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.mixture.rows import MIXTURE_FILE, read_mixture
-from wrinklefree.models.dense import build_scratch
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.stability.clippers import build_clipper
-from wrinklefree.train.base_settings import ScratchSettings
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
-
-MIXTURE = ROOT / "data" / "mixture"
 
 
 class Run:
     """Training in stage 2's settings, without checkpoints and tracking."""
 
-    def __init__(
-        self, data: TrainingData, parameters: Parameters, scratch: ScratchSettings
-    ) -> None:
-        self.data, self.settings = data, parameters.stage2
-        vocabulary, length = data.vocabulary_size, data.sequence_length
-        end, seed = data.end_of_text_id, parameters.seed
-        self.model = build_scratch(scratch.model, vocabulary, length, end, seed)
-        insert_subln(self.model)
-        insert_bitlinear(self.model)
+    def __init__(self) -> None:
+        self.settings = default_settings()[0].stage2
+        self.data, self.model = default_model()
         self.model.train()
         self.optimizer = build_optimizer(self.model, self.settings.optimizer)
         self.clipper = build_clipper(self.settings.clipping)
@@ -79,14 +75,9 @@ def check(data: TrainingData, rows: int) -> None:
 
 
 def main() -> None:
-    parameters, scratch = default_settings()
     print_header("Loading of batches")
-    if not (MIXTURE / MIXTURE_FILE).is_file():
-        print("data/mixture is missing, nothing timed; make it with: snakemake mixture")
-        return
-    data = TrainingData(MIXTURE, seed=parameters.seed)
-    run = Run(data, parameters, scratch)
-    rows = run.settings.batch_size * run.settings.gradient_accumulation_steps
+    run = Run()
+    data, rows = run.data, run.settings.batch_size * run.settings.gradient_accumulation_steps
     check(data, rows)
     seconds = time_in_turns({"training step": run.step, "its batches": run.batches})
     tokens = rows * data.sequence_length

@@ -5,31 +5,25 @@ from __future__ import annotations
 import math
 
 import torch
-from _timing import ROOT, default_settings, print_header, print_table, require, time_in_turns
+from _timing import (
+    default_model,
+    default_settings,
+    print_header,
+    print_table,
+    require,
+    time_in_turns,
+)
 
-from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.mixture.rows import MIXTURE_FILE
-from wrinklefree.models.dense import build_scratch
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.stability.activations import ActivationTelemetry
 from wrinklefree.stability.gradients import gradient_health
 from wrinklefree.stability.movement import MovementCheck
 from wrinklefree.train.loop import Trainer, domain_metrics
 
-MIXTURE = ROOT / "data" / "mixture"
-
 
 def main() -> None:
-    parameters, scratch = default_settings()
+    parameters, _ = default_settings()
     print_header("Watching a training")
-    if not (MIXTURE / MIXTURE_FILE).is_file():
-        print("data/mixture is missing, nothing timed; make it with: snakemake mixture")
-        return
-    data = TrainingData(MIXTURE, seed=parameters.seed)
-    vocabulary, length, end = data.vocabulary_size, data.sequence_length, data.end_of_text_id
-    model = build_scratch(scratch.model, vocabulary, length, end, parameters.seed)
-    insert_subln(model)
-    insert_bitlinear(model)
+    data, model = default_model()
     settings = parameters.stage2.model_copy(update={"evaluate_interval": 0})
     trainer = Trainer(model, data, settings)
     movement = MovementCheck(trainer.model, trainer.optimizer)
@@ -59,7 +53,7 @@ def main() -> None:
 
     calls = {"training step": step, "watching": watch, "with telemetry": step_with_telemetry}
     seconds = time_in_turns(calls)
-    title = f"{rows * length} tokens a step; the ratio of 'watching' is its share"
+    title = f"{rows * data.sequence_length} tokens a step; the ratio of 'watching' is its share"
     print_table(title, seconds, ["training step"])
 
 
