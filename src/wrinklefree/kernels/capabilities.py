@@ -1,0 +1,117 @@
+"""What this machine multiplies faster than float32: measured once, then read from a file.
+
+The file is ``wrinklefree/products.json`` in the user's cache folder (``XDG_CACHE_HOME``), with an
+entry for each kind of machine. Delete it to measure again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["int8", "bfloat16"]
+
+int8_product = torch.ops.aten._int_mm.default
+"""int8 [M, N] and [N, O] to their product in int32: ``torch._int_mm``."""
+
+_LEAST_GAIN = 1.2
+"""How many times faster a product must be: conversions eat what is gained by less."""
+_ROWS, _INPUTS, _OUTPUTS = 512, 512, 512
+_REPEATS = 5
+
+
+@functools.cache
+def multiplies_faster(kind: Kind, device_type: str) -> bool:
+    """Whether products of int8 (with sums in int32) or bfloat16 beat those of float32 here.
+
+    No instruction set says so: ``torch._int_mm`` without VNNI is a slow loop, and bfloat16 without
+    AVX512-BF16 is emulated.
+    """
+    return _gains(device_type)[kind] >= _LEAST_GAIN
+
+
+def cache_file() -> Path:
+    """Where measurements are kept."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "wrinklefree" / "products.json"
+
+
+def _gains(device_type: str) -> dict[str, float]:
+    """Rates over that of float32, of this machine's entry or measured and entered."""
+    machine, file = _machine(device_type), cache_file()
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {kind: float(found[machine][kind]) for kind in ("int8", "bfloat16")}
+    except (OSError, ValueError, KeyError, TypeError):
+        gains = measure(device_type)
+    # Where it can't be written it is measured in every process, which costs some hundredths of a
+    # second. Processes that start together may each measure; the last one's entry stays.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            entries = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            entries = {}
+        entries = (entries if isinstance(entries, dict) else {}) | {machine: gains}
+        partial = file.with_name(f"{file.name}.{os.getpid()}")
+        partial.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        partial.replace(file)
+    return gains
+
+
+def measure(device_type: str) -> dict[str, float]:
+    """How many times the rate of float32 each kind has; 0 where it has no product or a wrong one.
+
+    The products take turns, so that a slow spell of the machine hits all, and the best time counts.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        codes = torch.randint(-127, 128, (_ROWS, _INPUTS), dtype=torch.int8).to(device_type)
+        weight = torch.randint(-1, 2, (_OUTPUTS, _INPUTS), dtype=torch.int8).to(device_type)
+    truth = (codes.cpu().double() @ weight.cpu().double().T).to(device_type)
+    with torch.autocast(device_type, enabled=False):
+        calls: dict[str, Callable[[], Tensor]] = {"float32": _product(torch.float32, codes, weight)}
+        for kind, call in (
+            ("int8", lambda: int8_product(codes, weight.T)),
+            ("bfloat16", _product(torch.bfloat16, codes, weight)),
+        ):
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                error = (call().double() - truth).abs().max().item()
+                if error <= (0 if kind == "int8" else 2**-8 * truth.abs().max().item()):
+                    calls[kind] = call
+        best = dict.fromkeys(calls, float("inf"))
+        for _ in range(_REPEATS):
+            for kind, call in calls.items():
+                started = time.perf_counter()
+                call()
+                if device_type == "cuda":
+                    torch.cuda.synchronize()
+                best[kind] = min(best[kind], time.perf_counter() - started)
+    return {
+        kind: round(best["float32"] / best[kind], 2) if kind in best else 0.0
+        for kind in ("int8", "bfloat16")
+    }
+
+
+def _product(dtype: torch.dtype, codes: Tensor, weight: Tensor) -> Callable[[], Tensor]:
+    left, right = codes.to(dtype), weight.to(dtype).T
+    return lambda: left @ right
+
+
+def _machine(device_type: str) -> str:
+    if device_type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        has = sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True)
+        name = " ".join([platform.machine(), *has])
+    return f"torch {torch.__version__}, {device_type}: {name}"

@@ -1,0 +1,62 @@
+"""Who multiplies int8 codes by ternary ones: back ends that give the same integers.
+
+Shapes: M tokens, N inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from wrinklefree.errors import UserError
+from wrinklefree.kernels.capabilities import int8_product, multiplies_faster
+
+BackEnd = Literal["int8", "float32"]
+
+VARIABLE = "WRINKLEFREE_PRODUCTS"
+"""Environment variable that names the back end, in place of what the machine is fast at."""
+MOST_INPUTS = (2**24 - 1) // 127
+"""Up to here every partial sum is an integer that float32 holds."""
+
+
+def chosen_back_end(device: torch.device) -> BackEnd:
+    """What ternary products run in on this machine. Results do not depend on it.
+
+    Raises
+    ------
+    UserError : the environment names another one than there are.
+    """
+    if named := os.environ.get(VARIABLE):
+        if named not in BACK_ENDS:
+            raise UserError(
+                f"environment variable {VARIABLE} is {named!r}: expected {' or '.join(BACK_ENDS)},"
+                " or leave it unset for what this machine is fast at"
+            )
+        return cast(BackEnd, named)
+    return "int8" if multiplies_faster("int8", device.type) else "float32"
+
+
+def integer_product(codes_MN: Tensor, weight_ON: Tensor, back_end: BackEnd) -> Tensor:
+    """The exact ``X T`` of int8 codes, [M, O], in int32 or in a float type that holds it."""
+    return BACK_ENDS[back_end](codes_MN, weight_ON)
+
+
+def _int8(codes_MN: Tensor, weight_ON: Tensor) -> Tensor:
+    tokens, inputs = codes_MN.shape
+    if codes_MN.is_cuda and (tokens <= 16 or inputs % 8 or len(weight_ON) % 8):
+        return _float32(codes_MN, weight_ON)  # shapes that CUDA's product refuses
+    return int8_product(codes_MN, weight_ON.T)
+
+
+def _float32(codes_MN: Tensor, weight_ON: Tensor) -> Tensor:
+    # TF32 would do as well: it holds every code, and sums are float32.
+    if codes_MN.shape[1] <= MOST_INPUTS:
+        return codes_MN.float() @ weight_ON.float().T
+    return (codes_MN.double() @ weight_ON.double().T).to(torch.int32)
+
+
+BACK_ENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"int8": _int8, "float32": _float32}
