@@ -5,14 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wrinklefree.kernels.ternary_linear import reference
+from wrinklefree.kernels.ternary_linear.products import BACK_ENDS, VARIABLE
 from wrinklefree.quant import bitlinear
 from wrinklefree.quant.bitlinear import (
     BitLinear,
     quantization_lambda_of,
     set_quantization_lambda,
 )
+from wrinklefree.quant.codes import activation_codes
 from wrinklefree.quant.settings import QuantizerSettings
-from wrinklefree.quant.ternary import quantize_activation, quantize_weight
 
 
 def ternary(weight: Tensor) -> Tensor:
@@ -46,10 +48,52 @@ def test_output_and_gradients_are_those_of_the_closed_form(strength: float, bias
         torch.testing.assert_close(layer.bias.grad, gradient.sum((0, 1)))
 
 
-def test_full_strength_is_the_quantized_product_to_the_bit() -> None:
-    layer, x = BitLinear(63, 100), torch.randn(5, 63)
-    expected = F.linear(quantize_activation(x), quantize_weight(layer.weight.detach()))
-    assert torch.equal(layer(x), expected)
+EXACT = [
+    QuantizerSettings(scale=scale, granularity=granularity)
+    for scale in ("absmean", "least_squares")
+    for granularity in ("tensor", "head", "row")
+]
+
+
+@pytest.mark.parametrize("quantizer", EXACT, ids=lambda q: f"{q.scale}-{q.granularity}")
+@pytest.mark.parametrize("bias", [False, True])
+def test_full_strength_is_the_exact_product_of_codes_on_every_back_end(
+    quantizer: QuantizerSettings, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = BitLinear(63, 100, bias, quantizer, head_size=20)
+    x = torch.randn(2, 5, 63)
+    codes_of_x, codes_of_weight = activation_codes(x), layer.ternary_codes()
+    expected = reference.ternary_linear(*codes_of_x, *codes_of_weight)
+    if layer.bias is not None:
+        expected = expected + layer.bias
+    for back_end in BACK_ENDS:
+        monkeypatch.setenv(VARIABLE, back_end)
+        assert torch.equal(layer(x), expected)
+        with torch.no_grad():
+            assert torch.equal(layer(x), expected)
+    # The product of floats rounds each value and each sum; the exact one is at least as near.
+    x_64, weight_64 = (
+        (codes_of_x[0] / codes_of_x[1].double()),
+        (codes_of_weight[0] * codes_of_weight[1].double()),
+    )
+    truth = F.linear(x_64, weight_64, None if layer.bias is None else layer.bias.double())
+    floats = F.linear(x_64.float(), weight_64.float(), layer.bias)
+    assert (layer(x) - truth).norm() <= 1.5 * (floats - truth).norm()
+
+
+@pytest.mark.parametrize("quantizer", EXACT[::2], ids=lambda q: f"{q.scale}-{q.granularity}")
+def test_a_compiled_layer_is_one_graph_with_the_same_bits(quantizer: QuantizerSettings) -> None:
+    layer = BitLinear(63, 100, quantizer=quantizer, head_size=20)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (layer, compiled):
+        x = torch.linspace(-1, 1, 5 * 63).reshape(5, 63).sin().requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = run(x)
+        output.float().square().sum().backward()
+        results.append([output, x.grad, layer.weight.grad])
+    assert all(map(torch.equal, *results))
 
 
 def test_zero_strength_quantizes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +102,7 @@ def test_zero_strength_quantizes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(bitlinear, "quantize_weight", refuse)
     monkeypatch.setattr(bitlinear, "quantize_activation", refuse)
+    monkeypatch.setattr(bitlinear, "activation_codes", refuse)
     layer, x = BitLinear(63, 100), torch.randn(5, 63)
     layer.quantization_lambda = 0.0
     assert torch.equal(layer(x), F.linear(x, layer.weight))

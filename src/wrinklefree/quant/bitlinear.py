@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wrinklefree.kernels.ternary_linear import ternary_linear
+from wrinklefree.quant.codes import Codes, WeightCodes, activation_codes
 from wrinklefree.quant.learned_scale import LearnedScale, alpha_of
 from wrinklefree.quant.scales import count_vectors, fitted_scale
 from wrinklefree.quant.settings import Granularity, QuantizerSettings, Scale
@@ -27,7 +29,7 @@ class _StraightThrough(torch.autograd.Function):
     """``x + strength * (quantize(x) - x)``, whose gradient is passed on as it is.
 
     Against the same formula written with ``detach`` it saves two temporaries, and at strength 1 the
-    result is ``quantize(x)`` to the bit: what an exported model computes.
+    result is ``quantize(x)`` to the bit.
     """
 
     @staticmethod
@@ -49,6 +51,10 @@ class BitLinear(nn.Module):
     an attribute and neither parameter nor buffer, so it is in no state dict. Whatever it is, the
     gradients are those of a linear layer at the (partly) quantized values, but for a learned scale,
     which stops those of weights beyond its clip (see ``LearnedScale``).
+
+    At strength 1 the product is one of integers and exact (``kernels/ternary_linear``): its bits do
+    not depend on machine and threads. Scales that are learned, or of groups along the inputs, and
+    strengths below 1 are products of floats.
 
     Parameters
     ----------
@@ -107,13 +113,34 @@ class BitLinear(nn.Module):
             alpha = nn.Parameter(alpha_of(fitted_scale(weight_VL, self.scale)))
         self.register_parameter("alpha", alpha)
         self.quantization_lambda = 1.0
+        self._codes = WeightCodes()
 
     def forward(self, activation_MN: Tensor) -> Tensor:
         """float [..., N] to float [..., O]."""
         strength = self.quantization_lambda
+        if strength == 1.0 and self.alpha is None and self.granularity != "group":
+            return self._integer_product(activation_MN)
         if strength != 0.0:
             activation_MN = _straight_through(activation_MN, quantize_activation, strength)
         return F.linear(activation_MN, self._seen_weight(strength), self.bias)
+
+    def _integer_product(self, activation_MN: Tensor) -> Tensor:
+        kind, dtype = activation_MN.device.type, activation_MN.dtype
+        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        output_MO = ternary_linear(
+            activation_MN,
+            self.weight,
+            activation_codes(activation_MN),
+            self._weight_codes(),
+            dtype=dtype,
+        )
+        return output_MO if self.bias is None else output_MO + self.bias.to(dtype)
+
+    def _weight_codes(self) -> Codes:
+        if torch.compiler.is_compiling():
+            return _ternary_codes(self.weight.detach(), self.scale, self.vectors)
+        return self._codes.of(self.weight, self.ternary_codes)
 
     def _seen_weight(self, strength: float) -> Tensor:
         if self.alpha is not None:
@@ -137,6 +164,22 @@ class BitLinear(nn.Module):
             f" bias={self.bias is not None}, scale={self.scale}, granularity={self.granularity},"
             f" quantization_lambda={self.quantization_lambda}"
         )
+
+
+@torch.library.custom_op("wrinklefree::ternary_codes", mutates_args=())
+def _ternary_codes(weight_ON: Tensor, scale: str, vectors: int) -> tuple[Tensor, Tensor]:
+    # One node of a compiled graph, so that no compiler rounds in its own way.
+    return ternary_codes(weight_ON, cast(Scale, scale), vectors)
+
+
+@_ternary_codes.register_fake
+def _(weight_ON: Tensor, scale: str, vectors: int) -> tuple[Tensor, Tensor]:
+    shape = () if vectors == 1 else (len(weight_ON), 1)
+    scale_dtype = torch.promote_types(weight_ON.dtype, torch.float32)
+    return (
+        torch.empty_like(weight_ON, dtype=torch.int8),
+        weight_ON.new_empty(shape, dtype=scale_dtype),
+    )
 
 
 def set_quantization_lambda(model: nn.Module, value: float) -> None:
