@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.saving import GatedMlp, rms_norm
 from wrinklefree.quant.bitlinear import ABSMEAN, BitLinear
 from wrinklefree.quant.settings import QuantizerSettings
 
@@ -40,7 +41,8 @@ class SublnLinear(nn.Module):
 
     def forward(self, activation_MN: Tensor) -> Tensor:
         """float [..., N] to float [..., output features]."""
-        return self.linear(self.norm(activation_MN))
+        norm = self.norm
+        return self.linear(rms_norm(activation_MN, norm.weight, norm.variance_epsilon))
 
 
 def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -67,8 +69,9 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
     """Turn every linear layer inside the decoder layers into a ``BitLinear``, in place.
 
     Parameters stay the same objects. Names of parameters do not change; a learned scale adds one
-    per layer. With granularity ``head`` only ``q_proj``, ``k_proj`` and ``v_proj`` have a scale for
-    each head, other layers have granularity ``tensor``.
+    per layer. The feed-forward part computes the same and saves less. With granularity ``head``
+    only ``q_proj``, ``k_proj`` and ``v_proj`` have a scale for each head, other layers have
+    granularity ``tensor``.
 
     Raises
     ------
@@ -90,6 +93,8 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
                         f"subln.quantizer: {name} of a decoder layer: {error}"
                     ) from None
                 layer.set_submodule(name, linear)
+        if GatedMlp.can_stand_for(mlp := layer.get_submodule("mlp")):
+            layer.set_submodule("mlp", GatedMlp(mlp))
 
 
 def insert_subln(model: PreTrainedModel) -> None:
