@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wrinklefree.optim import newton_schulz
 from wrinklefree.optim.newton_schulz import (
     ITERATIONS,
     POLAR_EXPRESS,
@@ -108,22 +109,13 @@ def test_float32_is_the_default_and_close(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(result.double(), reference(matrix_RC), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "auto"),
-    [
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
-        ({"avx512_bf16": False, "avx2": True}, torch.float32),
-        ({}, torch.float32),
-    ],
-)
-def test_auto_computes_in_what_the_machine_has_instructions_for(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], auto: torch.dtype
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_computes_in_what_the_machine_multiplies_fast(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(newton_schulz, "multiplies_faster", lambda kind, device: fast)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert compute_dtype("auto", cpu) == auto
-    assert compute_dtype("auto", cuda) == torch.bfloat16
+    assert compute_dtype("auto", cpu) == (torch.bfloat16 if fast else torch.float32)
     assert compute_dtype("float32", cuda) == torch.float32
     assert compute_dtype("bfloat16", cpu) == torch.bfloat16
 

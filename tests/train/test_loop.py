@@ -18,6 +18,7 @@ from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train import runtime
 from wrinklefree.train.history import read_history
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer, domain_metrics
@@ -80,7 +81,7 @@ EFFECTS: list[tuple[str, Any]] = [
     ("clipping.zclip.ema_decay", 0.5),
     ("clipping.zclip.warmup_steps", 3),
     ("clipping.zclip.reopen_after", 1),
-    ("autocast", "bfloat16"),
+    ("precision", "bfloat16"),
     ("lambda_warmup.warmup_steps", 4),
     ("lambda_warmup.schedule", "cosine"),
 ]
@@ -160,6 +161,23 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert again.state.step == 4
     again.run()
     assert equal(weights(again), weights(reference))
+
+
+@pytest.mark.parametrize(("fast", "found"), [(True, "bfloat16"), (False, "fp32")])
+def test_auto_is_what_the_machine_multiplies_fast_and_no_training_changes_over(
+    fast: bool, found: str, reference: Trainer, monkeypatch: pytest.MonkeyPatch,
+    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+):  # fmt: skip
+    monkeypatch.setattr(runtime, "multiplies_faster", lambda kind, device: kind == "int8" or fast)
+    stage, auto = make_stage(), make_settings({"precision": "auto"})
+    first = trainer(stage, mixture, auto)
+    assert first.run()["precision"] == found
+    assert equal(weights(first), weights(reference)) == (not fast)
+    monkeypatch.setattr(runtime, "multiplies_faster", lambda kind, device: not fast)
+    elsewhere = trainer(stage, mixture, auto)
+    complaints = elsewhere.state.restore(stage.work)
+    assert complaints and all(f"set precision: {found}" in line for line in complaints)
+    assert elsewhere.state.step == 0
 
 
 def test_two_checkpoints_are_kept(

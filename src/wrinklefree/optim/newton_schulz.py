@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.capabilities import multiplies_faster
 from wrinklefree.kernels.symmetric_product import gram, polynomial
 
 Coefficients = Literal["classic", "polar_express"]
@@ -42,11 +43,7 @@ def compute_dtype(compute: Compute, device: torch.device) -> torch.dtype:
     """
     if compute != "auto":
         return torch.float32 if compute == "float32" else torch.bfloat16
-    fast = device.type == "cuda"
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if multiplies_faster("bfloat16", device.type) else torch.float32
 
 
 def orthogonalize(

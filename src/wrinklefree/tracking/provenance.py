@@ -60,6 +60,8 @@ class Provenance:
     threads: int | None
     """Threads of torch; None for a stage that does not use it. Sums, and so bytes, depend on it."""
     device: str | None
+    ternary_products: str | None
+    """What int8 codes were multiplied in, on which no byte depends; None where nothing was."""
     platform: str
     host: str
     mlflow_run: str
@@ -91,6 +93,7 @@ def write_provenance(
     if (file := record_of(output)) is None:
         return
     torch = sys.modules.get("torch")
+    products = sys.modules.get("wrinklefree.kernels.ternary_linear.products")
     commit = present_commit()
     record = Provenance(
         digest=read_manifest(output).digest,
@@ -104,6 +107,7 @@ def write_provenance(
         uncommitted=commit.dirty,
         threads=torch.get_num_threads() if torch else None,
         device=("cuda" if torch.cuda.is_available() else "cpu") if torch else None,
+        ternary_products=products.last_used if products else None,
         platform=platform.platform(),
         host=socket.gethostname(),
         mlflow_run=mlflow_run,

@@ -47,7 +47,7 @@ def read_checkpoint(
     tensors: dict[str, Tensor],
     parts: dict[str, Any],
     *,
-    other_settings: bool = False,
+    precision: str | None,
 ) -> Checkpoint:
     """The checkpoint of ``step`` in ``folder``, found to fit the training that asks for it.
 
@@ -55,17 +55,22 @@ def read_checkpoint(
     ----------
     tensors : of the training, by name; they are left as they are.
     parts : optimizer and others of the training, by name; they are left as they are.
-    other_settings : the optimizer's settings may be others than those of the training. It is the
-        training's own that the state comes with, and is to go on under.
+    precision : that of the training. None: the checkpoint may be of other settings, precision and
+        the optimizer's among them; the state comes with the training's own, to go on under.
 
     Raises
     ------
     UserError : a file is damaged, or is not of this training; it says which and why.
     """
     manifest = open_artifact(folder).manifest
-    settings = manifest.settings
+    settings, other_settings = manifest.settings, precision is None
     if settings != checkpoint_settings(folder.parent, step):
         raise UserError(f"{folder}: written by another training or for another step ({settings})")
+    if not other_settings and (before := manifest.facts.get("precision")) != precision:
+        raise UserError(
+            f"{folder}: computed in {before}, and this training computes in {precision}, which is"
+            f" what precision: auto means on this machine; set precision: {before} to go on"
+        )
     found = Checkpoint(
         _read_tensors(folder / WEIGHTS, tensors),
         _read_parts(folder / PARTS, parts),

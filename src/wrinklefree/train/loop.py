@@ -105,7 +105,7 @@ class Trainer:
         self.settings = settings
         self.folder = folder
         self.journal = journal or Printed()
-        self.runtime = Runtime.here(settings.autocast)
+        self.runtime = Runtime.here(settings.precision)
         self.model = model.train()
         self.runtime.place(self.model)
         self.train_step = TrainStep(self.model, objective or Objective(NextToken()))
@@ -115,7 +115,9 @@ class Trainer:
         self.hooks = [*hooks, *_hooks_of(settings, self.model, data, held_out)]
         stateful = {hook.name: hook for hook in self.hooks if isinstance(hook, StatefulHook)}
         self.state = TrainingState(
-            self.model, {"optimizer": self.optimizer, "clipper": self.clipper, **stateful}
+            self.model,
+            {"optimizer": self.optimizer, "clipper": self.clipper, **stateful},
+            self.runtime.precision,
         )
         self.signals = HeldSignals()
 
@@ -145,6 +147,7 @@ class Trainer:
     def _restore(self) -> None:
         """Go on from where a killed process was."""
         say, label = self.journal.say, self.journal.label
+        say(f"{label}: {self.runtime.describe()}")
         passed_over = self.state.restore(self.folder) if self.folder else []
         for complaint in passed_over:
             say(f"warning: a checkpoint was passed over: {complaint}")
@@ -351,6 +354,7 @@ class Trainer:
         history = self.state.history
         taken = [entry for entry in history if "train/skipped" not in entry]
         return {
+            "precision": self.runtime.precision,
             "steps": len(history),
             "steps_skipped": len(history) - len(taken),
             "tokens": int(history[-1]["tokens"]),
@@ -439,5 +443,5 @@ def _refuse_low_precision(model: PreTrainedModel) -> None:
         if parameter.dtype != torch.float32:
             raise UserError(
                 f"parameter {name} is {parameter.dtype}, and training needs float32: smaller types"
-                " lose most updates of a normal size. Use autocast: bfloat16 for speed instead"
+                " lose most updates of a normal size. Use precision: bfloat16 for speed instead"
             )

@@ -90,8 +90,9 @@ class TrainingSettings(Section):
     """Whether the finished model is an average of parameters."""
     data: DataSettings = DataSettings()
     """Which rows are read, and in which order."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    """Compute type of the forward pass; parameters and optimizer state stay fp32."""
+    precision: Literal["auto", "fp32", "bfloat16"] = "fp32"
+    """Type that products are computed in; parameters and optimizer state stay fp32. ``auto``:
+    bfloat16 where the machine multiplies it faster."""
     checkpoint_interval: Steps = 40
     """Steps between resumable checkpoints. Has no effect on the result."""
     log_interval: Steps = 20

@@ -45,6 +45,8 @@ class TrainingState:
     model: nn.Module
     parts: dict[str, Stateful]
     """Optimizer and others, by name."""
+    precision: str
+    """What products are computed in on this machine: another one is another training."""
     step: int = 0
     """Steps taken."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -68,6 +70,7 @@ class TrainingState:
         origin = Origin("checkpoint", {}, checkpoint_settings(work, self.step))
         with writing_artifact(folder, origin) as (partial, facts):
             facts["history"] = self.file.record
+            facts["precision"] = self.precision
             tensors = {name: p.detach().contiguous() for name, p in self._tensors().items()}
             save_file(tensors, partial / WEIGHTS)
             # An open file, because with a path torch hides why a write failed.
@@ -97,7 +100,9 @@ class TrainingState:
             if at_most is not None and step > at_most:
                 continue
             try:
-                found = read_checkpoint(folder, step, self._tensors(), self.parts)
+                found = read_checkpoint(
+                    folder, step, self._tensors(), self.parts, precision=self.precision
+                )
             except UserError as error:
                 complaints.append(str(error))
                 continue
@@ -132,7 +137,7 @@ class TrainingState:
         ------
         UserError : the checkpoint is damaged, or of another model or optimizer.
         """
-        self._load(read_checkpoint(folder, step, self._tensors(), self.parts, other_settings=True))
+        self._load(read_checkpoint(folder, step, self._tensors(), self.parts, precision=None))
 
     def _load(self, found: Checkpoint) -> None:
         with torch.no_grad():

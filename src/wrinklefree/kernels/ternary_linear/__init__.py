@@ -65,10 +65,11 @@ def _forward(
         chosen = cast(BackEnd, back_end) or chosen_back_end(codes.device)
         sums_MO = integer_product(codes, weight_codes_ON, chosen)
         if weight_scale.ndim == 0:
-            output_MO = torch.mul(sums_MO, scale.reciprocal().mul_(weight_scale))
+            output_MO = _scaled(sums_MO, scale.reciprocal().mul_(weight_scale), dtype)
         else:
-            output_MO = torch.mul(sums_MO, scale.reciprocal()).mul_(weight_scale[:, 0])
-    return output_MO.to(dtype).reshape(*codes_MN.shape[:-1], len(weight_codes_ON))
+            output_MO = _scaled(sums_MO, scale.reciprocal(), scale.dtype)
+            output_MO = output_MO.mul_(weight_scale[:, 0]).to(dtype)
+    return output_MO.reshape(*codes_MN.shape[:-1], len(weight_codes_ON))
 
 
 # Defined by hand: torch.library.custom_op imports the compiler at its first call, which takes
@@ -116,13 +117,18 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
                 passed_MN = (gradient_MO * weight_scale[:, 0]).to(compute) @ seen_ON
             to_activation = passed_MN.to(ctx.dtypes[0]).reshape(codes_MN.shape)
         if ctx.needs_input_grad[1]:
-            divided_MO = (gradient_MO / scale_M1.reshape(-1, 1)).to(compute)
+            divided_MO = _scaled(gradient_MO, scale_M1.reshape(-1, 1).reciprocal(), compute)
             seen_MN = codes_MN.reshape(-1, codes_MN.shape[-1]).to(compute)
             to_weight = (divided_MO.T @ seen_MN).to(ctx.dtypes[1])
     return to_activation, to_weight, None, None, None, None, None, None
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_save)
+
+
+def _scaled(values_MO: Tensor, factor_M1: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values * factor``, multiplied in the factor's type and rounded to ``dtype``."""
+    return (values_MO.to(factor_M1.dtype) * factor_M1).to(dtype)
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:

@@ -19,6 +19,8 @@ BackEnd = Literal["int8", "float32"]
 
 VARIABLE = "WRINKLEFREE_PRODUCTS"
 """Environment variable that names the back end, in place of what the machine is fast at."""
+last_used: BackEnd | None = None
+"""What multiplied last in this process, for its record."""
 MOST_INPUTS = (2**24 - 1) // 127
 """Up to here every partial sum is an integer that float32 holds."""
 
@@ -42,6 +44,8 @@ def chosen_back_end(device: torch.device) -> BackEnd:
 
 def integer_product(codes_MN: Tensor, weight_ON: Tensor, back_end: BackEnd) -> Tensor:
     """The exact ``X T`` of int8 codes, [M, O], in int32 or in a float type that holds it."""
+    global last_used
+    last_used = back_end
     return BACK_ENDS[back_end](codes_MN, weight_ON)
 
 
