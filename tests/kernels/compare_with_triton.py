@@ -1,38 +1,53 @@
 """Runs in a process of its own, with Triton's interpreter where there is no GPU; prints JSON.
 
-One entry per case: whether codes and scales of the Triton kernel are those of the reference.
+Of each operation one entry per case: whether the Triton kernel gives what the reference gives.
+
+The interpreter cuts a float32 off where a GPU rounds it to bfloat16: what is bfloat16 is compared
+within one unit there, and bit for bit on a GPU.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.packed_matmul import reference as packed_matmul
+from wrinklefree.kernels.packed_matmul import triton as packed_matmul_triton
+from wrinklefree.kernels.quantize_activation import reference as quantize_activation
+from wrinklefree.kernels.quantize_activation import triton as quantize_activation_triton
+from wrinklefree.kernels.quantize_weight import reference as quantize_weight
+from wrinklefree.kernels.quantize_weight import triton as quantize_weight_triton
+from wrinklefree.kernels.quantize_weights import reference as quantize_weights
+from wrinklefree.kernels.quantize_weights import triton as quantize_weights_triton
+from wrinklefree.kernels.subln_quantize import reference as subln
+from wrinklefree.kernels.subln_quantize import triton as subln_triton
+from wrinklefree.kernels.ternary_matmul import reference as ternary_matmul
+from wrinklefree.kernels.ternary_matmul import triton as ternary_matmul_triton
+from wrinklefree.quant.packing import pack_ternary
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BFLOAT16_UNITS = 0 if DEVICE == "cuda" else 1
+Cases = Iterator[tuple[str, bool]]
 
 
-def weight_cases() -> Iterator[tuple[str, Tensor]]:
-    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
+def weights() -> Iterator[tuple[str, Tensor]]:
     for rows, columns in [(1, 1), (63, 100), (64, 128), (257, 31)]:
-        weight = torch.randn(rows, columns, generator=generator)
+        weight = torch.randn(rows, columns)
         yield f"normal {rows}x{columns}", weight
         yield f"transposed {rows}x{columns}", weight.T
     # absmean 1, so that 0.5, 1.5 and 2.5 are exact ties.
     yield "ties", torch.tensor([[0.5, -0.5, 1.5, -1.5], [2.5, 0.5, 0.5, 0.5]])
     yield "zeros", torch.zeros(63, 100)
     yield "tiny", torch.full((3, 5), 1e-9)
-    yield "bfloat16", torch.randn(63, 100, generator=generator).bfloat16()
+    yield "bfloat16", torch.randn(63, 100).bfloat16()
 
 
-def activation_cases() -> Iterator[tuple[str, Tensor]]:
-    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
+def activations() -> Iterator[tuple[str, Tensor]]:
     for shape in [(1, 1), (63, 100), (2, 3, 63), (5, 1000)]:
-        yield f"normal {shape}", torch.randn(shape, generator=generator)
+        yield f"normal {shape}", torch.randn(shape)
     # absmax 127, so that the scale is 1 and halves are exact ties.
     halves = torch.arange(-253, 254) / 2
     yield "ties", torch.cat([halves, torch.tensor([127.0])])[None]
@@ -40,21 +55,135 @@ def activation_cases() -> Iterator[tuple[str, Tensor]]:
     yield "next to ties", torch.cat([near.clamp(-127, 127), torch.tensor([127.0])])[None]
     yield "zeros", torch.zeros(3, 63)
     yield "tiny", torch.full((3, 63), 1e-7)
-    yield "bfloat16", torch.randn(63, 100, generator=generator).bfloat16()
-    with_nan = torch.randn(3, 63, generator=generator)
+    yield "bfloat16", torch.randn(63, 100).bfloat16()
+    with_nan = torch.randn(3, 63)
     with_nan[1, 7] = torch.nan
     yield "nan", with_nan
 
 
-def same(operation: str, value: Tensor) -> bool:
-    package = f"wrinklefree.kernels.{operation}"
-    results: list[tuple[Tensor, Tensor]] = []
-    for module in ("reference", "triton"):
-        function: Callable[[Tensor], tuple[Tensor, Tensor]] = getattr(
-            importlib.import_module(f"{package}.{module}"), operation
+def quantize_weight_cases() -> Cases:
+    for name, weight in weights():
+        weight = weight.to(DEVICE)
+        mine, truth = (m.quantize_weight(weight) for m in (quantize_weight_triton, quantize_weight))
+        yield name, same_codes(mine, truth)
+
+
+def quantize_activation_cases() -> Cases:
+    for name, value in activations():
+        value = value.to(DEVICE)
+        mine = quantize_activation_triton.quantize_activation(value)
+        yield name, same_codes(mine, quantize_activation.quantize_activation(value))
+
+
+def quantize_weights_cases() -> Cases:
+    of_all = {name: weight.contiguous().to(DEVICE) for name, weight in weights()}
+    of_all["three spans"] = torch.randn(41, 1000, device=DEVICE)
+    of_all["nan"] = torch.tensor([1.0, torch.nan, -2.0], device=DEVICE)
+    of_all["a row"] = of_all["three spans"][7]
+    halves = {"bfloat16": of_all.pop("bfloat16")}
+    for scale in ("absmean", "least_squares"):
+        for some in (of_all, halves):
+            mine = quantize_weights_triton.quantize_weights(list(some.values()), scale)
+            truth = quantize_weights.quantize_weights(list(some.values()), scale)
+            for name, *both in zip(some, mine, truth, strict=True):
+                yield f"{scale} {name}", same_codes(*both)
+
+
+def subln_quantize_cases() -> Cases:
+    """Against float64, within the reference's own error and a little: a sum has another order."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in [(1, 1), (63, 100), (2, 3, 1537)]:
+            value = (3 * torch.randn(shape)).to(DEVICE, dtype)
+            gradient = torch.randn(shape, device=DEVICE)
+            gain = (1 + 0.3 * torch.randn(shape[-1])).to(DEVICE)
+            codes, scale, inverse = subln_triton.subln_quantize(value, gain, 1e-6)
+            normed = subln.normalized(value, gain, 1e-6)[0]
+            truth = subln.normalized(value.double(), gain.double(), 1e-6)[0]
+            steps = codes / scale - truth
+            # Half a step of the code, and what rounding to bfloat16 or of the sum may add.
+            allowed = (1 + BFLOAT16_UNITS) * (normed - truth).abs().max() + 1e-6 * truth.abs().max()
+            yield f"codes {dtype} {shape}", bool((steps.abs() <= 0.5 / scale + allowed).all())
+            code_truth, scale_truth, inverse_truth = subln.subln_quantize(value, gain, 1e-6)
+            away = (codes.int() - code_truth.int()).abs()
+            # float32: a code is another only where it is next to a half.
+            few = 1e-3 if dtype == torch.float32 else 0.5
+            yield f"near {dtype} {shape}", bool(away.max() <= 1 and (away > 0).float().mean() < few)
+            yield f"inverse {dtype} {shape}", close(inverse, inverse_truth, 1e-6)
+            yield (
+                f"scale {dtype} {shape}",
+                close(scale, scale_truth, 1e-6 if dtype == torch.float32 else 2**-7),
+            )
+            mine = subln_triton.subln_gradients(gradient, value, gain, inverse)
+            reference = subln.subln_gradients(gradient, value, gain, inverse_truth)
+            exact = subln.subln_gradients(
+                gradient.double(), value.double(), gain.double(), inverse_truth.double()
+            )
+            for name, *three in zip(("input", "gain"), mine, reference, exact, strict=True):
+                yield f"gradient of {name} {dtype} {shape}", as_near(*three, dtype)
+    value, gain = torch.randn(3, 63, device=DEVICE), torch.ones(63, device=DEVICE)
+    value[1, 7] = torch.nan
+    scale = subln_triton.subln_quantize(value, gain, 1e-6)[1]
+    yield "nan", scale.isnan().flatten().tolist() == [False, True, False]
+    value, gain = torch.randn(63, 100, device=DEVICE), torch.randn(100, device=DEVICE)
+    halves = value.bfloat16(), gain.bfloat16()
+    codes, truth = (m.subln_quantize(*halves, 1e-6)[0] for m in (subln_triton, subln))
+    yield "a gain in bfloat16", bool((codes.int() - truth.int()).abs().max() <= 2)
+
+
+def integer_operands(tokens: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    codes = torch.randint(-128, 128, (tokens, inputs), dtype=torch.int8, device=DEVICE)
+    weight = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8, device=DEVICE)
+    scale = (30 * torch.rand(tokens, 1) + 1).to(DEVICE)
+    return codes, scale, weight
+
+
+def ternary_matmul_cases() -> Cases:
+    for shape in [(1, 1, 1), (63, 100, 31), (5, 640, 200), (131, 64, 64), (600, 65, 130)]:
+        codes, scale, weight = integer_operands(*shape)
+        yield from products(
+            f"{shape}",
+            len(weight),
+            lambda *rest, c=codes, s=scale, w=weight: (
+                ternary_matmul_triton.ternary_matmul(c, s, w, *rest),
+                ternary_matmul.ternary_matmul(c, s, w, *rest),
+            ),
         )
-        results.append(function(value.to(DEVICE)))
-    (codes, scale), (codes_triton, scale_triton) = results
+
+
+def packed_matmul_cases() -> Cases:
+    for shape in [(1, 1, 4), (1, 100, 36), (1, 1030, 64), (3, 100, 36), (33, 257, 132)]:
+        codes, scale, weight = integer_operands(*shape)
+        yield from products(
+            f"{shape}",
+            len(weight),
+            lambda *rest, c=codes, s=scale, w=weight: (
+                packed_matmul_triton.packed_matmul(c, s, pack_ternary(w), *rest),
+                packed_matmul.packed_matmul(c, s, pack_ternary(w), *rest),
+            ),
+        )
+    # Sums as large as they get: shifts lose nothing.
+    codes = torch.full((1, 9728), -128, dtype=torch.int8, device=DEVICE)
+    packed = pack_ternary(torch.ones(8, 9728, dtype=torch.int8, device=DEVICE))
+    one = torch.ones(1, 1, device=DEVICE)
+    result = packed_matmul_triton.packed_matmul(codes, one, packed, one[0, 0])
+    yield "largest sums", bool((result == -128 * 9728).all())
+
+
+def products(
+    name: str, outputs: int, both: Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+) -> Cases:
+    for per in ("tensor", "output"):
+        weight_scale = torch.rand((outputs, 1) if per == "output" else ()).to(DEVICE) + 0.1
+        for dtype in (torch.float32, torch.bfloat16):
+            mine, truth = both(weight_scale, dtype)
+            exact = torch.equal(mine, truth)
+            if dtype == torch.bfloat16 and BFLOAT16_UNITS:
+                exact = bool(((mine - truth).abs() <= 2**-7 * truth.abs()).all())
+            yield f"{name} scale per {per}, {dtype}", exact and mine.dtype == dtype
+
+
+def same_codes(mine: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> bool:
+    (codes, scale), (codes_triton, scale_triton) = truth, mine
     finite = torch.isfinite(scale).expand_as(codes)
     return (
         torch.equal(codes[finite], codes_triton[finite])
@@ -65,10 +194,32 @@ def same(operation: str, value: Tensor) -> bool:
     )
 
 
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return torch.allclose(actual, expected, rtol=tolerance, atol=0)
+
+
+def as_near(actual: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype) -> bool:
+    """Whether ``actual`` is about as near to the truth as the reference of the same dtype."""
+    largest = exact.abs().max()
+    error, allowed = (
+        (value.double() - exact).abs().max() / largest for value in (actual, reference)
+    )
+    cut_off = 2**-7 * BFLOAT16_UNITS if dtype == torch.bfloat16 else 0.0
+    return bool(error <= allowed + (cut_off + 1e-6) * largest) and actual.dtype == reference.dtype
+
+
+CASES: dict[str, Callable[[], Cases]] = {
+    "quantize_weight": quantize_weight_cases,
+    "quantize_activation": quantize_activation_cases,
+    "quantize_weights": quantize_weights_cases,
+    "subln_quantize": subln_quantize_cases,
+    "ternary_matmul": ternary_matmul_cases,
+    "packed_matmul": packed_matmul_cases,
+}
+
 if __name__ == "__main__":
     # Every fresh allocation is filled with NaN or the largest integer.
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    name = sys.argv[1]
-    cases = weight_cases() if name == "quantize_weight" else activation_cases()
-    print(json.dumps({case: same(name, value) for case, value in cases}))
+    torch.manual_seed(torch.seed() % 2**31)
+    print(json.dumps({name: dict(cases()) for name, cases in CASES.items()}))

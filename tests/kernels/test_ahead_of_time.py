@@ -18,8 +18,12 @@ if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from wrinklefree.kernels.compiled import SHARED_BYTES, TARGETS, compile_launch
+from wrinklefree.kernels.packed_matmul.triton import packed_matmul
 from wrinklefree.kernels.quantize_activation.triton import quantize_activation
 from wrinklefree.kernels.quantize_weight.triton import quantize_weight
+from wrinklefree.kernels.quantize_weights.triton import quantize_weights
+from wrinklefree.kernels.subln_quantize.triton import subln_gradients, subln_quantize
+from wrinklefree.kernels.ternary_matmul.triton import ternary_matmul
 
 SHAPES = {"SmolLM2-135M": (576, 1536), "Qwen3-0.6B": (1024, 3072), "Qwen3-4B": (2560, 9728)}
 TOKENS = 512
@@ -29,11 +33,39 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def codes(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int8)
+
+
+def packed(outputs: int, inputs: int) -> Tensor:
+    return empty(outputs // 4, inputs, dtype=torch.uint8)
+
+
 # Of each kernel: a call of its wrapper by hidden and inner features and dtype.
 CALLS: dict[str, Callable[[int, int, torch.dtype], object]] = {
     "quantize_activation": lambda hidden, inner, dtype: [
         quantize_activation(empty(TOKENS, features, dtype=dtype)) for features in (hidden, inner)
     ],
+    "packed_matmul": lambda hidden, inner, dtype: [
+        packed_matmul(codes(tokens, inner), empty(tokens, 1), packed(hidden, inner), empty(), dtype)
+        for tokens in (1, 16)
+    ],
+    "subln_quantize": lambda hidden, inner, dtype: [
+        subln_quantize(empty(TOKENS, features, dtype=dtype), empty(features), 1e-6)
+        for features in (hidden, inner)
+    ],
+    "subln_gradients": lambda hidden, inner, dtype: [
+        subln_gradients(value.float(), value, empty(features), empty(TOKENS, 1))
+        for features in (hidden, inner)
+        for value in [empty(TOKENS, features, dtype=dtype)]
+    ],
+    "ternary_matmul": lambda hidden, inner, dtype: [
+        ternary_matmul(codes(tokens, inner), empty(tokens, 1), codes(hidden, inner), scale, dtype)
+        for tokens, scale in ((TOKENS, empty(hidden, 1)), (4 * TOKENS, empty()))
+    ],
+    "quantize_weights": lambda hidden, inner, dtype: quantize_weights(
+        [empty(inner, hidden, dtype=dtype), empty(hidden, inner, dtype=dtype)], "least_squares"
+    ),
     "quantize_weight": lambda hidden, inner, dtype: quantize_weight(
         empty(inner, hidden, dtype=dtype)
     ),

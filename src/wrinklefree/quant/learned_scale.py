@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wrinklefree.kernels.quantize_weight.reference import MINIMUM_SCALE
-from wrinklefree.quant.scales import nearest_codes
+from wrinklefree.kernels.quantize_weights.reference import nearest_codes
 
 CLIP = 0.99
 """Weights beyond this times alpha have no gradient at full strength."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from wrinklefree.kernels.quantize_activation import quantize_activation as activation_codes
 from wrinklefree.kernels.quantize_activation.reference import activation_scale
 from wrinklefree.kernels.quantize_weight import quantize_weight as absmean_codes
+from wrinklefree.kernels.quantize_weights.reference import nearest_codes
 from wrinklefree.quant.learned_scale import learned_scale
-from wrinklefree.quant.scales import fitted_scale, nearest_codes
+from wrinklefree.quant.scales import fitted_scale
 from wrinklefree.quant.settings import Scale
 
 __all__ = ["activation_codes", "quantize_activation", "quantize_weight", "ternary_codes"]

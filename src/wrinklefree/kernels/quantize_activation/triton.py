@@ -24,6 +24,18 @@ def _round_half_to_even(value):
 
 
 @triton.jit
+def token_codes(value, LARGEST: tl.constexpr, MINIMUM: tl.constexpr):
+    """Codes (float32) and scale of one token, a float32 block that is 0 beyond its features."""
+    absmax = tl.maximum(tl.max(tl.abs(value), axis=0), MINIMUM)
+    # A maximum may skip NaN, and a finite scale would then hide it from the loss.
+    has_nan = tl.sum((value != value).to(tl.int32), axis=0) > 0
+    scale = tl.math.div_rn(tl.full((), 1.0, tl.float32), absmax) * LARGEST
+    scale = tl.where(has_nan, float("nan"), scale)
+    codes = _round_half_to_even(value * scale)
+    return tl.minimum(tl.maximum(codes, -LARGEST - 1.0), LARGEST), scale
+
+
+@triton.jit
 def _codes_kernel(
     activation_pointer,
     codes_pointer,
@@ -38,13 +50,7 @@ def _codes_kernel(
     inside = feature < features
     offsets = token * features + feature
     value = tl.load(activation_pointer + offsets, mask=inside, other=0.0).to(tl.float32)
-    absmax = tl.maximum(tl.max(tl.abs(value), axis=0), MINIMUM)
-    # A maximum may skip NaN, and a finite scale would then hide it from the loss.
-    has_nan = tl.sum((value != value).to(tl.int32), axis=0) > 0
-    scale = tl.math.div_rn(tl.full((), 1.0, tl.float32), absmax) * LARGEST
-    scale = tl.where(has_nan, float("nan"), scale)
-    codes = _round_half_to_even(value * scale)
-    codes = tl.minimum(tl.maximum(codes, -LARGEST - 1.0), LARGEST)
+    codes, scale = token_codes(value, LARGEST, MINIMUM)
     tl.store(codes_pointer + offsets, codes.to(tl.int8), mask=inside)
     tl.store(scale_pointer + token, scale)
 

@@ -1,0 +1,137 @@
+"""int8 activations times packed ternary weights in Triton. See README.md.
+
+Shapes: M tokens, N inputs, O outputs; Q = O / 4 rows of bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wrinklefree.kernels.launch import launch
+from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
+from wrinklefree.kernels.ternary_matmul.triton import scaled
+
+
+@triton.jit
+def _store(
+    sums, scale_pointer, weight_scale_pointer, result_pointer, token, row, tokens, rows, QUARTER,
+    PER_OUTPUT: tl.constexpr,
+):  # fmt: skip
+    output = QUARTER * rows + row
+    outputs = 4 * rows
+    result = scaled(
+        sums, scale_pointer, weight_scale_pointer, token, output, tokens, outputs, PER_OUTPUT
+    )
+    tl.store(
+        result_pointer + token.to(tl.int64)[:, None] * outputs + output[None, :],
+        result.to(result_pointer.dtype.element_ty),
+        mask=(token < tokens)[:, None] & (row < rows)[None, :],
+    )
+
+
+@triton.jit
+def _packed_kernel(
+    codes_pointer,
+    scale_pointer,
+    packed_pointer,
+    weight_scale_pointer,
+    result_pointer,
+    tokens,
+    inputs,
+    rows,
+    PER_OUTPUT: tl.constexpr,
+    ONE_TOKEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    # One token: sums are kept for each input of the block, and added up once, at the end.
+    width: tl.constexpr = BLOCK_N if ONE_TOKEN else BLOCK_M
+    sums_0 = tl.zeros((width, BLOCK_Q), tl.int32)
+    sums_1 = tl.zeros((width, BLOCK_Q), tl.int32)
+    sums_2 = tl.zeros((width, BLOCK_Q), tl.int32)
+    sums_3 = tl.zeros((width, BLOCK_Q), tl.int32)
+    total = tl.zeros((width,), tl.int32)
+    for start in range(0, inputs, BLOCK_N):
+        feature = start + tl.arange(0, BLOCK_N)
+        inside = feature < inputs
+        packed = tl.load(
+            packed_pointer + row.to(tl.int64)[None, :] * inputs + feature[:, None],
+            mask=inside[:, None] & (row < rows)[None, :],
+            other=0,
+        )
+        # (code + 1) times 1, 4, 16 and again 1: a shift each is saved.
+        quarter_0, quarter_1 = (packed & 3).to(tl.int8), (packed & 12).to(tl.int8)
+        quarter_2, quarter_3 = (packed & 48).to(tl.int8), (packed >> 6).to(tl.int8)
+        if ONE_TOKEN:
+            codes = tl.load(codes_pointer + feature, mask=inside, other=0).to(tl.int32)
+            sums_0 += codes[:, None] * quarter_0
+            sums_1 += codes[:, None] * quarter_1
+            sums_2 += codes[:, None] * quarter_2
+            sums_3 += codes[:, None] * quarter_3
+            total += codes
+        else:
+            codes = tl.load(
+                codes_pointer + token.to(tl.int64)[:, None] * inputs + feature[None, :],
+                mask=(token < tokens)[:, None] & inside[None, :],
+                other=0,
+            )
+            sums_0 = tl.dot(codes, quarter_0, sums_0, out_dtype=tl.int32)
+            sums_1 = tl.dot(codes, quarter_1, sums_1, out_dtype=tl.int32)
+            sums_2 = tl.dot(codes, quarter_2, sums_2, out_dtype=tl.int32)
+            sums_3 = tl.dot(codes, quarter_3, sums_3, out_dtype=tl.int32)
+            total += tl.sum(codes.to(tl.int32), axis=1)
+    if ONE_TOKEN:
+        sums_0, sums_1 = tl.sum(sums_0, axis=0)[None, :], tl.sum(sums_1, axis=0)[None, :]
+        sums_2, sums_3 = tl.sum(sums_2, axis=0)[None, :], tl.sum(sums_3, axis=0)[None, :]
+        ones = tl.zeros((1, BLOCK_Q), tl.int32) + tl.sum(total, axis=0)
+    else:
+        ones = tl.zeros((BLOCK_M, BLOCK_Q), tl.int32) + total[:, None]
+    # Sum of x (code + 1) less that of x. Every sum is a multiple of its factor: shifts are exact.
+    _store(sums_0 - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 0, PER_OUTPUT)  # fmt: skip
+    _store((sums_1 >> 2) - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 1, PER_OUTPUT)  # fmt: skip
+    _store((sums_2 >> 4) - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 2, PER_OUTPUT)  # fmt: skip
+    _store(sums_3 - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 3, PER_OUTPUT)  # fmt: skip
+
+
+def packed_matmul(
+    codes_MN: Tensor,
+    scale_M1: Tensor,
+    packed_QN: Tensor,
+    weight_scale: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The same numbers as the reference, bit for bit."""
+    (tokens, inputs), rows = codes_MN.shape, len(packed_QN)
+    result_MO = codes_MN.new_empty((tokens, CODES_PER_BYTE * rows), dtype=dtype)
+    # A product of tensor cores has 16 rows at least. One token needs many small programs instead.
+    block_m, block_q, block_n = (1, 4, 512) if tokens == 1 else (16, 32, 128)
+    launch(
+        _packed_kernel,
+        (-(-rows // block_q), -(-tokens // block_m)),
+        codes_MN.contiguous(),
+        scale_M1.contiguous(),
+        packed_QN.contiguous(),
+        weight_scale.contiguous(),
+        result_MO,
+        tokens,
+        inputs,
+        rows,
+        PER_OUTPUT=weight_scale.ndim > 0,
+        ONE_TOKEN=tokens == 1,
+        BLOCK_M=block_m,
+        BLOCK_Q=block_q,
+        BLOCK_N=block_n,
+        num_warps=4,
+        num_stages=3,
+    )
+    return result_MO
