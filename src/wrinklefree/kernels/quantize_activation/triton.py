@@ -50,7 +50,7 @@ def _codes_kernel(
     inside = feature < features
     offsets = token * features + feature
     value = tl.load(activation_pointer + offsets, mask=inside, other=0.0).to(tl.float32)
-    codes, scale = token_codes(value, LARGEST, MINIMUM)
+    codes, scale = token_codes(value, LARGEST, MINIMUM)  # pyright: ignore[reportGeneralTypeIssues]
     tl.store(codes_pointer + offsets, codes.to(tl.int8), mask=inside)
     tl.store(scale_pointer + token, scale)
 

@@ -81,7 +81,7 @@ def _sums_kernel(
     BLOCK: tl.constexpr,
 ):
     """Sum and number of the magnitudes of a span above half of the scale, or of all."""
-    owner, address, length, start = _span(
+    owner, address, length, start = _span(  # pyright: ignore[reportGeneralTypeIssues]
         address_pointer, length_pointer, first_span_pointer, owner_pointer, SPAN
     )
     weight_pointer = address.to(tl.pointer_type(DTYPE))
@@ -143,7 +143,7 @@ def _codes_kernel(
     SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    owner, address, length, start = _span(
+    owner, address, length, start = _span(  # pyright: ignore[reportGeneralTypeIssues]
         address_pointer, length_pointer, first_span_pointer, owner_pointer, SPAN
     )
     weight_pointer = address.to(tl.pointer_type(DTYPE))

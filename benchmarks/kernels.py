@@ -1,0 +1,162 @@
+"""Triton kernels of ternary layers on a GPU, against torch and the floor.
+
+Shapes: M tokens, N inputs, O outputs of a layer; of three models, ``down_proj``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from _timing import print_header, print_table, require, require_close, time_in_turns
+from torch import Tensor
+
+from wrinklefree.kernels.quantize_activation import reference as activations
+from wrinklefree.kernels.quantize_weights import reference as weights
+from wrinklefree.kernels.subln_quantize import reference as subln
+from wrinklefree.kernels.ternary_matmul import reference as products
+from wrinklefree.quant.packing import pack_ternary
+
+MODELS = {"SmolLM2-135M": (1536, 576), "Qwen3-0.6B": (3072, 1024), "Qwen3-4B": (9728, 2560)}
+H100_BYTES_PER_SECOND, H100_INT8 = 3.35e12, 1979e12
+TOKENS, FEW, EPSILON = 4096, (1, 8), 1e-6
+
+
+def floors(inputs: int, outputs: int) -> dict[str, float]:
+    """Least microseconds on an H100, of bytes or of operations, whichever takes longer."""
+    elements, weight = TOKENS * inputs, inputs * outputs
+    product_bytes = elements + weight + 2 * TOKENS * outputs
+    seconds = {
+        "activation codes, bfloat16": elements * 3 / H100_BYTES_PER_SECOND,
+        "SubLN and codes, bfloat16": elements * 3 / H100_BYTES_PER_SECOND,
+        "its gradients": elements * 6 / H100_BYTES_PER_SECOND,
+        "absmean codes of a weight": weight * 9 / H100_BYTES_PER_SECOND,
+        "least-squares codes of a weight": weight * 49 / H100_BYTES_PER_SECOND,
+        f"product of {TOKENS} tokens": max(
+            2 * TOKENS * weight / H100_INT8, product_bytes / H100_BYTES_PER_SECOND
+        ),
+        "packed product of one token": weight / 4 / H100_BYTES_PER_SECOND,
+    }
+    return {name: 1e6 * value for name, value in seconds.items()}
+
+
+def in_turns(title: str, calls: Mapping[str, Callable[[], object]], baseline: str) -> None:
+    def synchronised(call: Callable[[], object]) -> Callable[[], None]:
+        def timed() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return timed
+
+    seconds = time_in_turns({name: synchronised(call) for name, call in calls.items()}, repeats=30)
+    print_table(title, seconds, [baseline])
+
+
+def compared(
+    title: str, reference: Callable[..., Any], triton: Callable[..., Any], *arguments: Any
+) -> None:
+    calls = {"torch": reference, "compiled": torch.compile(reference), "triton": triton}
+    in_turns(
+        title,
+        {name: lambda call=call: call(*arguments) for name, call in calls.items()},
+        "compiled",
+    )
+
+
+def time_activations(activation_MN: Tensor) -> None:
+    from wrinklefree.kernels.quantize_activation import triton as activations_triton
+    from wrinklefree.kernels.subln_quantize import triton as subln_triton
+
+    mine = activations_triton.quantize_activation(activation_MN)
+    truth = activations.quantize_activation(activation_MN)
+    require(all(map(torch.equal, mine, truth)), "codes and scales of the reference")
+    shape = f"{tuple(activation_MN.shape)} {activation_MN.dtype}"
+    compared(
+        f"activation codes {shape}",
+        activations.quantize_activation,
+        activations_triton.quantize_activation,
+        activation_MN,
+    )
+    gain_N = 1 + 0.1 * torch.randn(activation_MN.shape[-1], device="cuda")
+    operands = (activation_MN, gain_N, EPSILON)
+    codes, scale, inverse = subln_triton.subln_quantize(*operands)
+    codes_truth, scale_truth, inverse_truth = subln.subln_quantize(*operands)
+    require_close(scale, scale_truth, 1e-3, "scale")
+    require_close(inverse, inverse_truth, 1e-6, "1 / RMS")
+    require(bool((codes.int() - codes_truth.int()).abs().max() <= 1), "codes within one")
+    compared(
+        f"SubLN and codes {shape}", subln.subln_quantize, subln_triton.subln_quantize, *operands
+    )
+    gradients = (torch.randn_like(activation_MN), activation_MN, gain_N, inverse)
+    both = subln_triton.subln_gradients(*gradients), subln.subln_gradients(*gradients)
+    for name, actual, expected in zip(("input", "gain"), *both, strict=True):
+        require_close(actual, expected, 4e-3, f"gradient of the {name}")
+    compared(
+        f"its gradients {shape}", subln.subln_gradients, subln_triton.subln_gradients, *gradients
+    )
+
+
+def time_weights(layers: list[Tensor]) -> None:
+    from wrinklefree.kernels.quantize_weights import triton
+
+    for scale in ("absmean", "least_squares"):
+        both = triton.quantize_weights(layers, scale), weights.quantize_weights(layers, scale)
+        same = (
+            torch.equal(a, b)
+            for pairs in zip(*both, strict=True)
+            for a, b in zip(*pairs, strict=True)
+        )
+        require(all(same), f"codes and scales of the reference ({scale})")
+        calls = {"torch": weights.quantize_weights, "triton": triton.quantize_weights}
+        in_turns(
+            f"{scale} codes of {len(layers)} weights {tuple(layers[0].shape)}",
+            {name: lambda call=call, s=scale: call(layers, s) for name, call in calls.items()},
+            "torch",
+        )
+
+
+def time_products(tokens: int, inputs: int, outputs: int) -> None:
+    from wrinklefree.kernels.packed_matmul.triton import packed_matmul
+    from wrinklefree.kernels.ternary_matmul.triton import ternary_matmul
+
+    weight_ON = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8, device="cuda")
+    packed_QN, dense_ON = pack_ternary(weight_ON), weight_ON.bfloat16()
+    activation_MN = torch.randn(tokens, inputs, device="cuda")
+    halves_MN = activation_MN.bfloat16()
+    codes, scale = activations.quantize_activation(activation_MN)
+    rest = (torch.tensor(0.02, device="cuda"), torch.bfloat16)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "triton, int8": lambda: ternary_matmul(codes, scale, weight_ON, *rest),
+        "triton, packed": lambda: packed_matmul(codes, scale, packed_QN, *rest),
+    }
+    if tokens > 16:  # CUDA's own product takes no fewer
+        calls["int8 of torch"] = lambda: products.scaled(
+            torch._int_mm(codes, weight_ON.T),  # pyright: ignore[reportPrivateImportUsage]
+            scale,
+            rest[0],
+        ).bfloat16()
+    truth = products.ternary_matmul(codes, scale, weight_ON, *rest)
+    for name, call in calls.items():
+        require(torch.equal(call(), truth), f"the bits of the reference, {name}")
+    calls = {"bfloat16 of torch": lambda: halves_MN @ dense_ON.T, **calls}
+    in_turns(f"{tokens} tokens through {inputs} -> {outputs}", calls, "bfloat16 of torch")
+
+
+def main() -> None:
+    print_header(f"Kernels of ternary layers, {TOKENS} tokens")
+    for model, (inputs, outputs) in MODELS.items():
+        print(f"\n{model}: {inputs} -> {outputs}, floor on an H100 in microseconds")
+        for name, microseconds in floors(inputs, outputs).items():
+            print(f"  {name:<36}{microseconds:10.2f}")
+        if torch.cuda.is_available():
+            time_activations(torch.randn(TOKENS, inputs, device="cuda", dtype=torch.bfloat16))
+            time_weights([torch.randn(outputs, inputs, device="cuda") for _ in range(28)])
+            for tokens in (*FEW, TOKENS):
+                time_products(tokens, inputs, outputs)
+    if not torch.cuda.is_available():
+        print("\nnot measured: no CUDA device")
+
+
+if __name__ == "__main__":
+    main()
