@@ -161,11 +161,16 @@ def test_queries_and_keys_are_taken_after_their_norms(pack):
 
 
 def test_the_attention_function_is_restored_also_after_an_error(tiny_model):
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with pytest.raises(RuntimeError), capture_projections(tiny_model(), 0):
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+    model, table = tiny_model(), dict(ALL_ATTENTION_FUNCTIONS)
+    chosen, other = (layer.self_attn for layer in model.model.layers)
+    with pytest.raises(RuntimeError), capture_projections(model, 0):
+        with capture_projections(model, 0):
+            pass
+        assert chosen.config._attn_implementation != "sdpa"
+        assert other.config._attn_implementation == "sdpa"
         raise RuntimeError
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    assert chosen.config is other.config is model.config
+    assert dict(ALL_ATTENTION_FUNCTIONS) == table
 
 
 def test_eager_attention_is_refused(tiny_model):

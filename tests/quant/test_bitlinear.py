@@ -96,6 +96,26 @@ def test_a_compiled_layer_is_one_graph_with_the_same_bits(quantizer: QuantizerSe
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("scale", ["absmean", "least_squares", "learned"])
+def test_a_compiled_layer_computes_the_same_in_one_program_for_all_strengths(
+    scale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = BitLinear(63, 100, quantizer=QuantizerSettings.model_validate({"scale": scale}))
+    layer.double()
+    x = torch.randn(2, 5, 63, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(2, 5, 100, dtype=torch.float64)
+    inputs = [x, *layer.parameters()]
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        for strength in (0.3, 0.7):
+            layer.quantization_lambda = strength
+            output = layer(x)
+            found.append([output, *torch.autograd.grad(output, inputs, gradient)])
+    for plain, compiled in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(plain, compiled)
+
+
 def test_zero_strength_quantizes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(value: Tensor) -> Tensor:
         raise AssertionError("quantized")

@@ -5,16 +5,29 @@ Shapes: B rows, T tokens of a row, H attention heads, K key/value heads, D head 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wrinklefree.errors import UserError
+
+CAPTURING_ATTENTION = "capturing"
+"""What transformers calls the attention of a layer that is being read."""
+_ATTEND: dict[nn.Module, Callable[..., Any]] = {}
+"""The attention of each layer that is being read."""
+
+
+def _attend(module: nn.Module, *args: Any, **rest: Any) -> Any:
+    return _ATTEND[module](module, *args, **rest)
+
+
+AttentionInterface.register(CAPTURING_ATTENTION, _attend)
 
 
 @dataclass(frozen=True)
@@ -55,29 +68,37 @@ class Capture:
 def capture_projections(model: PreTrainedModel, layer: int) -> Iterator[Capture]:
     """Read the queries, keys and values of a layer while the model runs inside the context.
 
-    The attention function that the model's configuration names is wrapped for as long, in the table
-    where transformers looks it up; other models and layers pass through it untouched.
+    The layer alone is given another attention function for as long; all others keep theirs, so that
+    what is compiled of them stays valid. A layer that runs again after the context, as the backward
+    pass of activation checkpointing makes it, is not read again.
     """
     attention = model.get_decoder().get_submodule(f"layers.{layer}.self_attn")
-    name = model.config._attn_implementation
+    own: Any = attention.config
+    name = own._attn_implementation
     if name not in ALL_ATTENTION_FUNCTIONS:
         raise UserError(
             f"relations can't be read from attention implementation {name}, which is no fused one;"
             " load the model with attn_implementation sdpa"
         )
-    inner: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
+    outer = _ATTEND.get(attention)
+    inner: Callable[..., Any] = outer or ALL_ATTENTION_FUNCTIONS[name]
     capture = Capture()
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **rest: Any):
-        if module is attention:
-            capture.store(Projections(query, key, value))
+        capture.store(Projections(query, key, value))
         return inner(module, query, key, value, *args, **rest)
 
-    ALL_ATTENTION_FUNCTIONS[name] = attend
+    _ATTEND[attention] = attend
+    attention.config = copy.copy(own)
+    attention.config._attn_implementation = CAPTURING_ATTENTION
     try:
         yield capture
     finally:
-        ALL_ATTENTION_FUNCTIONS[name] = inner
+        attention.config = own
+        if outer:
+            _ATTEND[attention] = outer
+        else:
+            del _ATTEND[attention]
 
 
 @contextmanager

@@ -119,6 +119,7 @@ def _allowed(
     return query[:, None] >= torch.arange(keys, device=device)
 
 
+@torch.compiler.disable
 def _record_and_attend(
     module: nn.Module,
     query_BHTD: Tensor,

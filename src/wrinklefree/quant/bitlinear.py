@@ -48,9 +48,9 @@ class BitLinear(nn.Module):
     """A linear layer that sees ternary weights and int8 activations.
 
     ``quantization_lambda`` is the strength: 0 is a plain linear layer, 1 is fully quantized. It is
-    an attribute and neither parameter nor buffer, so it is in no state dict. Whatever it is, the
-    gradients are those of a linear layer at the (partly) quantized values, but for a learned scale,
-    which stops those of weights beyond its clip (see ``LearnedScale``).
+    in no state dict. Whatever it is, the gradients are those of a linear layer at the (partly)
+    quantized values, but for a learned scale, which stops those of weights beyond its clip (see
+    ``LearnedScale``).
 
     At strength 1 the product is one of integers and exact (``kernels/ternary_linear``): its bits do
     not depend on machine and threads. Scales that are learned, or of groups along the inputs, and
@@ -70,6 +70,8 @@ class BitLinear(nn.Module):
     bias: nn.Parameter | None
     alpha: nn.Parameter | None
     """Of a learned scale, one per scale: its codes stand for two thirds of it."""
+    strength: Tensor
+    """``quantization_lambda`` for compiled layers, to which another number is another program."""
     scale: Scale
     granularity: Granularity
 
@@ -112,11 +114,25 @@ class BitLinear(nn.Module):
             weight_VL = linear.weight.detach().reshape(self.vectors, -1)
             alpha = nn.Parameter(alpha_of(fitted_scale(weight_VL, self.scale)))
         self.register_parameter("alpha", alpha)
+        self.register_buffer("strength", torch.ones(()), persistent=False)
         self.quantization_lambda = 1.0
         self._codes = WeightCodes()
 
+    @property
+    def quantization_lambda(self) -> float:
+        """The strength, 0 to 1."""
+        return self._lambda
+
+    @quantization_lambda.setter
+    def quantization_lambda(self, value: float) -> None:
+        self._lambda = value
+        self._is_partly_quantized = 0.0 < value < 1.0
+        self.strength.fill_(value)
+
     def forward(self, activation_MN: Tensor) -> Tensor:
         """float [..., N] to float [..., O]."""
+        if torch.compiler.is_compiling() and self._is_partly_quantized:
+            return self._forward_at(self.strength, activation_MN)
         strength = self.quantization_lambda
         if strength == 1.0 and self.alpha is None and self.granularity != "group":
             return self._integer_product(activation_MN)
@@ -141,6 +157,17 @@ class BitLinear(nn.Module):
         if torch.compiler.is_compiling():
             return _ternary_codes(self.weight.detach(), self.scale, self.vectors)
         return self._codes.of(self.weight, self.ternary_codes)
+
+    def _forward_at(self, strength: Tensor, activation_MN: Tensor) -> Tensor:
+        """``forward`` between strengths 0 and 1, of which a compiled layer serves all."""
+        seen_MN = _partly(activation_MN, quantize_activation(activation_MN), strength)
+        if self.alpha is not None:
+            quantized_ON: Any = LearnedScale.apply(self.weight, self.alpha, 1.0)
+            seen_ON = torch.lerp(self.weight, quantized_ON, strength.to(self.weight.dtype))
+        else:
+            quantized_ON = quantize_weight(self.weight, self.scale, self.vectors)
+            seen_ON = _partly(self.weight, quantized_ON, strength)
+        return F.linear(seen_MN, seen_ON, self.bias)
 
     def _seen_weight(self, strength: float) -> Tensor:
         if self.alpha is not None:
@@ -210,6 +237,11 @@ def resting_scales(model: nn.Module) -> set[str]:
         if isinstance(layer, BitLinear) and layer.alpha is not None
         if layer.quantization_lambda == 0.0
     }
+
+
+def _partly(value: Tensor, quantized: Tensor, strength: Tensor) -> Tensor:
+    """What ``_StraightThrough`` is, in the operations that a compiler knows."""
+    return value + ((quantized - value) * strength).detach().to(value.dtype)
 
 
 def _bitlinear_layers(model: nn.Module) -> list[BitLinear]:

@@ -60,7 +60,7 @@ ALTERNATIVES: dict[str, tuple[str, ...]] = {
 """Settings with a block for each alternative, of which ``name`` chooses one (docs/settings.md)."""
 
 
-WITHOUT_EFFECT = ("checkpoint_interval", "log_interval")
+WITHOUT_EFFECT = ("checkpoint_interval", "log_interval", "activation_checkpointing")
 """Settings of a training that leave its result as it is: a resumed run may have others."""
 
 

@@ -77,7 +77,8 @@ class ActivationTelemetry:
 
     @torch.no_grad()
     def _measure(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0] is self._last:
+        # Activation checkpointing runs layers again in the backward pass: on the same activations.
+        if inputs[0] is self._last or torch._C._current_graph_task_id() != -1:
             return
         self._last = inputs[0]
         value_MN = inputs[0].flatten(0, -2).float()

@@ -55,6 +55,7 @@ from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.spikes import Spikes
 from wrinklefree.train.state import TrainingState
+from wrinklefree.train.wrapping import wrap_for_training
 
 
 class _StepAbandonedError(Exception):
@@ -110,6 +111,7 @@ class Trainer:
         self.runtime.place(self.model)
         self.train_step = TrainStep(self.model, objective or Objective(NextToken()))
         self.optimizer = build_optimizer(self.model, settings.optimizer)
+        wrap_for_training(self.train_step, settings)
         self.clipper = build_clipper(settings.clipping)
         self.warnings: Counter[GradientWarning] = Counter()
         self.hooks = [*hooks, *_hooks_of(settings, self.model, data, held_out)]

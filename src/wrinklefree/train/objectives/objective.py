@@ -135,14 +135,15 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        self._layers = objective.layers(model)
+        self.layers = objective.layers(model)
+        """The decoder layers whose projections the terms look at, by term."""
         if objective.teacher:
             objective.teacher.check(model, objective.corruption.mask_token_id)
 
     def forward(self, prepared: Prepared) -> Outputs:
         """Run the network on what the corruption made of the rows."""
         question = self.objective.corruption.question(prepared)
-        with captured(self.model, self._layers) as captures:
+        with captured(self.model, self.layers) as captures:
             hidden_RSD = hidden_states(
                 self.model, question.tokens_RS, question.positions_RS, question.mask_R1SS
             )

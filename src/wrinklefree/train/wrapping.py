@@ -1,0 +1,99 @@
+"""What is put around the model for training: activation checkpointing, compilation.
+
+The one place for it. Parameters, their names and what is saved stay as they are.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from wrinklefree.errors import UserError
+from wrinklefree.models.layers import decoder_layers
+from wrinklefree.train.objectives.objective import TrainStep
+from wrinklefree.train.settings import TrainingSettings
+
+_VARIANTS = 32
+"""Compiled versions of a layer: strengths 0, between and 1, times shapes of batches."""
+
+
+def wrap_for_training(
+    train_step: TrainStep,
+    settings: TrainingSettings,
+    backend: Any = None,
+) -> None:
+    """Wrap the decoder layers as ``settings`` ask for, in place and once.
+
+    The model must be on its device, and its optimizer built: MuonClip replaces the attention.
+
+    Parameters
+    ----------
+    backend : of ``torch.compile``; None: inductor.
+
+    Raises
+    ------
+    UserError : the machine lacks what compilation needs, or the model can't be checkpointed.
+    """
+    model = train_step.model
+    if settings.activation_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(
+                f"activation_checkpointing is true, but {type(model).__name__} of transformers does"
+                " not support it; set it to false, with a smaller batch_size"
+            )
+        # Nothing in a layer is random, so there is no random state to bring back.
+        how = {"use_reentrant": False, "preserve_rng_state": False}
+        model.activation_checkpointing_enable(how)
+    if settings.compile:
+        if backend is None:
+            _require_compiler(model.device)
+        layers = decoder_layers(model)
+        # A layer whose projections are read has an attention of its own in every step.
+        for index in set(range(len(layers))) - set(train_step.layers.values()):
+            _compile(layers[index], backend or "inductor")
+
+
+def _compile(layer: nn.Module, backend: Any) -> None:
+    """Compile what is differentiated: held-out rows are few, and of many shapes. What hooks look
+    into, such as telemetry, runs as it is: a program would pass them by.
+
+    One layer after the other, because they are alike: the first one's program serves all. Each
+    shape has a program of its own, so that which one runs never depends on what ran before, and a
+    run that was killed goes on with the same bytes.
+    """
+    plain = layer.forward
+    compiled = torch.compile(
+        plain,
+        dynamic=False,
+        backend=backend,
+        recompile_limit=_VARIANTS,
+    )
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        watched = any(module._forward_pre_hooks for module in layer.modules())
+        run = compiled if torch.is_grad_enabled() and not watched else plain
+        return run(*args, **kwargs)
+
+    layer.forward = forward
+
+
+def _require_compiler(device: torch.device) -> None:
+    if device.type == "cuda":
+        missing = None if find_spec("triton") else "Triton (pip install triton)"
+    else:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+            missing = None
+        except InvalidCxxCompiler:
+            missing = "a C++ compiler (such as g++, or one that the variable CXX names)"
+    if missing:
+        raise UserError(
+            f"compile is true, but this machine lacks {missing}, which torch.compile needs; install"
+            " it, or set compile to false"
+        )
