@@ -107,7 +107,7 @@ def test_a_recipe_is_listed_and_becomes_a_preset_that_is_valid(tmp_path: Path):
         (("--revision", "codeparrot=a", "--revision", "codeparrot=b"), "names a data set twice"),
         (("--output", "params"), "params exists and was not written by wrinklefree recipe"),
         (("--output", "/proc/none/a.yaml"), "error: [Errno 2] No such file or directory"),
-        (("--max-tokens", "0"), "'0': give a whole number of tokens, above 0"),
+        (("--max-tokens", "0"), "'0': give a whole number above 0"),
     ],
 )
 def test_options_of_a_recipe_say_their_form(options: tuple[str, ...], message: str):

@@ -43,6 +43,17 @@ def main() -> None:
     settings = commands.add_parser("settings", help="compare docs/settings.md with the settings")
     settings.add_argument("--write", action="store_true", help="bring it and its schema up to date")
     _add_catalog(commands)
+    plan = commands.add_parser("plan", help="what each training needs of memory and time")
+    plan.add_argument("--configfile", nargs="*", default=[], metavar="preset", dest="presets")
+    plan.add_argument("--stage", help="stage2, or distill.ar; all if not given")
+    plan.add_argument("--devices", type=_count, default=1, help="which share the training")
+    plan.add_argument(
+        "--tflops",
+        type=float,
+        default=200.0,
+        help="what a device sustains, 10^12 operations a second; 200 if not given, a fifth of the"
+        " bfloat16 peak of an H100",
+    )
     hash_ = commands.add_parser(
         "hash", help="the sha256 that local files, or a base model, are pinned by"
     )
@@ -64,6 +75,7 @@ def main() -> None:
             "hash": _hash,
             "catalog": _catalog,
             "recipe": _recipe,
+            "plan": _plan,
         }[arguments.command](arguments)
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that can't be written
         _tell_error(error)
@@ -90,7 +102,7 @@ def _add_catalog(commands: argparse._SubParsersAction) -> None:
     show.add_argument("name")
     recipe = commands.add_parser("recipe", help="write a preset that trains on a mixture")
     recipe.add_argument("recipe", help="a name in catalog.yaml, or the path of a file of weights")
-    recipe.add_argument("--max-tokens", type=_token_count, help="to read in all, shared by weight")
+    recipe.add_argument("--max-tokens", type=_count, help="to read in all, shared by weight")
     recipe.add_argument(
         "--revision",
         action="append",
@@ -102,9 +114,9 @@ def _add_catalog(commands: argparse._SubParsersAction) -> None:
     recipe.add_argument("--output", type=Path, help="params/<recipe>.yaml if not given")
 
 
-def _token_count(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of tokens, above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above 0")
     return int(text)
 
 
@@ -259,6 +271,15 @@ def _recipe(arguments: argparse.Namespace) -> None:
         arguments.max_tokens,
     )
     print(f"{path}: run snakemake all -n --configfile {path}, or wrinklefree preset {path} for DVC")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from wrinklefree.config.load import read_settings, validate
+    from wrinklefree.config.presets import find_preset
+    from wrinklefree.plan.report import report
+
+    settings = validate(read_settings(PARAMS, *map(find_preset, arguments.presets)))
+    print(report(settings, arguments.stage, arguments.devices, arguments.tflops))
 
 
 def _hash(arguments: argparse.Namespace) -> None:

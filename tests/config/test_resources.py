@@ -44,6 +44,7 @@ def test_the_parameters_of_a_model_from_scratch_are_counted(name: str | None):
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads,
+        tie_word_embeddings=True,
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -54,6 +55,7 @@ def test_a_full_size_preset_asks_for_a_gpu_and_for_memory_by_its_size():
     full, small = preset("qwen3_4b"), preset(None)
     assert full.resources.gpus == 1
     assert 4e9 < model_parameters(full) < 5e9
+    assert model_parameters(full) == pytest.approx(4022468096, rel=1e-3)  # with norms
     # Weights, gradient and two moments of a step; the default preset took 2,300 MB at most.
     assert model_memory_mb(full) > 16 * model_parameters(full) / 1e6
     assert 2600 < model_memory_mb(small) < 8000
@@ -61,7 +63,7 @@ def test_a_full_size_preset_asks_for_a_gpu_and_for_memory_by_its_size():
 
 
 def test_a_brought_model_of_unknown_size_is_taken_to_be_large():
-    parameters = preset("smollm2_135m", resources={"model_parameters": None})
+    parameters = preset("smollm2_135m", resources={"model": None})
     assert model_parameters(parameters) == UNKNOWN_MODEL
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
+from pydantic import model_validator
+
+from wrinklefree.models.settings import ModelSettings
 from wrinklefree.schema.section import PositiveInt, Section
 
 if TYPE_CHECKING:
@@ -20,26 +23,85 @@ _BYTES_PER_TOKEN = 2
 """Hashes of documents and paragraphs, and where each document lies; text itself is streamed."""
 
 
+class ModelShape(Section):
+    """The sizes of a brought model, under the names of its ``config.json``."""
+
+    model_type: Literal["llama", "qwen2", "qwen3"]
+    """The architecture."""
+    hidden_size: PositiveInt
+    """Features of a token between layers."""
+    intermediate_size: PositiveInt
+    """Features inside the feed-forward network."""
+    num_hidden_layers: PositiveInt
+    """Decoder layers."""
+    num_attention_heads: PositiveInt
+    """Attention heads of queries."""
+    num_key_value_heads: PositiveInt
+    """Attention heads of keys and values."""
+    head_dim: PositiveInt
+    """Features of a head."""
+    vocab_size: PositiveInt
+    """Rows of the embedding."""
+    tie_word_embeddings: bool
+    """Whether the embedding is the head too."""
+
+    @classmethod
+    def of_scratch(cls, model: ModelSettings, vocabulary_size: int) -> Self:
+        """The shape that ``base.scratch.model`` gives."""
+        return cls(
+            model_type="llama",
+            hidden_size=model.hidden_size,
+            intermediate_size=model.intermediate_size,
+            num_hidden_layers=model.layers,
+            num_attention_heads=model.heads,
+            num_key_value_heads=model.key_value_heads,
+            head_dim=model.hidden_size // model.heads,
+            vocab_size=vocabulary_size,
+            tie_word_embeddings=not model.scaled_embedding,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the dense model has, all but those of norms and biases."""
+        heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
+        layer = self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+        embeddings = self.vocab_size * self.hidden_size
+        return self.num_hidden_layers * layer + embeddings * (2 - self.tie_word_embeddings)
+
+
 class ResourcesSettings(Section):
     """What a cluster is asked for. No stage reads it, no result depends on it."""
 
     model_parameters: PositiveInt | None = None
-    """Size of the model of ``base.source``, for memory; null: counted if from scratch, else 10⁹."""
+    """Size of the model of ``base.source``, for memory; null: by ``model`` or ``base.scratch``,
+    else 10⁹."""
+    model: ModelShape | None = None
+    """Its shape, which gives its size too and which ``wrinklefree plan`` needs."""
     gpus: Literal[0, 1] = 0
     """GPUs of each stage that trains or runs the model."""
 
+    @model_validator(mode="after")
+    def _one_says_the_size(self) -> Self:
+        if self.model and self.model_parameters:
+            raise ValueError("model and model_parameters both give the model's size; leave out one")
+        return self
+
+
+def model_shape(parameters: Parameters) -> ModelShape | None:
+    """The shape of the dense model, as far as the settings say."""
+    if not (scratch := parameters.base.scratch):
+        return parameters.resources.model
+    if parameters.tokenizer.kind != "bpe":
+        return None
+    return ModelShape.of_scratch(scratch.model, parameters.tokenizer.vocabulary_size)
+
 
 def model_parameters(parameters: Parameters) -> int:
-    """How many weights the model has, as set or as ``base.scratch`` says."""
+    """How many weights the model has, as set or as its shape says."""
     if given := parameters.resources.model_parameters:
         return given
-    if not parameters.base.scratch or parameters.tokenizer.kind != "bpe":
-        return UNKNOWN_MODEL
-    shape = parameters.base.scratch.model
-    keys = shape.hidden_size * shape.key_value_heads // shape.heads
-    attention = 2 * shape.hidden_size * (shape.hidden_size + keys)
-    layer = attention + 3 * shape.hidden_size * shape.intermediate_size
-    return shape.layers * layer + 2 * parameters.tokenizer.vocabulary_size * shape.hidden_size
+    shape = model_shape(parameters)
+    return shape.parameters if shape else UNKNOWN_MODEL
 
 
 def model_memory_mb(parameters: Parameters) -> int:

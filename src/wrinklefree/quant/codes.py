@@ -115,7 +115,8 @@ class WeightCodes:
         if weight.is_inference():
             return make()
         updates = _Updates.value if weight.requires_grad else 0
-        held, place = self._held, (weight.data_ptr(), weight.shape, weight.dtype)
+        held, storage = self._held, weight.untyped_storage()
+        place = (storage._cdata, weight.storage_offset(), weight.shape, weight.dtype)
         if (
             held is not None
             and held.parameter is weight
@@ -126,6 +127,5 @@ class WeightCodes:
             return held.codes
         with torch.inference_mode(False), torch.no_grad():
             codes = make()
-        storage = weight.untyped_storage()
         self._held = _Weight(weight, storage, place, weight._version, updates, codes)
         return codes

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.layers import decoder_layers
@@ -39,14 +40,7 @@ def wrap_for_training(
     """
     model = train_step.model
     if settings.activation_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise UserError(
-                f"activation_checkpointing is true, but {type(model).__name__} of transformers does"
-                " not support it; set it to false, with a smaller batch_size"
-            )
-        # Nothing in a layer is random, so there is no random state to bring back.
-        how = {"use_reentrant": False, "preserve_rng_state": False}
-        model.activation_checkpointing_enable(how)
+        checkpoint_activations(model)
     if settings.compile:
         if backend is None:
             _require_compiler(model.device)
@@ -54,6 +48,22 @@ def wrap_for_training(
         # A layer whose projections are read has an attention of its own in every step.
         for index in set(range(len(layers))) - set(train_step.layers.values()):
             _compile(layers[index], backend or "inductor")
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let training keep what enters each decoder layer, and nothing of its inside.
+
+    Raises
+    ------
+    UserError : transformers can't do it with this architecture.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"activation_checkpointing is true, but {type(model).__name__} of transformers does"
+            " not support it; set it to false, with a smaller batch_size"
+        )
+    # Nothing in a layer is random, so there is no random state to bring back.
+    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
 
 def _compile(layer: nn.Module, backend: Any) -> None:
@@ -65,12 +75,9 @@ def _compile(layer: nn.Module, backend: Any) -> None:
     run that was killed goes on with the same bytes.
     """
     plain = layer.forward
-    compiled = torch.compile(
-        plain,
-        dynamic=False,
-        backend=backend,
-        recompile_limit=_VARIANTS,
-    )
+    compiled = torch.compile(  # whose overloads forget recompile_limit
+        plain, dynamic=False, backend=backend, recompile_limit=_VARIANTS
+    )  # pyright: ignore[reportCallIssue]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         watched = any(module._forward_pre_hooks for module in layer.modules())

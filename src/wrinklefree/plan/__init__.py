@@ -1,0 +1,1 @@
+"""What a training needs of memory and time, before any weight is loaded."""

@@ -1,0 +1,174 @@
+"""Bytes that a training stage holds at its peak, on each device.
+
+The peak is where the loss is computed, or where the last layer's gradients are, whichever holds
+more: both while everything lives that was kept for the backward pass.
+
+Shapes: B rows, T tokens of a row, S tokens that the network reads of a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.distill.relations import relations_divergence
+from wrinklefree.kernels.sum_by_blocks import block_size
+from wrinklefree.models.forward import hidden_states
+from wrinklefree.optim.build import build_optimizer
+from wrinklefree.plan.live import decoder_phases, model_on_meta, phases_of
+from wrinklefree.quant.settings import QuantizerSettings
+from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.train.objectives.distillation import LEAST_QUERIES
+from wrinklefree.train.objectives.objective import LEAST_TOKENS
+from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.wrapping import checkpoint_activations
+
+_FLOAT = 4
+COPIES_OF_LOGITS = 3
+"""Cross-entropy: the logits, their log-softmax, and its gradient."""
+COPIES_OF_A_TEACHER = 5
+"""KL: the teacher's logits and log-softmax, the student's log-softmax and gradient, a product."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A stage that trains, by what decides over memory and time."""
+
+    name: str
+    settings: TrainingSettings
+    length: int
+    """T"""
+    quantizer: QuantizerSettings | None
+    """None: the model is dense."""
+    diffusion: DiffusionSettings | None
+    """None: it asks for next tokens."""
+
+    @property
+    def views(self) -> int:
+        """In how many masked versions the network reads a row."""
+        return 2 if self.diffusion and self.diffusion.complementary_masks else 1
+
+    @property
+    def read_length(self) -> int:
+        """S: a diffusion student reads noisy and clean tokens."""
+        return 2 * self.length if self.diffusion else self.length
+
+    @property
+    def asked(self) -> float:
+        """Asked tokens per token of a row: complementary masks ask for all, one for a half."""
+        return 0.5 if self.diffusion and self.views == 1 else 1.0
+
+    @property
+    def distillation(self) -> DistillSettings | None:
+        """With a teacher, what it teaches."""
+        return self.settings if isinstance(self.settings, DistillSettings) else None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    average: int
+    """A copy of the parameters, where the finished model is an average."""
+    teacher: int
+    activations: int
+    """Kept for the backward pass of a micro-batch."""
+    working: int
+    """Beside all others at the peak."""
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(vars(self).values())
+
+
+def memory_of(training: Training, config: PreTrainedConfig, devices: int = 1) -> Memory:
+    """What ``training`` of a model like ``config`` holds on each of some devices.
+
+    Several share parameters, gradients, optimizer state and the teacher evenly; each has its own
+    micro-batch.
+    """
+    settings = training.settings
+    model = model_on_meta(config, training.quantizer)
+    optimizer = build_optimizer(model, settings.optimizer)
+    parameters = _FLOAT * sum(p.numel() for p in model.parameters())
+    state = sum(
+        tensor.nbytes
+        for parameter in model.parameters()
+        for tensor in optimizer.state_layout(parameter).values()
+    )
+    dense = _FLOAT * sum(p.numel() for p in model_on_meta(config).parameters())
+    activations, working = _activations(training, config)
+    return Memory(
+        parameters=parameters // devices,
+        gradients=parameters // devices,
+        optimizer=state // devices,
+        average=0 if settings.averaging.name == "none" else parameters // devices,
+        teacher=dense // devices if training.distillation else 0,
+        activations=activations,
+        working=max(working, _loss(training, config)),
+    )
+
+
+def _activations(training: Training, config: PreTrainedConfig) -> tuple[int, int]:
+    """Kept of all layers, and beside it in the backward pass: one and two layers tell the rest."""
+    found = []
+    for layers in (1, 2):
+        small = type(config).from_dict(
+            config.to_dict() | {"num_hidden_layers": layers, "layer_types": None}
+        )
+        model = model_on_meta(small, training.quantizer)
+        if training.settings.activation_checkpointing:
+            checkpoint_activations(model)
+        found.append(
+            decoder_phases(
+                model,
+                training.views * training.settings.batch_size,
+                training.read_length,
+                None if training.settings.precision == "fp32" else torch.bfloat16,
+                hidden_states,
+            )
+        )
+    one, two = found
+    more_layers = config.num_hidden_layers - 1
+    return one.kept + more_layers * (two.kept - one.kept), two.more
+
+
+def _loss(training: Training, config: PreTrainedConfig) -> int:
+    rows, length = training.settings.batch_size, training.length
+    copies = COPIES_OF_LOGITS + (training.diffusion is not None)
+    distillation, relations = training.distillation, 0
+    if distillation and distillation.weights.logits:
+        copies += COPIES_OF_A_TEACHER + (training.diffusion is not None)
+    if distillation and distillation.weights.relations:
+        relations = _relations(distillation, config, rows, length)
+    tokens = int(training.asked * rows * length)
+    block = min(tokens, block_size(config.vocab_size, least=LEAST_TOKENS))
+    return block * copies * config.vocab_size * _FLOAT + relations
+
+
+def _relations(settings: DistillSettings, config: PreTrainedConfig, rows: int, length: int) -> int:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, causal = settings.relations.heads, settings.relations.causal
+    query = (rows, heads, length, config.num_attention_heads * size // heads)
+    key = (rows, heads, length, config.num_key_value_heads * size // heads)
+    block = min(length, block_size(rows * heads * length, least=LEAST_QUERIES))
+
+    def compute(*student: torch.Tensor) -> torch.Tensor:
+        return relations_divergence(
+            [tensor.detach() for tensor in student],
+            student,
+            torch.zeros(rows, length, dtype=torch.int64),
+            slice(length - block, length),  # the last queries have the most keys
+            causal=causal,
+            temperature=settings.relations.temperature,
+        ).sum()
+
+    phases = phases_of(compute, query, key, key)
+    return phases.kept + phases.more

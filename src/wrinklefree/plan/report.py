@@ -1,0 +1,148 @@
+"""The table of ``wrinklefree plan``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from wrinklefree.config.parameters import Parameters
+from wrinklefree.config.resources import model_shape
+from wrinklefree.errors import UserError
+from wrinklefree.plan.memory import Memory, Training, memory_of
+from wrinklefree.train.data import samples_per_step
+
+DEVICES_GB = (24, 48, 80)
+SPARE = 0.08
+"""Of a device: what the driver, libraries and gaps between tensors take."""
+
+
+def report(settings: Parameters, stage: str | None, devices: int, tflops: float) -> str:
+    """The table of all trainings, or of one, within 80 columns.
+
+    Raises
+    ------
+    UserError : the model's shape is unknown, or ``stage`` is none that trains.
+    """
+    config = model_config(settings)
+    trainings = trainings_of(settings)
+    if stage is not None and stage not in trainings:
+        raise UserError(f"{stage} is no training of this run; these are: {', '.join(trainings)}")
+    if not 0 < tflops < 1e6:
+        raise UserError(f"--tflops {tflops:g}: expected 10^12 operations a second, such as 200")
+    chosen = [trainings[stage]] if stage else list(trainings.values())
+    columns = [_column(training, config, devices, tflops) for training in chosen]
+    lines = [f"{'GB on each device':<20}" + "".join(f"{one.name:>12}" for one in chosen)]
+    lines += [
+        f"{label:<20}" + "".join(f"{column[label]:>12}" for column in columns)
+        for label in columns[0]
+    ]
+    notes = (
+        f"{config.model_type}, {_parameters(config):,} parameters; rows of"
+        f" {settings.mixture.sequence_length:,} tokens; devices: {devices}",
+        f"Time at {tflops:g}e12 operations a second on each device (--tflops). A device fits if"
+        f"\n{SPARE:.0%} of it is left over. docs/plan.md says what is counted and how well.",
+    )
+    return "\n".join([notes[0], "", *lines, "", notes[1]])
+
+
+def model_config(settings: Parameters) -> PreTrainedConfig:
+    """The dense model's configuration, from the settings or a local folder's ``config.json``."""
+    source = settings.base.source
+    if source.kind == "folder":
+        path = Path(source.path) / "config.json"
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"base.source.path: {path} can't be read ({error})") from error
+    elif shape := model_shape(settings):
+        content = shape.model_dump()
+    else:
+        raise UserError(
+            f"base.source.kind is {source.kind} and resources.model is missing: write the sizes of"
+            " the model's config.json there, as params/qwen3_4b.yaml does"
+        )
+    return AutoConfig.for_model(
+        content.pop("model_type"), **content | {"max_position_embeddings": 1 << 20}
+    )
+
+
+def trainings_of(settings: Parameters) -> dict[str, Training]:
+    """The stages that train, by name."""
+    length, quantizer = settings.mixture.sequence_length, settings.subln.quantizer
+    diffusion, students = settings.dlm.diffusion, settings.distill
+    found = [
+        Training("stage2", settings.stage2, length, quantizer, None),
+        Training("dlm", settings.dlm, length, quantizer, diffusion),
+        Training("distill.ar", students.ar, length, quantizer, None),
+        Training("distill.dlm", students.dlm, length, quantizer, diffusion),
+    ]
+    if scratch := settings.base.scratch:
+        found.insert(0, Training("base", scratch.training, length, None, None))
+    return {training.name: training for training in found}
+
+
+def operations_per_token(training: Training, config: PreTrainedConfig) -> float:
+    """Floating point operations of a step, per token of its rows.
+
+    Products with weights, 2 per weight and token read, and attention, over all tokens of a row,
+    hidden or not; the backward pass is twice the forward pass. A dense layer that is run again
+    stops before its last product. Norms, softmax and the optimizer are left out.
+    """
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = config.num_key_value_heads
+    last = config.hidden_size * config.intermediate_size
+    weights = config.hidden_size * 2 * (heads + keys) * size + 3 * last
+    head = 2 * config.vocab_size * config.hidden_size
+
+    def decoder(length: int) -> float:
+        return layers * (2 * weights + 4 * heads * size * length)
+
+    read = training.views * training.read_length / training.length
+    total = 3 * (read * decoder(training.read_length) + training.asked * head)
+    if training.settings.activation_checkpointing:
+        skipped = 0 if training.quantizer else layers * 2 * last
+        total += read * (decoder(training.read_length) - skipped)
+    if training.distillation:
+        total += decoder(training.length) + training.asked * head
+    return total
+
+
+def _column(
+    training: Training, config: PreTrainedConfig, devices: int, tflops: float
+) -> dict[str, str]:
+    memory = memory_of(training, config, devices)
+    tokens = samples_per_step(training.settings) * training.length * devices
+    speed = devices * tflops * 1e12 / operations_per_token(training, config)
+    hours = tokens * training.settings.steps / speed / 3600
+    labels = {
+        "parameters": memory.parameters,
+        "gradients": memory.gradients,
+        "optimizer state": memory.optimizer,
+        "average": memory.average,
+        "teacher": memory.teacher,
+        "activations": memory.activations,
+        "loss, or a layer's": memory.working,
+        "all": memory.total,
+    }
+    return {
+        "optimizer": training.settings.optimizer.name,
+        **{label: f"{size / 1e9:,.2f}" for label, size in labels.items()},
+        "fits, GB": _fits(memory),
+        "tokens a step": f"{tokens:,}",
+        "tokens/s": f"{speed:,.0f}",
+        "hours": f"{hours:,.1f}",
+    }
+
+
+def _fits(memory: Memory) -> str:
+    fitting = [size for size in DEVICES_GB if memory.total <= size * 1e9 * (1 - SPARE)]
+    return str(fitting[0]) if fitting else "none"
+
+
+def _parameters(config: PreTrainedConfig) -> int:
+    from wrinklefree.plan.live import model_on_meta
+
+    return model_on_meta(config).num_parameters()

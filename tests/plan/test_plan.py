@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from wrinklefree.config.load import read_settings, validate
+from wrinklefree.config.parameters import Parameters
+from wrinklefree.config.resources import model_parameters
+from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.errors import UserError
+from wrinklefree.mixture.token_rows import TokenRows
+from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.plan.live import model_on_meta
+from wrinklefree.plan.memory import Training, memory_of
+from wrinklefree.plan.report import (
+    SPARE,
+    model_config,
+    operations_per_token,
+    report,
+    trainings_of,
+)
+from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.settings import QuantizerSettings
+from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective
+from wrinklefree.train.settings import QuantizedTrainingSettings
+
+PROJECT = Path(__file__).parents[2]
+MEASURE = Path(__file__).with_name("measure_peak.py")
+QUANTIZER = QuantizerSettings(scale="least_squares", granularity="row")
+BROUGHT = {"qwen3_4b": 80, "qwen3_0_6b": 48, "smollm2_360m": 24, "smollm2_135m": 24}
+"""Presets with a model from elsewhere, and the GB of the device that they are for."""
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::wrinklefree.optim.settings.UnusualLearningRateWarning"
+)
+
+
+def preset(name: str | None) -> Parameters:
+    files = [PROJECT / "params" / f"{name}.yaml"] if name else []
+    return validate(read_settings(PROJECT / "params.yaml", *files))
+
+
+def config_of(**changes: Any) -> Any:
+    sizes = {
+        "vocab_size": 90, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 512, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return AutoConfig.for_model("qwen3", **(sizes | changes))
+
+
+def settings_of(kind: Any = QuantizedTrainingSettings, **changes: Any) -> Any:
+    values: dict[str, Any] = {
+        "steps": 3,
+        "batch_size": 2,
+        "optimizer": {"name": "adamw"},
+        "schedule": {"warmup_steps": 1},
+        "lambda_warmup": {"warmup_steps": 0},
+    }
+    return kind(**values | changes)
+
+
+def trainer_of(training: Training, config: Any) -> Trainer:
+    """The real training of one small model."""
+    model, teacher = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="sdpa") for _ in range(2)
+    )
+    insert_subln(model)
+    insert_bitlinear(model, QUANTIZER)
+    corruption = NextToken()
+    if training.diffusion:
+        corruption = BlockDiffusion(training.diffusion, config.vocab_size - 1, seed=1)
+    objective = Objective(corruption)
+    if training.distillation:
+        objective = distillation(corruption, training.distillation, teacher)
+    rows = torch.randint(1, config.vocab_size - 1, (8, training.length))
+    return Trainer(model, TokenRows(rows, seed=1), training.settings, objective)
+
+
+def ternary_layers(model: Any) -> list[BitLinear]:
+    return [module for module in model.modules() if isinstance(module, BitLinear)]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon8bit", "adamw8bit", "apollo", "normuon"])
+def test_the_optimizer_state_is_that_of_a_step(name: str):
+    training = Training("t", settings_of(optimizer={"name": name}), 24, QUANTIZER, None)
+    trainer = trainer_of(training, config_of())
+    trainer._backward(0)
+    trainer.optimizer.step()
+    states = trainer.optimizer.state.values()
+    measured = sum(t.nbytes for state in states for t in state.values() if torch.is_tensor(t))
+    planned = memory_of(training, config_of())
+    assert planned.optimizer == measured
+    assert planned.parameters == sum(p.nbytes for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
+def test_activations_are_what_autograd_keeps(checkpointing: bool, precision: str):
+    changes = {"precision": precision, "activation_checkpointing": checkpointing}
+    training = Training("t", settings_of(**changes), 64, QUANTIZER, None)
+    config = config_of(num_hidden_layers=5)
+    planned = memory_of(training, config).activations
+    trainer = trainer_of(training, config)
+    own = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+    held: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    micro = trainer.train_step.objective.corruption.prepare(trainer._batch(0, 0), 0)
+    question = trainer.train_step.objective.corruption.question(micro)
+    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with saved, trainer.runtime.computing():
+        hidden = trainer.model.get_decoder()(
+            input_ids=question.tokens_RS,
+            position_ids=question.positions_RS,
+            attention_mask=question.mask_R1SS,
+            use_cache=False,
+        )
+    measured = sum(size for place, size in held.items() if place not in own)
+    del hidden
+    # Checkpointed layers share the mask and the rotary embeddings and keep codes of their weights,
+    # which no hook sees.
+    codes = sum(layer.weight.numel() for layer in ternary_layers(trainer.model))
+    slack = codes + 2 * 64 * 64 * 5 + 2 * 2 * 64 * 16 * 4 if checkpointing else 0
+    assert measured * 0.97 < planned < measured * 1.06 + slack
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("teacher", "diffusion"),
+    [(False, None), (True, None), (True, DiffusionSettings(block_size=4))],
+)
+def test_operations_are_those_that_a_counter_sees(
+    teacher: bool, diffusion: Any, checkpointing: bool
+):
+    settings = settings_of(activation_checkpointing=checkpointing)
+    if teacher:
+        settings = settings_of(
+            DistillSettings,
+            activation_checkpointing=checkpointing,
+            weights={"relations": 0.0},
+            relations={"heads": 4, "causal": True},
+        )
+    training = Training("t", settings, 64, QUANTIZER, diffusion)
+    trainer = trainer_of(training, config_of())
+
+    def ternary(activation: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * activation[:-1].numel() * weight.numel()
+
+    operation = torch.ops.wrinklefree.ternary_linear
+    counter = FlopCounterMode(display=False, custom_mapping={operation: ternary})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        trainer._backward(0)
+    planned = operations_per_token(training, config_of())
+    assert counter.get_total_flops() / (2 * 64) == pytest.approx(planned, rel=0.03)
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_a_preset_of_a_brought_model_gives_its_size(name: str):
+    settings = preset(name)
+    counted = model_on_meta(model_config(settings)).num_parameters()
+    assert model_parameters(settings) == pytest.approx(counted, rel=1e-3)
+    known = {"qwen3_4b": 4022468096, "smollm2_135m": 134515008, "smollm2_360m": 361821120}
+    assert counted == known.get(name, 596049920)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", BROUGHT)
+def test_every_training_of_a_preset_fits_the_device_that_it_is_for(name: str):
+    settings = preset(name)
+    config = model_config(settings)
+    for training in trainings_of(settings).values():
+        total = memory_of(training, config).total
+        assert total < BROUGHT[name] * 1e9 * (1 - SPARE), f"{training.name}: {total / 1e9:.1f} GB"
+
+
+def test_the_table_is_of_80_columns_and_devices_share():
+    one, two = (report(preset(None), None, devices, 1.0) for devices in (1, 2))
+    assert max(len(line) for line in one.splitlines()) <= 80
+    assert "distill.dlm" in one.splitlines()[2]
+
+    def row(text: str, label: str) -> list[float]:
+        line = next(line for line in text.splitlines() if line.startswith(label))
+        return [float(word.replace(",", "")) for word in line.removeprefix(label).split()]
+
+    assert row(two, "tokens/s") == pytest.approx([2 * x for x in row(one, "tokens/s")], rel=1e-3)
+    assert row(one, "teacher")[1] == 0 < row(one, "teacher")[-1]
+
+
+def test_mistakes_are_told():
+    settings = preset("smollm2_135m")
+    with pytest.raises(UserError, match=r"stage3 is no training of this run; these are: stage2"):
+        report(settings, "stage3", 1, 1.0)
+    unknown = settings.resources.model_copy(update={"model": None})
+    with pytest.raises(UserError, match=r"resources.model is missing: write the sizes"):
+        report(settings.model_copy(update={"resources": unknown}), None, 1, 1.0)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", ["wide", "long"])
+def test_the_peak_is_what_the_process_takes(case: str):
+    command = [sys.executable, str(MEASURE), case]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
