@@ -54,6 +54,18 @@ def test_the_gated_product_is_that_of_autograd_to_the_bit(dtype: torch.dtype) ->
     assert all(map(torch.equal, gradients(gated_product, gate, up), plain))
 
 
+def test_only_what_is_read_is_saved() -> None:
+    saved: list[Tensor] = []
+    value, gate = (torch.randn(5, 63, requires_grad=True) for _ in range(2))
+    gain = torch.randn(63, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        rms_norm(value.half(), gain, 1e-5)
+        gated_product(gate, value)
+    large = [t for t in saved if t.numel() > 63 and t.dtype != torch.float16]
+    assert {t.data_ptr() for t in large} == {gate.data_ptr(), value.data_ptr()}
+    assert len(saved) == 5
+
+
 def test_surgery_replaces_the_gated_mlp_and_keeps_names_and_values(tiny_model) -> None:
     dense, model = tiny_model(), tiny_model()
     insert_bitlinear(model)

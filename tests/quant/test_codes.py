@@ -34,13 +34,20 @@ def hidden_write(layer: BitLinear) -> None:
 
 
 def new_data_at_the_old_address(layer: BitLinear) -> None:
-    """Twice, since an address may be given out again once its data is gone."""
-    for _ in range(2):
-        layer.weight.data = torch.randn_like(layer.weight)
+    """An address is given out again once its data is gone; assignments are not counted."""
+    layer._weight_codes()
+    size, address = layer.weight.shape, layer.weight.data_ptr()
+    for _ in range(50):
+        layer.weight.data = torch.empty(0)
+        layer.weight.data = torch.randn(size)
+        if layer.weight.data_ptr() == address:
+            break
 
 
 def another_parameter_of_the_same_data(layer: BitLinear) -> None:
-    before = layer.weight
+    """Counts of changes are each parameter's own, and both begin at 0."""
+    before = layer.weight = nn.Parameter(layer.weight.detach().clone())
+    layer._weight_codes()
     layer.weight = nn.Parameter(before.data)
     with torch.no_grad():
         before.normal_()
@@ -96,7 +103,7 @@ CHANGES: list[Callable[[BitLinear], None]] = [
 def test_codes_are_those_of_the_weight_whatever_happened_to_it(
     order: list[Callable[[BitLinear], None]], copies: bool
 ) -> None:
-    layer, x = BitLinear(12, 8), torch.randn(3, 12)
+    layer, x = BitLinear(96, 64), torch.randn(3, 96)
     for change in order:
         layer(x)
         if copies:
@@ -108,14 +115,14 @@ def test_codes_are_those_of_the_weight_whatever_happened_to_it(
 
 
 def as_linear(layer: BitLinear) -> nn.Linear:
-    linear = nn.Linear(12, 8, bias=False)
+    linear = nn.Linear(96, 64, bias=False)
     linear.weight = nn.Parameter(layer.weight.detach().clone())
     return linear
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__qualname__)
 def test_each_change_is_seen(change: Callable[[BitLinear], None]) -> None:
-    layer = BitLinear(12, 8)
+    layer = BitLinear(96, 64)
     layer._weight_codes()
     before = layer.ternary_codes()
     change(layer)
@@ -124,10 +131,10 @@ def test_each_change_is_seen(change: Callable[[BitLinear], None]) -> None:
 
 
 def test_codes_are_made_once_between_updates_and_once_for_ever_when_frozen() -> None:
-    layer, made = BitLinear(12, 8), []
+    layer, made = BitLinear(96, 64), []
     original = layer.ternary_codes
     layer.ternary_codes = lambda: made.append(1) or original()  # pyright: ignore
-    x = torch.randn(3, 12)
+    x = torch.randn(3, 96)
     for _ in range(3):
         layer(x).sum().backward()
     with torch.no_grad():
@@ -140,13 +147,13 @@ def test_codes_are_made_once_between_updates_and_once_for_ever_when_frozen() -> 
     layer.requires_grad_(False)
     layer(x)
     made.clear()
-    with_optimizer(lambda p: torch.optim.AdamW(p))(BitLinear(12, 8))
+    with_optimizer(lambda p: torch.optim.AdamW(p))(BitLinear(96, 64))
     layer(x)
     assert not made
 
 
 def test_a_copy_holds_no_codes() -> None:
-    layer = BitLinear(12, 8)
+    layer = BitLinear(96, 64)
     layer._weight_codes()
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert isinstance(twin._codes, WeightCodes)
@@ -154,10 +161,10 @@ def test_a_copy_holds_no_codes() -> None:
 
 
 def test_codes_made_in_inference_mode_can_train() -> None:
-    layer, x = BitLinear(12, 8), torch.randn(3, 12)
+    layer, x = BitLinear(96, 64), torch.randn(3, 96)
     with torch.inference_mode():
         expected = layer(x)
-        y = torch.randn(3, 12)
+        y = torch.randn(3, 96)
         assert torch.equal(activation_codes(y)[0], activation_codes(y.clone())[0])
     output = layer(x)
     output.sum().backward()
