@@ -87,7 +87,7 @@ def parameters(trainer: Trainer) -> list[torch.Tensor]:
 TERNARY = {"lambda_warmup": {"warmup_steps": 0}}
 CASES = [
     ("text", "absmean", {"telemetry_interval": 1}),
-    ("text", "learned", {"optimizer": {"name": "muonclip"}, "autocast": "bfloat16"}),
+    ("text", "learned", {"optimizer": {"name": "muonclip"}, "precision": "bfloat16"}),
     ("diffusion", "least_squares", {}),
     ("distillation", "learned", {}),
     ("diffusion distillation", "absmean", TERNARY),
