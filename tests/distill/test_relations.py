@@ -9,12 +9,15 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from wrinklefree.distill import relations
 from wrinklefree.distill.relations import (
     relation_layer,
     relation_vectors,
     relations_divergence,
+    streamed_divergence,
 )
 from wrinklefree.errors import UserError
+from wrinklefree.kernels.relation_loss import reference
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
 from wrinklefree.models.projections import Projections, capture_projections
@@ -89,6 +92,16 @@ def test_other_documents_padding_and_with_causal_the_future_are_not_compared():
         assert moved[0].tolist() == [past, past, True, False, False, False]
         assert moved[1].tolist() == [past, past, True, True, False, False]
         assert before[torch.tensor(pieces) < 0].abs().max() < 1e-12
+
+
+def test_what_is_asked_of_the_kernel_for_cuda_is_the_same_divergence(monkeypatch):
+    monkeypatch.setattr(relations, "relation_divergence", reference.relation_divergence)
+    teacher, student = projections(4, 2, 12, seed=4), projections(2, 2, 24, seed=5)
+    pieces = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]])
+    how = {"causal": True, "temperature": 0.5}
+    both = [relation_vectors(found, 4) for found in (teacher, student)]
+    streamed = streamed_divergence(*both, pieces, **how)
+    torch.testing.assert_close(streamed, relations_divergence(*both, pieces, **how))
 
 
 def test_heads_must_divide_every_projection():

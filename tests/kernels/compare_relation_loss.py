@@ -15,25 +15,10 @@ from bfloat16_in_interpreter import mend
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from wrinklefree.kernels.relation_loss.reference import relation_divergence as definition
 from wrinklefree.kernels.relation_loss.triton import relation_divergence
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def definition(
-    student_GTE: Tensor, teacher_GTF: Tensor, piece_BT: Tensor, *, causal: bool, temperature: float
-) -> Tensor:
-    same_BTT = (piece_BT[:, :, None] == piece_BT[:, None, :]) & (piece_BT >= 0)[:, None, :]
-    same_BTT = same_BTT.tril() if causal else same_BTT
-    tokens, batch = piece_BT.shape[1], len(piece_BT)
-    mask_BTT = same_BTT | torch.eye(tokens, dtype=torch.bool, device=DEVICE)
-    mask_GTT = mask_BTT.repeat_interleave(len(student_GTE) // batch, dim=0)
-    logs = []
-    for rows in (teacher_GTF, student_GTE):
-        scores = rows @ rows.mT / temperature
-        logs.append(scores.masked_fill(~mask_GTT, float("-inf")).log_softmax(-1))
-    gaps = (logs[0] - logs[1]).masked_fill(~mask_GTT, 0.0)
-    return (logs[0].exp() * gaps).sum(-1)
 
 
 def pieces(batch: int, tokens: int) -> Tensor:

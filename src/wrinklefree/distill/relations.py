@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.distill.divergence import kl_divergence
 from wrinklefree.errors import UserError
+from wrinklefree.kernels.relation_loss import relation_divergence
 from wrinklefree.models.projections import Projections
 
 
@@ -77,6 +78,28 @@ def relations_divergence(
         )
         divergence_BC = divergence_BC + kl_divergence(teacher_log, student_log).mean(1)
     return divergence_BC
+
+
+def streamed_divergence(
+    teacher_BRTE: Sequence[Tensor],
+    student_BRTE: Sequence[Tensor],
+    piece_BT: Tensor,
+    *,
+    causal: bool,
+    temperature: float,
+) -> Tensor:
+    """:func:`relations_divergence` of all tokens, [B, T], by the kernel for CUDA."""
+    total_BT = torch.zeros((), device=piece_BT.device)
+    for teacher, student in zip(teacher_BRTE, student_BRTE, strict=True):
+        divergence_GT = relation_divergence(
+            student.flatten(0, 1),
+            teacher.flatten(0, 1),
+            piece_BT,
+            causal=causal,
+            temperature=temperature,
+        )
+        total_BT = total_BT + divergence_GT.unflatten(0, student.shape[:2]).mean(1)
+    return total_BT
 
 
 def _vectors(x_BHTD: Tensor, heads: int) -> Tensor:

@@ -20,9 +20,11 @@ from wrinklefree.distill.relations import (
     relation_layer,
     relation_vectors,
     relations_divergence,
+    streamed_divergence,
 )
 from wrinklefree.distill.settings import RelationSettings
 from wrinklefree.distill.vocabulary import check_vocabulary_sizes
+from wrinklefree.kernels.relation_loss import has_kernel
 from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
@@ -120,15 +122,14 @@ class RelationsDivergence:
         question, settings = outputs.question, self._settings
         teacher = relation_vectors(lesson.projections[self.name], settings.heads)
         student = relation_vectors(outputs.projections[self.name], settings.heads)
+        how = {"causal": settings.causal, "temperature": settings.temperature}
+        if has_kernel(student[0]):
+            divergence_BT = streamed_divergence(teacher, student, question.piece_BT, **how)
+            return share(question.sum_over_clean(divergence_BT, slice(None)))
 
         def total(queries: slice, *student_BRTE: Tensor) -> Tensor:
             divergence_BC = relations_divergence(
-                teacher,
-                student_BRTE,
-                question.piece_BT,
-                queries,
-                causal=settings.causal,
-                temperature=settings.temperature,
+                teacher, student_BRTE, question.piece_BT, queries, **how
             )
             return share(question.sum_over_clean(divergence_BC, queries))
 
