@@ -144,7 +144,7 @@ def test_the_back_end_is_what_is_measured_or_named(
     monkeypatch.setenv(products.VARIABLE, "int8")
     assert chosen_back_end(device) == "int8"
     monkeypatch.setenv(products.VARIABLE, "int4")
-    with pytest.raises(UserError, match="int4.*int8 or float32"):
+    with pytest.raises(UserError, match="int4.*int8 or float32 or triton"):
         chosen_back_end(device)
     capabilities.multiplies_faster.cache_clear()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wrinklefree.kernels.ternary_linear.products import BackEnd, chosen_back_end, integer_product
+from wrinklefree.kernels.ternary_matmul import ternary_matmul
 
 
 def ternary_linear(
@@ -63,13 +64,22 @@ def _forward(
     with _without_autocast(codes_MN.device.type):
         codes, scale = codes_MN.reshape(-1, codes_MN.shape[-1]), scale_M1.reshape(-1, 1)
         chosen = cast(BackEnd, back_end) or chosen_back_end(codes.device)
-        sums_MO = integer_product(codes, weight_codes_ON, chosen)
-        if weight_scale.ndim == 0:
-            output_MO = _scaled(sums_MO, scale.reciprocal().mul_(weight_scale), dtype)
+        if chosen == "triton" and scale.dtype == torch.float32:
+            output_MO = ternary_matmul(codes, scale, weight_codes_ON, weight_scale, dtype)
         else:
-            output_MO = _scaled(sums_MO, scale.reciprocal(), scale.dtype)
-            output_MO = output_MO.mul_(weight_scale[:, 0]).to(dtype)
+            sums_MO = integer_product(codes, weight_codes_ON, chosen)
+            output_MO = _scaled_sums(sums_MO, scale, weight_scale, dtype)
     return output_MO.reshape(*codes_MN.shape[:-1], len(weight_codes_ON))
+
+
+def _scaled_sums(
+    sums_MO: Tensor, scale_M1: Tensor, weight_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    if weight_scale.ndim == 0:
+        return _scaled(sums_MO, scale_M1.reciprocal().mul_(weight_scale), dtype)
+    return (
+        _scaled(sums_MO, scale_M1.reciprocal(), scale_M1.dtype).mul_(weight_scale[:, 0]).to(dtype)
+    )
 
 
 # Defined by hand: torch.library.custom_op imports the compiler at its first call, which takes

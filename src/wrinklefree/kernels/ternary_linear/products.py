@@ -15,7 +15,7 @@ from torch import Tensor
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import int8_product, multiplies_faster
 
-BackEnd = Literal["int8", "float32"]
+BackEnd = Literal["int8", "float32", "triton"]
 
 VARIABLE = "WRINKLEFREE_PRODUCTS"
 """Environment variable that names the back end, in place of what the machine is fast at."""
@@ -27,6 +27,8 @@ MOST_INPUTS = (2**24 - 1) // 127
 
 def chosen_back_end(device: torch.device) -> BackEnd:
     """What ternary products run in on this machine. Results do not depend on it.
+
+    ``triton`` runs where it is named: nobody has measured yet where it is faster.
 
     Raises
     ------
@@ -63,4 +65,8 @@ def _float32(codes_MN: Tensor, weight_ON: Tensor) -> Tensor:
     return (codes_MN.double() @ weight_ON.double().T).to(torch.int32)
 
 
-BACK_ENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"int8": _int8, "float32": _float32}
+BACK_ENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "int8": _int8,
+    "float32": _float32,
+    "triton": _float32,  # where scales are float32, one kernel multiplies and scales
+}
