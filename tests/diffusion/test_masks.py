@@ -9,7 +9,7 @@ from wrinklefree.diffusion.masks import block_causal_mask, block_diffusion_mask,
 from wrinklefree.diffusion.objective import noisy_and_clean
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
-from wrinklefree.quant import bitlinear
+from wrinklefree.quant import codes
 from wrinklefree.quant.bitlinear import BitLinear
 
 MASK = 39
@@ -138,10 +138,13 @@ def test_quantization_keeps_the_invariants_because_its_scales_are_per_token(
     tiny_model, pack, monkeypatch, scale
 ):
     if scale == "per tensor":
-        whole = bitlinear.quantize_activation
-        monkeypatch.setattr(
-            bitlinear, "quantize_activation", lambda x: whole(x.reshape(1, -1)).reshape(x.shape)
-        )
+        whole = codes.quantize_activation
+
+        def per_tensor(x):
+            found, scale = whole(x.reshape(1, -1))
+            return found.reshape(x.shape), scale.expand(*x.shape[:-1], 1)
+
+        monkeypatch.setattr(codes, "quantize_activation", per_tensor)
     model, batch = ternary(tiny_model()), pack([[13]], 13)
     mask = causal_document_mask(batch.document_ids_BT)
     expected = next_token_logits(model, batch.tokens_BT, batch.positions_BT, mask)

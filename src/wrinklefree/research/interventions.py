@@ -22,12 +22,15 @@ class GradientSpike(Hook):
     def __init__(self, step: int) -> None:
         self._step = step
         self._handles: list[RemovableHandle] = []
+        self._enlarged: dict[Tensor, Tensor] = {}
 
     def before_step(self, training: Training, step: int) -> dict[str, float]:
         """Enlarge what this step's backward passes bring."""
         if step == self._step:
+            # Not hooks of the gradient: the head's is computed in the forward pass, and passed on.
             self._handles = [
-                parameter.register_hook(_enlarged) for parameter in training.model.parameters()
+                parameter.register_post_accumulate_grad_hook(self._enlarge)
+                for parameter in training.model.parameters()
             ]
         return {}
 
@@ -35,11 +38,17 @@ class GradientSpike(Hook):
         """Leave the next one alone."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._enlarged = [], {}
 
-
-def _enlarged(gradient: Tensor) -> Tensor:
-    return gradient * SPIKE
+    def _enlarge(self, parameter: Tensor) -> None:
+        """What a micro-batch has added; what those before it added is enlarged already."""
+        gradient, before = parameter.grad, self._enlarged.get(parameter)
+        assert gradient is not None
+        if before is None:
+            gradient.mul_(SPIKE)
+        else:
+            gradient.sub_(before).mul_(SPIKE).add_(before)
+        self._enlarged[parameter] = gradient.clone()
 
 
 class Bfloat16Parameters(Hook):
