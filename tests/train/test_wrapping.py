@@ -179,6 +179,9 @@ def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.exhaustive
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning"
+)  # torch's own, inside of inductor
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_inductor_trains_as_the_plain_layers_do(checkpointing: bool):
     plain = trainer_of(settings_of(), "distillation")
