@@ -26,8 +26,9 @@ from torch import Tensor
 
 from wrinklefree.kernels import sum_by_blocks
 from wrinklefree.mixture.batch import Batch
+from wrinklefree.models import forward
 from wrinklefree.models.dense import build_scratch
-from wrinklefree.train.objectives import distillation, objective
+from wrinklefree.train.objectives import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import TrainStep
 
@@ -35,12 +36,12 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "no blocks": (2**62, 1, 1),
     "as they are": (
         sum_by_blocks.BLOCK_NUMBERS,
-        objective.LEAST_TOKENS,
+        forward.LEAST_TOKENS,
         distillation.LEAST_QUERIES,
     ),
     "an eighth": (
         sum_by_blocks.BLOCK_NUMBERS // 8,
-        objective.LEAST_TOKENS // 8,
+        forward.LEAST_TOKENS // 8,
         distillation.LEAST_QUERIES // 8,
     ),
 }
@@ -50,7 +51,7 @@ REPEATS = 3
 
 def set_blocks(name: str) -> None:
     sizes = SIZES[name]
-    sum_by_blocks.BLOCK_NUMBERS, objective.LEAST_TOKENS, distillation.LEAST_QUERIES = sizes
+    sum_by_blocks.BLOCK_NUMBERS, forward.LEAST_TOKENS, distillation.LEAST_QUERIES = sizes
 
 
 def random_rows(rows: int, length: int, vocabulary: int) -> Batch:

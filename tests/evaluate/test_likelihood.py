@@ -17,7 +17,7 @@ from wrinklefree.evaluate.scores import ModelScore
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.mixture.loader import HeldOutData
-from wrinklefree.models import losses
+from wrinklefree.models import forward
 from wrinklefree.models.losses import token_losses
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 
@@ -57,7 +57,7 @@ def uniform(tiny_llama) -> PreTrainedModel:
 def test_losses_are_those_of_each_document_read_alone_in_double_precision(
     tiny_llama, held_out: HeldOutData, monkeypatch, least
 ):
-    monkeypatch.setattr(losses, "LEAST_TOKENS", least)
+    monkeypatch.setattr(forward, "LEAST_TOKENS", least)
     monkeypatch.setattr("wrinklefree.kernels.sum_by_blocks.BLOCK_NUMBERS", 0)
     model = tiny_llama(1).double()
     for batch in held_out.batches("prose", rows=7, batch_size=7):

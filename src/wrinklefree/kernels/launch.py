@@ -11,9 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+FLOATS = torch.float32, torch.bfloat16, torch.float16
+"""What kernels compute with: float64 is for references."""
+
+
+def has_triton(tensor: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether a Triton kernel can take ``tensor``, of these dtypes where any are named."""
+    fits = tensor.is_cuda and (not dtypes or tensor.dtype in dtypes)
+    return fits and find_spec("triton") is not None
 
 
 class Launch(NamedTuple):

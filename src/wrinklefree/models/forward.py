@@ -10,9 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.kernels.sum_by_blocks import block_size
 
 LEAST_TOKENS = 256
 """Fewest tokens of a block of logits: each block reads the whole head, however short it is."""
+
+
+def tokens_at_once(vocabulary_size: int) -> int:
+    """How many tokens a block of logits has."""
+    return block_size(vocabulary_size, least=LEAST_TOKENS)
 
 
 def next_token_logits(

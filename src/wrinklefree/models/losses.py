@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.kernels.sum_by_blocks import block_size
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import LEAST_TOKENS, hidden_states, logits_of
+from wrinklefree.models.forward import hidden_states, logits_of, tokens_at_once
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
 
@@ -45,7 +44,7 @@ def cross_entropies(
 
     Without gradients: the logits of a block of targets are dropped before those of the next.
     """
-    size = block_size(model.config.vocab_size, least=LEAST_TOKENS)
+    size = tokens_at_once(model.config.vocab_size)
     losses = []
     for hidden_CD, target_C in zip(hidden_ND.split(size), target_N.split(size), strict=True):
         logits_CV = logits_of(model, hidden_CD, mask_token_id)

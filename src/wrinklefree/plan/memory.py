@@ -15,14 +15,12 @@ from transformers import PreTrainedConfig
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.relations import relations_divergence
-from wrinklefree.kernels.sum_by_blocks import block_size
-from wrinklefree.models.forward import hidden_states
+from wrinklefree.models.forward import hidden_states, tokens_at_once
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import decoder_phases, model_on_meta, phases_of
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.train.distill_settings import DistillSettings
-from wrinklefree.train.objectives.distillation import LEAST_QUERIES
-from wrinklefree.train.objectives.objective import LEAST_TOKENS
+from wrinklefree.train.objectives.distillation import queries_at_once
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.wrapping import checkpoint_activations
 
@@ -149,7 +147,7 @@ def _loss(training: Training, config: PreTrainedConfig) -> int:
     if distillation and distillation.weights.relations:
         relations = _relations(distillation, config, rows, length)
     tokens = int(training.asked * rows * length)
-    block = min(tokens, block_size(config.vocab_size, least=LEAST_TOKENS))
+    block = min(tokens, tokens_at_once(config.vocab_size))
     return block * copies * config.vocab_size * _FLOAT + relations
 
 
@@ -158,7 +156,7 @@ def _relations(settings: DistillSettings, config: PreTrainedConfig, rows: int, l
     heads, causal = settings.relations.heads, settings.relations.causal
     query = (rows, heads, length, config.num_attention_heads * size // heads)
     key = (rows, heads, length, config.num_key_value_heads * size // heads)
-    block = min(length, block_size(rows * heads * length, least=LEAST_QUERIES))
+    block = min(length, queries_at_once(rows, heads, length))
 
     def compute(*student: torch.Tensor) -> torch.Tensor:
         return relations_divergence(

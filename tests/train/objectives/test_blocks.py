@@ -8,7 +8,8 @@ from test_accumulation import build, step
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.train.objectives import distillation, objective
+from wrinklefree.models import forward
+from wrinklefree.train.objectives import distillation
 from wrinklefree.train.objectives.objective import TrainStep
 
 LENGTH, VOCABULARY = 512, 1501
@@ -16,7 +17,7 @@ LENGTH, VOCABULARY = 512, 1501
 
 def set_blocks(monkeypatch, numbers, tokens, queries):
     monkeypatch.setattr("wrinklefree.kernels.sum_by_blocks.BLOCK_NUMBERS", numbers)
-    monkeypatch.setattr(objective, "LEAST_TOKENS", tokens)
+    monkeypatch.setattr(forward, "LEAST_TOKENS", tokens)
     monkeypatch.setattr(distillation, "LEAST_QUERIES", queries)
 
 

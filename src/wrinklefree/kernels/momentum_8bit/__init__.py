@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import has_triton
 from wrinklefree.kernels.momentum_8bit import reference
 from wrinklefree.kernels.momentum_8bit.reference import Map
 
@@ -38,7 +37,7 @@ def move_average(
     A block with a NaN has scale NaN.
     """
     step = reference.move_average
-    if entries.is_cuda and find_spec("triton"):
+    if has_triton(entries):
         from wrinklefree.kernels.momentum_8bit import triton
 
         step = triton.move_average

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import has_triton
 from wrinklefree.kernels.packed_matmul import reference
 
 
@@ -30,7 +29,7 @@ def packed_matmul(
     -------
     result_MO : ``dtype``; the bits of ``ternary_matmul``.
     """
-    if codes_MN.is_cuda and find_spec("triton"):
+    if has_triton(codes_MN):
         from wrinklefree.kernels.packed_matmul import triton
 
         return triton.packed_matmul(codes_MN, scale_M1, packed_QN, weight_scale, dtype)

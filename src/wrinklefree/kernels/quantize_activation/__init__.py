@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import FLOATS, has_triton
 from wrinklefree.kernels.quantize_activation import reference
 
 
@@ -23,7 +21,7 @@ def quantize_activation(activation_MN: Tensor) -> tuple[Tensor, Tensor]:
     scale_M1 : float32 (float64 for float64 input), shape [..., 1], ``127 / max(absmax, 1e-5)``;
         NaN where the token has a NaN.
     """
-    if activation_MN.is_cuda and activation_MN.dtype != torch.float64 and find_spec("triton"):
+    if has_triton(activation_MN, *FLOATS):
         from wrinklefree.kernels.quantize_activation import triton
 
         return triton.quantize_activation(activation_MN)

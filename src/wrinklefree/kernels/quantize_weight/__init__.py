@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import FLOATS, has_triton
 from wrinklefree.kernels.quantize_weight import reference
 
 
@@ -22,7 +20,7 @@ def quantize_weight(weight_ON: Tensor) -> tuple[Tensor, Tensor]:
     codes_ON : int8, shape of ``weight_ON``.
     scale : float32 scalar (float64 for a float64 weight), ``max(mean|W|, 1e-5)``.
     """
-    if weight_ON.is_cuda and weight_ON.dtype != torch.float64 and find_spec("triton"):
+    if has_triton(weight_ON, *FLOATS):
         from wrinklefree.kernels.quantize_weight import triton
 
         return triton.quantize_weight(weight_ON)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import FLOATS, has_triton
 from wrinklefree.kernels.quantize_weights import reference
 from wrinklefree.kernels.quantize_weights.reference import FittedScale
 
@@ -33,7 +32,7 @@ def quantize_weights(weights: Sequence[Tensor], scale: FittedScale) -> list[tupl
     if not weights:
         return []
     first = weights[0]
-    if first.is_cuda and first.dtype != torch.float64 and find_spec("triton"):
+    if has_triton(first, *FLOATS):
         from wrinklefree.kernels.quantize_weights import triton
 
         return triton.quantize_weights(weights, scale)

@@ -5,16 +5,15 @@ Elsewhere ``distill.relations`` goes by blocks of queries.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
+
+from wrinklefree.kernels.launch import has_triton
 
 
 def has_kernel(student_GTE: Tensor) -> bool:
     """Whether :func:`relation_divergence` can run on this tensor."""
-    runs = student_GTE.is_cuda and student_GTE.dtype in (torch.float32, torch.bfloat16)
-    return runs and find_spec("triton") is not None
+    return has_triton(student_GTE, torch.float32, torch.bfloat16)
 
 
 def relation_divergence(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import FLOATS, has_triton
 from wrinklefree.kernels.subln_quantize import reference
 
 
@@ -61,7 +61,7 @@ class _SublnQuantize(torch.autograd.Function):
 
 
 def _implementation(activation_MN: Tensor) -> ModuleType:
-    if activation_MN.is_cuda and activation_MN.dtype != torch.float64 and find_spec("triton"):
+    if has_triton(activation_MN, *FLOATS):
         from wrinklefree.kernels.subln_quantize import triton
 
         return triton

@@ -5,11 +5,10 @@ Shapes: K matrices (none, or one leading dimension) of R rows and C columns.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import has_triton
 from wrinklefree.kernels.symmetric_product import reference
 
 
@@ -35,5 +34,4 @@ def polynomial(gram_KRR: Tensor, b: float, c: float) -> Tensor:
 
 
 def _has_kernel(x_KRC: Tensor) -> bool:
-    kernel = x_KRC.is_cuda and x_KRC.dtype in (torch.float32, torch.bfloat16)
-    return kernel and find_spec("triton") is not None
+    return has_triton(x_KRC, torch.float32, torch.bfloat16)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.ternary_matmul.reference import scaled
+
 
 def integer_sums(codes_MN: Tensor, weight_ON: Tensor) -> Tensor:
     """``X T`` in int64, [M, O]: no product of machines is asked, so none can be wrong."""
@@ -19,9 +21,7 @@ def ternary_linear(
 ) -> Tensor:
     """``s_w / s_x (X T)`` in the dtype of the scales, [M, O], rounded as README.md says."""
     sums_MO = integer_sums(codes_MN, weight_ON).to(scale_M1.dtype)
-    if weight_scale.ndim == 0:
-        return sums_MO * (scale_M1.reciprocal() * weight_scale)
-    return sums_MO * scale_M1.reciprocal() * weight_scale[:, 0]
+    return scaled(sums_MO, scale_M1, weight_scale)
 
 
 def ternary_linear_gradients(

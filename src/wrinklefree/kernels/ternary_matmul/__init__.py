@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.launch import has_triton
 from wrinklefree.kernels.ternary_matmul import reference
 
 
@@ -30,7 +29,7 @@ def ternary_matmul(
     -------
     result_MO : ``dtype``.
     """
-    if codes_MN.is_cuda and find_spec("triton"):
+    if has_triton(codes_MN):
         from wrinklefree.kernels.ternary_matmul import triton
 
         return triton.ternary_matmul(codes_MN, scale_M1, weight_ON, weight_scale, dtype)

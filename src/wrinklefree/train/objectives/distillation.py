@@ -38,6 +38,11 @@ LEAST_QUERIES = 32
 """Fewest queries of a block: each block adds to the gradients of all keys, however short."""
 
 
+def queries_at_once(rows: int, heads: int, tokens: int) -> int:
+    """How many queries a block of relations has, each with all tokens of its row as keys."""
+    return block_size(rows * heads * tokens, least=LEAST_QUERIES)
+
+
 @dataclass(frozen=True)
 class Lesson:
     """The teacher's reading of a micro-batch."""
@@ -134,7 +139,7 @@ class RelationsDivergence:
             return share(question.sum_over_clean(divergence_BC, queries))
 
         batch, length = question.piece_BT.shape
-        size = block_size(batch * settings.heads * length, least=LEAST_QUERIES)
+        size = queries_at_once(batch, settings.heads, length)
         return sum_by_blocks(total, student, (), rows=length, size=size)
 
 

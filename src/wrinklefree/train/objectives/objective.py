@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
-from wrinklefree.models.forward import LEAST_TOKENS, hidden_states
+from wrinklefree.kernels.sum_by_blocks import sum_by_blocks
+from wrinklefree.models.forward import hidden_states, tokens_at_once
 from wrinklefree.models.projections import captured
 from wrinklefree.train.objectives.question import (
     Corruption,
@@ -120,7 +120,7 @@ class Objective:
                 [outputs.hidden_ND],
                 list(head.parameters()),
                 rows=len(outputs.hidden_ND),
-                size=block_size(outputs.model.config.vocab_size, least=LEAST_TOKENS),
+                size=tokens_at_once(outputs.model.config.vocab_size),
             )
         return loss, torch.cat(losses_N)
 
