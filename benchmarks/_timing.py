@@ -23,6 +23,7 @@ from wrinklefree.schema.load import read_yaml
 from wrinklefree.train.base_settings import ScratchSettings
 
 ROOT = Path(__file__).parents[1]
+H100_BYTES_PER_SECOND = 3.35e12
 MIXTURE = ROOT / "data" / "mixture"
 
 
@@ -116,3 +117,17 @@ def print_table(
             spread = f"({min(ratios):.3g} to {max(ratios):.3g})"
             line += f"  {statistics.median(ratios):>8.3g} {spread:>17}"
         print(line.rstrip())
+
+
+def time_on_gpu(title: str, calls: Mapping[str, Callable[[], object]], baseline: str) -> None:
+    """Time and print calls whose work is done when the GPU is."""
+
+    def synchronised(call: Callable[[], object]) -> Callable[[], None]:
+        def timed() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return timed
+
+    seconds = time_in_turns({name: synchronised(call) for name, call in calls.items()}, repeats=30)
+    print_table(title, seconds, [baseline])

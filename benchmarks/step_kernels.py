@@ -5,10 +5,16 @@ Shapes: R rows, C columns of a weight; G relation matrices, T tokens, E size of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
-from _timing import print_header, print_table, require, require_close, time_in_turns
+from _timing import (
+    H100_BYTES_PER_SECOND,
+    print_header,
+    require,
+    require_close,
+    time_on_gpu,
+)
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,7 +22,7 @@ from wrinklefree.kernels.momentum_8bit import reference as average
 from wrinklefree.kernels.symmetric_product import reference as product
 
 MODELS = {"SmolLM2-135M": (576, 1536), "Qwen3-0.6B": (1024, 3072), "Qwen3-4B": (2560, 9728)}
-H100_BYTES_PER_SECOND, H100_BFLOAT16, H100_FLOAT32 = 3.35e12, 990e12, 67e12
+H100_BFLOAT16, H100_FLOAT32 = 990e12, 67e12
 TOKENS, HEADS, SIZE = 2048, 32, 64
 RATE, B, C = 0.05, -4.7750, 2.0315
 
@@ -31,18 +37,6 @@ def floors(rows: int, columns: int) -> dict[str, float]:
         "relation divergence (causal: half)": 2 * relation / H100_FLOAT32 * 1e3,
         "its gradient": 3 * relation / H100_FLOAT32 * 1e3,
     }
-
-
-def in_turns(title: str, calls: Mapping[str, Callable[[], object]], baseline: str) -> None:
-    def synchronised(call: Callable[[], object]) -> Callable[[], None]:
-        def timed() -> None:
-            call()
-            torch.cuda.synchronize()
-
-        return timed
-
-    seconds = time_in_turns({name: synchronised(call) for name, call in calls.items()}, repeats=30)
-    print_table(title, seconds, [baseline])
 
 
 def time_average(gradient_RC: Tensor) -> None:
@@ -63,7 +57,7 @@ def time_average(gradient_RC: Tensor) -> None:
             )
             for name, step in steps.items()
         }
-        in_turns(f"{kind} average {tuple(gradient_RC.shape)}", calls, "torch")
+        time_on_gpu(f"{kind} average {tuple(gradient_RC.shape)}", calls, "torch")
 
 
 def time_products(x_RC: Tensor) -> None:
@@ -75,12 +69,12 @@ def time_products(x_RC: Tensor) -> None:
     exact = product.polynomial(gram_RR.double(), B, C)
     require_close(triton.polynomial(gram_RR, B, C), exact, 4e-3, "polynomial")
     grams = {"torch": lambda: product.gram(x_RC), "triton": lambda: triton.gram(x_RC)}
-    in_turns(f"gram {tuple(x_RC.shape)} bfloat16", grams, "torch")
+    time_on_gpu(f"gram {tuple(x_RC.shape)} bfloat16", grams, "torch")
     polynomials = {
         "torch": lambda: product.polynomial(gram_RR, B, C),
         "triton": lambda: triton.polynomial(gram_RR, B, C),
     }
-    in_turns(f"polynomial {tuple(gram_RR.shape)} bfloat16", polynomials, "torch")
+    time_on_gpu(f"polynomial {tuple(gram_RR.shape)} bfloat16", polynomials, "torch")
 
 
 def relations_in_torch(student_GTE: Tensor, teacher_GTE: Tensor) -> Tensor:
@@ -118,7 +112,7 @@ def time_relations() -> None:
         name: lambda function=function: both_ways(function, student)
         for name, function in functions.items()
     }
-    in_turns(f"relations, {HEADS} heads of {SIZE}, {TOKENS} tokens, both passes", calls, "torch")
+    time_on_gpu(f"relations, {HEADS} heads of {SIZE}, {TOKENS} tokens, both passes", calls, "torch")
 
 
 def main() -> None:

@@ -5,11 +5,17 @@ Shapes: M tokens, N inputs, O outputs of a layer; of three models, ``down_proj``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from _timing import print_header, print_table, require, require_close, time_in_turns
+from _timing import (
+    H100_BYTES_PER_SECOND,
+    print_header,
+    require,
+    require_close,
+    time_on_gpu,
+)
 from torch import Tensor
 
 from wrinklefree.kernels.quantize_activation import reference as activations
@@ -19,7 +25,7 @@ from wrinklefree.kernels.ternary_matmul import reference as products
 from wrinklefree.quant.packing import pack_ternary
 
 MODELS = {"SmolLM2-135M": (1536, 576), "Qwen3-0.6B": (3072, 1024), "Qwen3-4B": (9728, 2560)}
-H100_BYTES_PER_SECOND, H100_INT8 = 3.35e12, 1979e12
+H100_INT8 = 1979e12
 TOKENS, FEW, EPSILON = 4096, (1, 8), 1e-6
 
 
@@ -41,23 +47,11 @@ def floors(inputs: int, outputs: int) -> dict[str, float]:
     return {name: 1e6 * value for name, value in seconds.items()}
 
 
-def in_turns(title: str, calls: Mapping[str, Callable[[], object]], baseline: str) -> None:
-    def synchronised(call: Callable[[], object]) -> Callable[[], None]:
-        def timed() -> None:
-            call()
-            torch.cuda.synchronize()
-
-        return timed
-
-    seconds = time_in_turns({name: synchronised(call) for name, call in calls.items()}, repeats=30)
-    print_table(title, seconds, [baseline])
-
-
 def compared(
     title: str, reference: Callable[..., Any], triton: Callable[..., Any], *arguments: Any
 ) -> None:
     calls = {"torch": reference, "compiled": torch.compile(reference), "triton": triton}
-    in_turns(
+    time_on_gpu(
         title,
         {name: lambda call=call: call(*arguments) for name, call in calls.items()},
         "compiled",
@@ -109,7 +103,7 @@ def time_weights(layers: list[Tensor]) -> None:
         )
         require(all(same), f"codes and scales of the reference ({scale})")
         calls = {"torch": weights.quantize_weights, "triton": triton.quantize_weights}
-        in_turns(
+        time_on_gpu(
             f"{scale} codes of {len(layers)} weights {tuple(layers[0].shape)}",
             {name: lambda call=call, s=scale: call(layers, s) for name, call in calls.items()},
             "torch",
@@ -140,7 +134,7 @@ def time_products(tokens: int, inputs: int, outputs: int) -> None:
     for name, call in calls.items():
         require(torch.equal(call(), truth), f"the bits of the reference, {name}")
     calls = {"bfloat16 of torch": lambda: halves_MN @ dense_ON.T, **calls}
-    in_turns(f"{tokens} tokens through {inputs} -> {outputs}", calls, "bfloat16 of torch")
+    time_on_gpu(f"{tokens} tokens through {inputs} -> {outputs}", calls, "bfloat16 of torch")
 
 
 def main() -> None:
