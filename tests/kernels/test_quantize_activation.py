@@ -57,3 +57,19 @@ def test_codes_and_scales_are_those_of_transformers() -> None:
     codes, scale = quantize_activation(activation)
     assert torch.equal(codes, expected_codes)
     assert torch.equal(scale, expected_scale)
+
+
+@pytest.mark.parametrize("shape", [(3, 701, 100), (1, 2**17), (70_001, 1)])
+def test_what_is_quantized_block_by_block_is_what_each_token_gets_alone(
+    shape: tuple[int, ...],
+) -> None:
+    activation = torch.randn(shape)
+    codes, scale = quantize_activation(activation)
+    alone, own = quantize_activation(activation[..., -1:, :])
+    assert codes.shape == shape
+    assert scale.shape == (*shape[:-1], 1)
+    assert torch.equal(codes[..., -1:, :], alone)
+    assert torch.equal(scale[..., -1:, :], own)
+    expected = 127 * activation.abs().amax(-1, keepdim=True).clamp(min=1e-5).reciprocal()
+    assert torch.equal(scale, expected)
+    assert torch.equal(codes, (activation * expected).round().to(torch.int8))

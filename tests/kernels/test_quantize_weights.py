@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wrinklefree.kernels.quantize_weights import FittedScale, quantize_weights
+from wrinklefree.kernels.quantize_weights import (
+    FittedScale,
+    blocks,
+    quantize_weights,
+    reference,
+)
 from wrinklefree.quant.ternary import ternary_codes
 
 
@@ -29,3 +34,21 @@ def test_weights_of_another_kind_are_refused() -> None:
         quantize_weights([torch.zeros(3), torch.zeros(3).bfloat16()], "absmean")
     with pytest.raises(ValueError, match="weight 0 .*contiguous: False"):
         quantize_weights([torch.zeros(3, 4).T], "absmean")
+
+
+@pytest.mark.parametrize("shape", [(1, 200_001), (3, 70_000), (300, 601), (1, 65_536), (5, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scales_by_blocks_are_the_reference_s(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = (torch.randn(shape) * 0.02).to(dtype)
+    weight[0, : weight.shape[1] // 2] *= 30  # blocks that differ
+    for name in ("absmean_scale", "least_squares_scale"):
+        found, expected = getattr(blocks, name)(weight), getattr(reference, name)(weight)
+        # Of sums in float64 the last bits are their order's.
+        torch.testing.assert_close(found, expected, rtol=1e-14 if dtype.itemsize == 8 else 0, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_scales_by_blocks_of_nothing_and_of_no_number_are_the_reference_s(value: float) -> None:
+    weight = torch.full((1, 70_000), value)
+    expected = reference.least_squares_scale(weight)
+    torch.testing.assert_close(blocks.least_squares_scale(weight), expected, equal_nan=True)

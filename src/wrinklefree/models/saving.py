@@ -25,7 +25,8 @@ class _RmsNorm(torch.autograd.Function):
         wide_MN = value_MN.float()
         factor_M1 = torch.rsqrt(wide_MN.pow(2).mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(value_MN, factor_M1, gain_N)
-        return gain_N * (wide_MN * factor_M1).to(value_MN.dtype)
+        normal_MN = (wide_MN * factor_M1).to(value_MN.dtype)
+        return normal_MN.mul_(gain_N) if gain_N.dtype == normal_MN.dtype else gain_N * normal_MN
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -38,7 +39,8 @@ class _RmsNorm(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             scaled_MN = (gradients[0] * gain_N).float()
             along_M1 = (scaled_MN * normal_MN).mean(-1, keepdim=True)
-            to_value = (scaled_MN - normal_MN * along_M1).mul_(factor_M1).to(value_MN.dtype)
+            scaled_MN.sub_(normal_MN.mul_(along_M1)).mul_(factor_M1)
+            to_value = scaled_MN.to(value_MN.dtype)
         return to_value, to_gain, None
 
 
@@ -46,13 +48,13 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_MN: Tensor, up_MN: Tensor) -> Tensor:
         ctx.save_for_backward(gate_MN, up_MN)
-        return F.silu(gate_MN) * up_MN
+        return F.silu(gate_MN).mul_(up_MN)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate_MN, up_MN = ctx.saved_tensors
         to_gate = torch.ops.aten.silu_backward(gradients[0] * up_MN, gate_MN)
-        return to_gate, gradients[0] * F.silu(gate_MN)
+        return to_gate, F.silu(gate_MN).mul_(gradients[0])
 
 
 def rms_norm(value_MN: Tensor, gain_N: Tensor, epsilon: float) -> Tensor:

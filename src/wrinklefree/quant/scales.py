@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from wrinklefree.kernels.quantize_weights.reference import absmean_scale, least_squares_scale
+from wrinklefree.kernels.quantize_weights.blocks import absmean_scale, least_squares_scale
 from wrinklefree.quant.settings import QuantizerSettings, Scale
 
 

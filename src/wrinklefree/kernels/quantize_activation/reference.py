@@ -10,6 +10,8 @@ from torch import Tensor
 
 LARGEST_CODE = 127
 MINIMUM_ABSMAX = 1e-5
+_AT_ONCE = 2**16
+"""Values that are quantized at once."""
 
 
 def activation_scale(activation_MN: Tensor) -> Tensor:
@@ -26,6 +28,19 @@ def activation_scale(activation_MN: Tensor) -> Tensor:
 
 def quantize_activation(activation_MN: Tensor) -> tuple[Tensor, Tensor]:
     """``clamp(round(x * s), -128, 127)`` as int8 and ``s``; ties round to even."""
+    if activation_MN.numel() <= _AT_ONCE:
+        return _quantize(activation_MN)
+    # What a processor's cache holds at once: fresh memory would be most of the time.
+    tokens_MN = activation_MN.reshape(-1, activation_MN.shape[-1])
+    blocks = map(_quantize, tokens_MN.split(max(1, _AT_ONCE // tokens_MN.shape[-1])))
+    codes, scales = zip(*blocks, strict=True)
+    return (
+        torch.cat(codes).view(activation_MN.shape),
+        torch.cat(scales).view(*activation_MN.shape[:-1], 1),
+    )
+
+
+def _quantize(activation_MN: Tensor) -> tuple[Tensor, Tensor]:
     scale_M1 = activation_scale(activation_MN)
     codes_MN = (activation_MN.to(scale_M1.dtype) * scale_M1).round_().clamp_(-128, LARGEST_CODE)
     return codes_MN.to(torch.int8), scale_M1

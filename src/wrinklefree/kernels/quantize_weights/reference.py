@@ -36,7 +36,7 @@ def nearest_codes(weight: Tensor, scale: Tensor) -> Tensor:
 def absmean_scale(weight_VL: Tensor) -> Tensor:
     """``max(mean|W|, 1e-5)`` of each vector, [V, 1]."""
     mean_V1 = weight_VL.abs().mean(1, keepdim=True, dtype=torch.float64)
-    return _rounded(mean_V1, weight_VL)
+    return rounded_scale(mean_V1, weight_VL)
 
 
 def least_squares_scale(weight_VL: Tensor) -> Tensor:
@@ -48,12 +48,13 @@ def least_squares_scale(weight_VL: Tensor) -> Tensor:
         torch.gt(magnitude_VL, scale_V1 / 2, out=chosen_VL)
         count_V1 = chosen_VL.sum(1, keepdim=True, dtype=torch.float64)
         total_V1 = chosen_VL.mul_(magnitude_VL).sum(1, keepdim=True, dtype=torch.float64)
-        fitted_V1 = _rounded(total_V1 / count_V1, weight_VL)
+        fitted_V1 = rounded_scale(total_V1 / count_V1, weight_VL)
         scale_V1 = torch.where(count_V1 > 0, fitted_V1, scale_V1)
     return scale_V1
 
 
-def _rounded(scale_V1: Tensor, weight_VL: Tensor) -> Tensor:
+def rounded_scale(scale_V1: Tensor, weight_VL: Tensor) -> Tensor:
+    """A scale as it is used: at least 1e-5, in float32 (float64 for a float64 weight)."""
     compute_dtype = torch.promote_types(weight_VL.dtype, torch.float32)
     return scale_V1.to(compute_dtype).clamp_(min=MINIMUM_SCALE)
 

@@ -122,23 +122,24 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.needs_input_grad[0]:
             seen_ON = weight_codes_ON.to(compute)
             if weight_scale.ndim == 0:
-                passed_MN = (gradient_MO @ seen_ON) * weight_scale
+                passed_MN = (gradient_MO @ seen_ON).mul_(weight_scale)
             else:
                 passed_MN = (gradient_MO * weight_scale[:, 0]).to(compute) @ seen_ON
             to_activation = passed_MN.to(ctx.dtypes[0]).reshape(codes_MN.shape)
         if ctx.needs_input_grad[1]:
-            divided_MO = _scaled(gradient_MO, scale_M1.reshape(-1, 1).reciprocal(), compute)
-            seen_MN = codes_MN.reshape(-1, codes_MN.shape[-1]).to(compute)
-            to_weight = (divided_MO.T @ seen_MN).to(ctx.dtypes[1])
+            inverse_M1 = scale_M1.reshape(-1, 1).reciprocal()
+            seen_MN = _scaled(codes_MN.reshape(-1, codes_MN.shape[-1]), inverse_M1, compute)
+            to_weight = (gradient_MO.T @ seen_MN).to(ctx.dtypes[1])
     return to_activation, to_weight, None, None, None, None, None, None
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_save)
 
 
-def _scaled(values_MO: Tensor, factor_M1: Tensor, dtype: torch.dtype) -> Tensor:
-    """``values * factor``, multiplied in the factor's type and rounded to ``dtype``."""
-    return (values_MO.to(factor_M1.dtype) * factor_M1).to(dtype)
+def _scaled(integers_MN: Tensor, factor_M1: Tensor, dtype: torch.dtype) -> Tensor:
+    """``integers * factor``, multiplied in the factor's type and rounded to ``dtype``."""
+    # In place, since sums of floats are nobody else's: on a CPU fresh memory is most of the time.
+    return integers_MN.to(factor_M1.dtype).mul_(factor_M1).to(dtype)
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
