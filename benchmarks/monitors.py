@@ -17,7 +17,8 @@ from _timing import (
 from wrinklefree.stability.activations import ActivationTelemetry
 from wrinklefree.stability.gradients import gradient_health
 from wrinklefree.stability.movement import MovementCheck
-from wrinklefree.train.loop import Trainer, domain_metrics
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.totals import domain_metrics
 
 
 def main() -> None:

@@ -132,21 +132,21 @@ def test_the_back_end_is_what_is_measured_or_named(
     device = torch.device("cpu")
     for speed, expected in ((4.3, "int8"), (0.1, "float32")):
         speeds.append(speed)
-        capabilities.multiplies_faster.cache_clear()
+        capabilities.gains.cache_clear()
         capabilities.cache_file().unlink(missing_ok=True)
         assert chosen_back_end(device) == expected
-        capabilities.multiplies_faster.cache_clear()
+        capabilities.gains.cache_clear()
         assert chosen_back_end(device) == expected  # read from the file
     assert measured == [4.3, 0.1]
     capabilities.cache_file().write_text("[]", encoding="utf-8")
-    capabilities.multiplies_faster.cache_clear()
+    capabilities.gains.cache_clear()
     assert chosen_back_end(device) == "float32"  # measured anew
     monkeypatch.setenv(products.VARIABLE, "int8")
     assert chosen_back_end(device) == "int8"
     monkeypatch.setenv(products.VARIABLE, "int4")
     with pytest.raises(UserError, match="int4.*int8 or float32 or triton"):
         chosen_back_end(device)
-    capabilities.multiplies_faster.cache_clear()
+    capabilities.gains.cache_clear()
 
 
 def test_a_kind_with_wrong_products_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,9 @@ from wrinklefree.tracking.stage import Stage
 from wrinklefree.train import runtime
 from wrinklefree.train.history import read_history
 from wrinklefree.train.in_stage import stage_trainer
-from wrinklefree.train.loop import Trainer, domain_metrics
+from wrinklefree.train.loop import Trainer
 from wrinklefree.train.settings import QuantizedTrainingSettings
+from wrinklefree.train.totals import domain_metrics
 
 MakeStage = Callable[..., Stage]
 MakeSettings = Callable[..., QuantizedTrainingSettings]

@@ -30,14 +30,13 @@ _ROWS, _INPUTS, _OUTPUTS = 512, 512, 512
 _REPEATS = 5
 
 
-@functools.cache
 def multiplies_faster(kind: Kind, device_type: str) -> bool:
     """Whether products of int8 (with sums in int32) or bfloat16 beat those of float32 here.
 
     No instruction set says so: ``torch._int_mm`` without VNNI is a slow loop, and bfloat16 without
     AVX512-BF16 is emulated.
     """
-    return _gains(device_type)[kind] >= _LEAST_GAIN
+    return gains(device_type)[kind] >= _LEAST_GAIN
 
 
 def cache_file() -> Path:
@@ -46,14 +45,18 @@ def cache_file() -> Path:
     return Path(folder) / "wrinklefree" / "products.json"
 
 
-def _gains(device_type: str) -> dict[str, float]:
-    """Rates over that of float32, of this machine's entry or measured and entered."""
+@functools.cache
+def gains(device_type: str) -> dict[Kind, float]:
+    """Rates over that of float32, of this machine's entry or measured and entered.
+
+    Processes that train one model together put in what they agree on.
+    """
     machine, file = _machine(device_type), cache_file()
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return {kind: float(found[machine][kind]) for kind in ("int8", "bfloat16")}
     except (OSError, ValueError, KeyError, TypeError):
-        gains = measure(device_type)
+        rates = measure(device_type)
     # Where it can't be written it is measured in every process, which costs some hundredths of a
     # second. Processes that start together may each measure; the last one's entry stays.
     with contextlib.suppress(OSError):
@@ -62,14 +65,14 @@ def _gains(device_type: str) -> dict[str, float]:
             entries = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             entries = {}
-        entries = (entries if isinstance(entries, dict) else {}) | {machine: gains}
+        entries = (entries if isinstance(entries, dict) else {}) | {machine: rates}
         partial = file.with_name(f"{file.name}.{os.getpid()}")
         partial.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         partial.replace(file)
-    return gains
+    return rates
 
 
-def measure(device_type: str) -> dict[str, float]:
+def measure(device_type: str) -> dict[Kind, float]:
     """How many times the rate of float32 each kind has; 0 where it has no product or a wrong one.
 
     The products take turns, so that a slow spell of the machine hits all, and the best time counts.

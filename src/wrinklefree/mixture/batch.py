@@ -50,7 +50,11 @@ class BatchSource(Protocol):
     vocabulary_size: int
 
     def batch(self, step: int, micro_batch: int, *, batch_size: int, micro_batches: int) -> Batch:
-        """Micro-batch ``micro_batch`` of the ``micro_batches`` of a step: a pure function."""
+        """Micro-batch ``micro_batch`` of the ``micro_batches`` of a step: a pure function.
+
+        The rows of a step and their order depend on ``batch_size * micro_batches`` only: processes
+        that share a micro-batch ask for more and smaller ones.
+        """
         ...
 
     def weights_at(self, sample: int) -> dict[str, float]:

@@ -3,11 +3,13 @@
 transformers looks up the attention function by the name in the model's configuration. The recorder
 registers one that measures and then calls ``sdpa``, so outputs and gradients stay bit-identical.
 
-Shapes: B rows, H query heads, K key-value heads, G = H / K, T queries, S keys, D head size.
+Shapes: L layers, B rows, H query heads, K key-value heads, G = H / K, T queries, S keys, D head
+size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -52,6 +54,12 @@ class AttentionLogitRecorder:
         """Forget what was recorded."""
         for attention in self.attentions:
             _maxima_H[attention] = None
+
+    def combine(self, maximum: Callable[[Tensor], Tensor]) -> None:
+        """Replace what was recorded by ``maximum`` of it, over all processes of a training."""
+        combined_LH = maximum(torch.stack(self.maxima_H()))
+        for attention, maximum_H in zip(self.attentions, combined_LH, strict=True):
+            _maxima_H[attention] = maximum_H
 
     def maxima_H(self) -> list[Tensor]:
         """Per layer the largest logits since the last reset, float32 [H].

@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 
 from wrinklefree.optim.contract import Group, Part
 
+Maximum = Callable[[Tensor], Tensor]
+"""The largest of each entry over all processes that train a model together."""
+
 
 class AfterStep(Protocol):
     """What is done to the parameters once a step has been taken, such as QK-clip."""
@@ -26,6 +29,10 @@ class AfterStep(Protocol):
 
     def forget(self) -> None:
         """Leave out what was seen since the latest call: it was no part of a step."""
+        ...
+
+    def combine(self, maximum: Maximum) -> None:
+        """Take in what other processes saw since the latest call."""
         ...
 
 
@@ -76,6 +83,11 @@ class CombinedOptimizer(Optimizer):
         """Leave out of ``after_step`` what it saw since the latest step."""
         if self._after_step is not None:
             self._after_step.forget()
+
+    def combine(self, maximum: Maximum) -> None:
+        """Let ``after_step`` see what it saw in all processes since the latest step."""
+        if self._after_step is not None:
+            self._after_step.combine(maximum)
 
     def state_layout(self, parameter: Tensor) -> dict[str, Tensor]:
         """Tensors without memory (device ``meta``) like those of the state of ``parameter``."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
-from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.optim.combined import CombinedOptimizer, Maximum
 from wrinklefree.optim.muon import Muon, muon_with_adamw
 from wrinklefree.optim.settings import MuonClipSettings
 from wrinklefree.quant.bitlinear import BitLinear
@@ -92,6 +92,10 @@ class QkClip:
     def forget(self) -> None:
         """Start recording anew."""
         self._recorder.reset()
+
+    def combine(self, maximum: Maximum) -> None:
+        """Take in what was recorded in other processes."""
+        self._recorder.combine(maximum)
 
     def metrics(self) -> dict[str, float]:
         """``train/qk_max_logit`` (before clipping), ``_clipped_heads``, ``_innocent_change``."""

@@ -27,9 +27,18 @@ class Progress:
     ----------
     total : in units; None where nobody knows, and then no time left is told.
     done : units that were done before.
+    shown : False: it counts in silence.
     """
 
-    def __init__(self, description: str, unit: str, total: int | None = None, done: int = 0):
+    def __init__(
+        self,
+        description: str,
+        unit: str,
+        total: int | None = None,
+        done: int = 0,
+        *,
+        shown: bool = True,
+    ) -> None:
         self._description, self._unit, self._total = description, unit, total
         self._first = self._done = done
         self._started = self._last = time.monotonic()
@@ -40,10 +49,10 @@ class Progress:
             initial=done,
             unit=f" {unit}",
             desc=description,
-            disable=not on_terminal,
+            disable=not (on_terminal and shown),
             dynamic_ncols=True,
         )
-        self._has_told = False
+        self._shown, self._has_told = shown, False
 
     def advance(self, amount: int = 1, note: str = "", *, line: bool = False) -> None:
         """Count ``amount`` units as done.
@@ -58,7 +67,7 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
         now = time.monotonic()
-        if line or now - self._last >= LINE_SECONDS:
+        if self._shown and (line or now - self._last >= LINE_SECONDS):
             self._last, self._has_told = now, True
             self._tell(f"{self._description}: {self._state(now - self._started, note)}")
 

@@ -5,6 +5,7 @@ A hook that keeps a state is a ``StatefulHook``: checkpoints hold the state unde
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -179,6 +180,8 @@ class FirstLossCheck(Hook):
 class HeldOutLoss(Hook):
     """Cross-entropy on the same few held-out rows of each domain, every so many steps.
 
+    Processes that train together read a part of them each.
+
     It is what ``train/loss`` is of training rows: the objective's own, at the present strength of
     quantization. Of a block-diffusion model that is the loss of masked tokens, under masks that are
     a function of the row alone; the stage ``evaluate`` has the likelihood, at many times the cost.
@@ -223,7 +226,9 @@ class HeldOutLoss(Hook):
         """Nats and asked tokens of a domain's rows."""
         loss = tokens = 0.0
         objective, rows = train_step.objective, settings.evaluate_rows_per_domain
-        for batch in self._data.batches(domain, rows=rows, batch_size=settings.batch_size):
+        at_once = runtime.rows_of(settings.batch_size)
+        batches = self._data.batches(domain, rows=rows, batch_size=at_once)
+        for batch in itertools.islice(batches, runtime.rank, None, runtime.ranks):
             prepared = objective.corruption.prepare(batch.to(runtime.device), step=0)
             if not (denominator := objective.corruption.denominator(prepared)):
                 continue
@@ -231,11 +236,14 @@ class HeldOutLoss(Hook):
                 output = objective.loss(train_step(prepared), prepared, denominator)
             loss += output.row_loss_B.double().sum().item()
             tokens += output.row_tokens_B.sum().item()
-        return loss, tokens
+        return tuple(runtime.sum(loss, tokens))
 
 
 class Telemetry(Hook):
-    """What int8 loses of activations, every ``telemetry_interval`` steps, on the step's rows."""
+    """What int8 loses of activations, every ``telemetry_interval`` steps, on the step's rows.
+
+    Where processes train together, on those that the first one reads.
+    """
 
     def __init__(self) -> None:
         self._open: ActivationTelemetry | None = None

@@ -21,7 +21,8 @@ from wrinklefree.train.hooks import Hook, Training
 class InfluenceMixture(Hook):
     """Changes the weights every ``interval`` steps, by the domains' scores at that moment.
 
-    Its state is the list of updates, so that a resumed run reads the same rows.
+    Its state is the list of updates, so that a resumed run reads the same rows. Of
+    processes that train together each computes all scores.
 
     Raises
     ------
@@ -126,10 +127,13 @@ class InfluenceMixture(Hook):
             scores[domain] = _cosine(training, gradient, probe)
         training.optimizer.zero_grad(set_to_none=True)
         training.optimizer.forget()
-        return scores
+        # Where last bits differ between GPUs, the rows that follow must not.
+        of_all = torch.tensor(list(scores.values()), dtype=torch.float64)
+        return dict(zip(scores, training.runtime.maximum(of_all).tolist(), strict=True))
 
     def _probe_gradient(self, training: Training, target: dict[str, float]) -> list[Tensor]:
-        rows, size = self._settings.rows_per_domain, training.settings.batch_size
+        rows = self._settings.rows_per_domain
+        size = training.runtime.rows_of(training.settings.batch_size)
         parts = [
             (share, list(self._held_out.batches(domain, rows=rows, batch_size=size)))
             for domain, share in target.items()

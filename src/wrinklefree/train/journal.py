@@ -35,3 +35,16 @@ class Printed:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Nothing: see ``Trainer.state.history``."""
+
+
+class Silent:
+    """Of a process that has others beside it, of which one tells for all."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing."""

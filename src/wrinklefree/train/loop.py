@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -30,12 +30,12 @@ from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.stability.clippers import build_clipper
-from wrinklefree.stability.gradients import GradientWarning, first_non_finite, gradient_health
-from wrinklefree.stability.loss_variance import split_variance
+from wrinklefree.stability.gradients import GradientWarning, gradient_health
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.signals import HeldSignals, held_signals
 from wrinklefree.train.averaging import Averaging
 from wrinklefree.train.data import samples_per_step
+from wrinklefree.train.divergence import culprit, divergence
 from wrinklefree.train.hooks import (
     HELD_OUT,
     HealthyNorms,
@@ -48,31 +48,19 @@ from wrinklefree.train.hooks import (
     is_due,
 )
 from wrinklefree.train.influence import InfluenceMixture
-from wrinklefree.train.journal import Journal, Printed
+from wrinklefree.train.journal import Journal, Printed, Silent
 from wrinklefree.train.objectives.next_token import NextToken
-from wrinklefree.train.objectives.objective import LossOutput, Objective, TrainStep
+from wrinklefree.train.objectives.objective import Objective, TrainStep
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.spikes import Spikes
 from wrinklefree.train.state import TrainingState
+from wrinklefree.train.totals import StepTotals, step_totals
 from wrinklefree.train.wrapping import wrap_for_training
 
 
 class _StepAbandonedError(Exception):
     """A step that a signal cut off before anything was changed by it."""
-
-
-@dataclass(frozen=True)
-class _StepTotals:
-    """Sums over the micro-batches of one step."""
-
-    objective: float
-    row_loss: float
-    row_tokens: float
-    domains: dict[str, float]
-    """Metrics of what the rows of the step, and of each domain among them, lost."""
-    terms: dict[str, float]
-    tokens: int
 
 
 class Trainer:
@@ -105,11 +93,17 @@ class Trainer:
         self.data = data
         self.settings = settings
         self.folder = folder
-        self.journal = journal or Printed()
         self.runtime = Runtime.here(settings.precision)
+        self.runtime.rows_of(settings.batch_size)
+        self.journal = journal or Printed()
+        if not self.runtime.leads:
+            self.journal = Silent(self.journal.label)
         self.model = model.train()
         self.runtime.place(self.model)
-        self.train_step = TrainStep(self.model, objective or Objective(NextToken()))
+        objective = objective or Objective(NextToken())
+        if objective.teacher:
+            self.runtime.place(objective.teacher.model)
+        self.train_step = TrainStep(self.model, objective)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         wrap_for_training(self.train_step, settings)
         self.clipper = build_clipper(settings.clipping)
@@ -119,7 +113,7 @@ class Trainer:
         self.state = TrainingState(
             self.model,
             {"optimizer": self.optimizer, "clipper": self.clipper, **stateful},
-            self.runtime.precision,
+            self.runtime,
         )
         self.signals = HeldSignals()
 
@@ -133,7 +127,8 @@ class Trainer:
         self._restore()
         for entry in self.state.history:  # of which a killed process may not have sent the last
             self.journal.log(int(entry["step"]), _tracked(entry))
-        progress = Progress(self.journal.label, "steps", self.settings.steps, self.state.step)
+        label, steps = self.journal.label, self.settings.steps
+        progress = Progress(label, "steps", steps, self.state.step, shown=self.runtime.leads)
         with contextlib.closing(progress), held_signals() as self.signals:
             with contextlib.suppress(_StepAbandonedError):
                 while self.state.step < self.settings.steps:
@@ -228,13 +223,15 @@ class Trainer:
         entry |= self.optimizer.metrics()
         return entry | self._weights(step) | totals.domains | totals.terms
 
-    def _skip(self, step: int, totals: _StepTotals) -> dict[str, float]:
+    def _skip(self, step: int, totals: StepTotals) -> dict[str, float]:
         """The entry of a step that is not applied, or the error where it is one too many."""
-        taken, most = self._skipped(), self.settings.max_skipped_steps
+        history, most = self.state.history, self.settings.max_skipped_steps
+        # Steps that were not finite.
+        taken = sum("train/skipped" in e and "train/left_out" not in e for e in history)
         if taken >= most or first_not_finite(self.model):
-            raise UserError(self._divergence(step, totals))
+            raise UserError(divergence(self.model, step, totals.objective, skipped=taken))
         self.journal.say(
-            f"warning: step {step + 1} is skipped: {self._culprit()} is not finite (loss"
+            f"warning: step {step + 1} is skipped: {culprit(self.model)} is not finite (loss"
             f" {totals.objective:g}); {taken + 1} of {most} steps that may be"
         )
         return self._not_taken(step)
@@ -243,48 +240,41 @@ class Trainer:
         entry = {"step": step + 1, "tokens": self._tokens_so_far(), "train/skipped": 1.0}
         return entry | self._weights(step)
 
-    def _skipped(self) -> int:
-        """Steps that were not finite."""
-        history = self.state.history
-        return sum("train/skipped" in e and "train/left_out" not in e for e in history)
-
     def _tokens_so_far(self) -> float:
         return self.state.history[-1]["tokens"] if self.state.history else 0
 
-    def _backward(self, step: int) -> _StepTotals:
+    def _backward(self, step: int) -> StepTotals:
         """Gradients of the whole step, micro-batch by micro-batch, under one denominator."""
         count = self.settings.gradient_accumulation_steps
         objective = self.train_step.objective
         corruption = objective.corruption
         prepared = [corruption.prepare(self._batch(step, index), step) for index in range(count)]
-        denominator = sum(map(corruption.denominator, prepared))
+        denominator = self._begin_together(sum(map(corruption.denominator, prepared)))
         assert denominator > 0, "a step without a supervised token"
         outputs = []
         for micro in prepared:
-            if self.signals.received:
+            if self.signals.received and self.runtime.ranks == 1:
                 raise _StepAbandonedError
             with self.runtime.computing():
                 output = objective.loss(self.train_step(micro), micro, denominator)
             output.loss.backward()
             outputs.append(replace(output, loss=output.loss.detach()))
-        return self._totals([micro.batch for micro in prepared], outputs)
+        self.runtime.sum_gradients(self.model.parameters())
+        self.optimizer.combine(self.runtime.maximum)
+        batches = [micro.batch for micro in prepared]
+        return step_totals(batches, outputs, self.data.domains, self.runtime)
 
-    def _totals(self, batches: list[Batch], outputs: list[LossOutput]) -> _StepTotals:
-        loss_B = torch.cat([output.row_loss_B for output in outputs]).double()
-        tokens_B = torch.cat([output.row_tokens_B for output in outputs]).double()
-        domain_B = torch.cat([batch.domain_B for batch in batches])
-        terms: dict[str, float] = {}
-        for output in outputs:
-            for name, value in output.terms.items():
-                terms[name] = terms.get(name, 0.0) + float(value)
-        return _StepTotals(
-            objective=sum(output.loss.item() for output in outputs),
-            row_loss=loss_B.sum().item(),
-            row_tokens=tokens_B.sum().item(),
-            domains=domain_metrics(loss_B, tokens_B, domain_B, self.data.domains),
-            terms=terms,
-            tokens=sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches),
-        )
+    def _begin_together(self, denominator: float) -> float:
+        """The denominator of the step over all processes: all take it, or all abandon it.
+
+        Once they have begun, one that left would let the others wait for its gradients.
+        """
+        mine = torch.tensor([denominator, self.signals.received or 0], dtype=torch.float64)
+        denominators_R, signals_R = self.runtime.gather(mine).unbind(1)
+        if number := int(signals_R.max()):
+            self.signals.received = signal.Signals(number)
+            raise _StepAbandonedError
+        return denominators_R.sum().item()
 
     def _weights(self, step: int) -> dict[str, float]:
         """The shares of the domains that the step's rows were drawn for."""
@@ -292,11 +282,13 @@ class Trainer:
         return {f"train/weight/{domain}": weight for domain, weight in weights.items()}
 
     def _batch(self, step: int, micro_batch: int) -> Batch:
+        """This process's rows, which are a micro-batch where a step has more and smaller ones."""
+        ranks = self.runtime.ranks
         batch = self.data.batch(
             step,
-            micro_batch,
-            batch_size=self.settings.batch_size,
-            micro_batches=self.settings.gradient_accumulation_steps,
+            micro_batch * ranks + self.runtime.rank,
+            batch_size=self.runtime.rows_of(self.settings.batch_size),
+            micro_batches=self.settings.gradient_accumulation_steps * ranks,
         )
         return batch.to(self.runtime.device)
 
@@ -323,34 +315,6 @@ class Trainer:
             words.append(f"held out {held_out:.3f}")
         line = is_due(step, self.settings.log_interval, self.settings) or held_out is not None
         progress.advance(advance, note=", ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
-
-    def _divergence(self, step: int, totals: _StepTotals) -> str:
-        """What is not finite and what to do. Before the first update no rate can be the cause."""
-        if broken := first_not_finite(self.model):
-            where = f"{broken[1]} values of {broken[0]}, before the step,"
-        else:
-            where = self._culprit()
-        advice = "Lower the learning rate or lengthen its warmup, and run again"
-        if step == self._skipped():
-            advice = (
-                "No update was made yet, so the learning rate is not the cause: the model's weights"
-                " or numbers of its configuration are (rope_theta, rms_norm_eps,"
-                " initializer_range). Correct them, or start from another base"
-            )
-        return (
-            f"step {step + 1}: {where} {'are' if broken else 'is'} not finite (loss"
-            f" {totals.objective:g}); the step was not applied and the last checkpoint is"
-            f" untouched. {advice}{self._skipped_before()}"
-        )
-
-    def _skipped_before(self) -> str:
-        count = self._skipped()
-        return f". Steps skipped before it, as max_skipped_steps allows: {count}" if count else ""
-
-    def _culprit(self) -> str:
-        """Where the gradients of the present step are not finite."""
-        name = first_non_finite(self.model.named_parameters())
-        return f"the gradient of {name}" if name else "the loss or the gradient norm"
 
     def _facts(self) -> dict[str, Any]:
         history = self.state.history
@@ -407,37 +371,6 @@ def _tracked(entry: dict[str, float]) -> dict[str, float]:
     """The metrics of an entry of the history, by the names that the tracking has."""
     metrics = {name: value for name, value in entry.items() if "/" in name}
     return metrics | {"train/tokens": entry["tokens"]}
-
-
-def domain_metrics(
-    loss_B: Tensor, tokens_B: Tensor, domain_B: Tensor, names: list[str]
-) -> dict[str, float]:
-    """Loss of each domain in a step, its share of the supervised tokens, and the loss's variance.
-
-    Parameters
-    ----------
-    loss_B, tokens_B : float64, summed nats and supervised tokens of each row of the step.
-    domain_B : int64, index of each row's domain in ``names``.
-
-    Returns
-    -------
-    ``train/loss/<domain>`` (nats per token) and ``train/share/<domain>`` of the domains that have
-    supervised tokens; ``train/loss_variance`` over rows by tokens (nats²), which is the sum of
-    ``train/loss_variance_within`` and ``train/loss_variance_between`` domains.
-    """
-    metrics: dict[str, float] = {}
-    for index, name in enumerate(names):
-        chosen_B = domain_B == index
-        if (count := tokens_B[chosen_B].sum().item()) > 0:
-            metrics[f"train/loss/{name}"] = loss_B[chosen_B].sum().item() / count
-            metrics[f"train/share/{name}"] = count / tokens_B.sum().item()
-    mean_B = loss_B / tokens_B.clamp(min=1.0)
-    split = split_variance(*(t.cpu().numpy() for t in (mean_B, tokens_B, domain_B)))
-    return metrics | {
-        "train/loss_variance": split.total,
-        "train/loss_variance_within": split.within,
-        "train/loss_variance_between": split.between,
-    }
 
 
 def _refuse_low_precision(model: PreTrainedModel) -> None:

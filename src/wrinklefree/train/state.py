@@ -22,6 +22,7 @@ from wrinklefree.train.checkpoint import (
     read_checkpoint,
 )
 from wrinklefree.train.history import HistoryFile
+from wrinklefree.train.runtime import Runtime
 
 _KEEP = 2
 
@@ -45,8 +46,9 @@ class TrainingState:
     model: nn.Module
     parts: dict[str, Stateful]
     """Optimizer and others, by name."""
-    precision: str
-    """What products are computed in on this machine: another one is another training."""
+    runtime: Runtime
+    """Its precision on this machine is a part of the training: another one is another training. How
+    many processes there are is not: they read and write the same checkpoints."""
     step: int = 0
     """Steps taken."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -59,10 +61,17 @@ class TrainingState:
     def save(self, work: Path) -> None:
         """Write a checkpoint into ``work``, then drop all before it but the newest.
 
-        Nothing is done where the newest is of this step already.
+        One process writes it for all, and no other goes on before: a launcher ends all of them
+        where one has ended. Nothing is done where the newest is of this step already.
         """
         if self.saved == self.step:
             return
+        if self.runtime.leads:
+            self._write(work)
+        self.saved = self.step
+        self.runtime.wait()
+
+    def _write(self, work: Path) -> None:
         self.file.extend(work, self.history)  # before the checkpoint that counts on it
         folder = work / f"step-{self.step:08d}"
         # One that was passed over may still stand there.
@@ -70,13 +79,12 @@ class TrainingState:
         origin = Origin("checkpoint", {}, checkpoint_settings(work, self.step))
         with writing_artifact(folder, origin) as (partial, facts):
             facts["history"] = self.file.record
-            facts["precision"] = self.precision
+            facts["precision"] = self.runtime.precision
             tensors = {name: p.detach().contiguous() for name, p in self._tensors().items()}
             save_file(tensors, partial / WEIGHTS)
             # An open file, because with a path torch hides why a write failed.
             with (partial / PARTS).open("wb") as file:
                 torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
-        self.saved = self.step
         written = [path for step, path in checkpoints_in(work) if step <= self.step]
         for old in written[:-_KEEP]:
             shutil.rmtree(old)
@@ -94,14 +102,19 @@ class TrainingState:
         Returns
         -------
         What was wrong with each checkpoint that was passed over.
+
+        Raises
+        ------
+        UserError : other processes of this training find other checkpoints.
         """
         complaints = []
         for step, folder in reversed(checkpoints_in(work)):
             if at_most is not None and step > at_most:
                 continue
             try:
+                precision = self.runtime.precision
                 found = read_checkpoint(
-                    folder, step, self._tensors(), self.parts, precision=self.precision
+                    folder, step, self._tensors(), self.parts, precision=precision
                 )
             except UserError as error:
                 complaints.append(str(error))
@@ -109,6 +122,12 @@ class TrainingState:
             self._load(found)
             self.saved, self.file = step, found.file
             break
+        steps = self.runtime.gather(torch.tensor(self.step)).unique().tolist()
+        if len(steps) > 1:
+            raise UserError(
+                f"{work}: the processes of this training find checkpoints of steps"
+                f" {', '.join(map(str, steps))} there; give them a folder that all of them see"
+            )
         return complaints
 
     def go_back(self, work: Path, step: int) -> bool:
@@ -123,7 +142,8 @@ class TrainingState:
         self.restore(work, max((number for number in steps if number <= step), default=steps[0]))
         if self.step == before:
             return False
-        for number, folder in checkpoints_in(work):
+        # All have read by now what one of them removes: restoring is over when all have done it.
+        for number, folder in checkpoints_in(work) if self.runtime.leads else ():
             if number > self.step:
                 shutil.rmtree(folder)
         return True

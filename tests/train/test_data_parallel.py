@@ -1,0 +1,304 @@
+"""Two processes train the model that one trains.
+
+The file is also what the processes run: each trains every case, and leaves what came of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.train.hooks import Hook, Training
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective
+from wrinklefree.train.runtime import Runtime
+
+RANKS = 2
+Trained = tuple[Trainer, dict[str, Any]]
+Case = Callable[[Path, Path], Trained | str]
+"""Trains on a mixture, with a folder for checkpoints of its own; trainer and facts, or a text."""
+
+
+class Stopped(BaseException):
+    """What a signal leads to."""
+
+
+class Heard:
+    """A journal that keeps what it is told."""
+
+    label = "training"
+    lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.lines.append(str(step))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def model_of(seed: int, **changes: Any) -> PreTrainedModel:
+    """One of its own in every process: training begins with that of the first."""
+    torch.manual_seed(seed + rank())
+    shape = {
+        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**shape | changes))
+
+
+def trainer_of(
+    mixture: Path, folder: Path | None, objective: str = "text", **changes: Any
+) -> Trainer:
+    values: dict[str, Any] = {
+        "steps": 6,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "optimizer": {"name": "muon"},
+        "schedule": {"warmup_steps": 2},
+        "clipping": {"name": "zclip", "zclip": {"z_threshold": 0.01, "warmup_steps": 2}},
+        "lambda_warmup": {"warmup_steps": 3},
+        "relations": {"heads": 2, "causal": True},
+    }
+    settings = DistillSettings.model_validate(values | changes)
+    model = model_of(3)
+    insert_bitlinear(model)
+    corruption = NextToken()
+    if "diffusion" in objective:
+        corruption = BlockDiffusion(DiffusionSettings(block_size=4), mask_token_id=399, seed=5)
+    chosen = Objective(corruption)
+    if "distillation" in objective:
+        chosen = distillation(corruption, settings, model_of(8, hidden_size=16))
+    data, held_out = TrainingData(mixture, seed=7), HeldOutData(mixture)
+    return Trainer(model, data, settings, chosen, held_out=held_out, folder=folder, journal=Heard())
+
+
+def optimizer(name: str, **changes: Any) -> dict[str, Any]:
+    return {"optimizer": {"name": name, name: changes}}
+
+
+def trained(objective: str, **changes: Any) -> Case:
+    def case(mixture: Path, folder: Path) -> Trained:
+        trainer = trainer_of(mixture, None, objective, **changes)
+        return trainer, trainer.run()
+
+    return case
+
+
+MUONCLIP = optimizer("muonclip", qk_clip_threshold=0.02)
+MEASURED: dict[str, Any] = {
+    "evaluate_interval": 2,
+    "evaluate_rows_per_domain": 7,
+    "telemetry_interval": 3,
+    "averaging": {"name": "ema"},
+    "data": {"influence": {"enabled": True, "interval": 2}},
+}
+SAME: dict[str, Case] = {
+    "text": trained("text"),
+    "diffusion": trained("diffusion", clipping={"name": "fixed"}, **optimizer("apollo")),
+    "distillation": trained(
+        "distillation", gradient_accumulation_steps=1, clipping={"name": "adagc"},
+        **optimizer("adamw8bit"),
+    ),
+    "diffusion distillation": trained("diffusion distillation", **optimizer("adamw")),
+    "muonclip": trained("text", clipping={"name": "none"}, **MUONCLIP),
+    "measured": trained("text", **MEASURED),
+}  # fmt: skip
+"""What two processes do as one does."""
+
+
+def skipped(mixture: Path, folder: Path) -> Trained:
+    """The gradient of one step is not finite, in the last process only."""
+    trainer = trainer_of(mixture, None, max_skipped_steps=1)
+
+    def breaks(gradient: Tensor) -> Tensor:
+        return gradient * (torch.nan if trainer.state.step == 1 and is_last(trainer) else 1.0)
+
+    trainer.model.get_parameter("model.layers.0.self_attn.q_proj.weight").register_hook(breaks)
+    return trainer, trainer.run()
+
+
+def is_last(trainer: Trainer) -> bool:
+    return trainer.runtime.rank == trainer.runtime.ranks - 1
+
+
+def spiked(mixture: Path, folder: Path) -> Trained:
+    """An update that is far too large, from which training goes back."""
+    spikes = {"enabled": True, "window": 5, "rollback": True, "skip_steps": 2}
+    trainer = trainer_of(
+        mixture, folder, steps=16, checkpoint_interval=2, clipping={"name": "none"}, spikes=spikes
+    )
+
+    def explode(*_: Any) -> None:
+        if trainer.state.step == 9:
+            for group in trainer.optimizer.param_groups:
+                group["lr"] *= 3000.0
+
+    trainer.optimizer.register_step_pre_hook(explode)
+    return trainer, trainer.run()
+
+
+class Stopping(Hook):
+    """Each process is told to stop in another step, the last one first and the others too late."""
+
+    def after_update(self, training: Training) -> None:
+        if training.state.step == 2 + training.runtime.ranks - training.runtime.rank:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def stopped(mixture: Path, folder: Path) -> Trained:
+    trainer = trainer_of(mixture, folder, checkpoint_interval=100)
+    trainer.hooks.append(Stopping())
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        trainer.run()
+    except Stopped:
+        return trainer, {}
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    raise AssertionError("it was not stopped")
+
+
+def stop(*_: Any) -> None:
+    raise Stopped
+
+
+def resumed(mixture: Path, folder: Path) -> Trained:
+    """From a checkpoint that lies there already."""
+    trainer = trainer_of(mixture, folder)
+    return trainer, trainer.run()
+
+
+def refused(mixture: Path, folder: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        trainer_of(mixture, None, batch_size=3)
+    return str(raised.value)
+
+
+def apart(mixture: Path, folder: Path) -> str:
+    """Each process has a folder of its own; the first one finds a checkpoint in its."""
+    with pytest.raises(UserError) as raised:
+        resumed(mixture, folder if rank() == 0 else folder / "another")
+    return str(raised.value)
+
+
+def exchanged(mixture: Path, folder: Path) -> str:
+    """Gradients that only some have; what an update is computed in."""
+    runtime = Runtime.here("auto")
+    some, none = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    if rank():
+        some.grad = torch.tensor([1.0, 2.0, 3.0])
+    runtime.sum_gradients([some, none])
+    assert some.grad is not None
+    return f"{some.grad.tolist()} {none.grad} {runtime.precision}"
+
+
+CASES: dict[str, Case] = {
+    **SAME, "skipped": skipped, "spiked": spiked, "stopped": stopped, "resumed": resumed,
+    "refused": refused, "apart": apart, "exchanged": exchanged,
+}  # fmt: skip
+
+
+def outcome(case: str, mixture: Path, folder: Path) -> Any:
+    Heard.lines.clear()
+    came = CASES[case](mixture, folder)
+    if isinstance(came, str):
+        return came
+    trainer, facts = came
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    return trainer.state.history, weights, facts, list(Heard.lines)
+
+
+@pytest.fixture(scope="module")
+def alone(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What comes of a case in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    known: dict[str, Any] = {}
+
+    def get(case: str) -> Any:
+        if case not in known:
+            known[case] = outcome(case, mixture, folder / case)
+        return known[case]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def folder(
+    mixture: Path, alone: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Where two processes have trained every case."""
+    root = tmp_path_factory.mktemp("together")
+    from_one = trainer_of(mixture, root / "resumed", checkpoint_interval=100)
+    from_one.hooks.append(Stopping())
+    before = signal.signal(signal.SIGTERM, stop)
+    with pytest.raises(Stopped):
+        from_one.run()
+    signal.signal(signal.SIGTERM, before)
+    shutil.copytree(root / "resumed", root / "apart")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}",
+        __file__, str(mixture), str(root),
+    ]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return root
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path) -> Callable[[str], list[Any]]:
+    """What came of a case, in each of the processes."""
+    return lambda case: [torch.load(folder / f"{case}-{number}.pt") for number in range(RANKS)]
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_telemetry(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in entry.items() if "int8" not in k} for entry in history]
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_two_processes_train_the_model_that_one_trains(
+    case: str, alone: Callable[[str], Any], together: Callable[[str], list[Any]]
+):
+    history, weights, facts, _ = alone(case)
+    (first, weights_of_first, facts_of_first, _), (second, weights_of_second, other_facts, _) = (
+        together(case)
+    )
+    assert without_telemetry(first) == without_telemetry(second) and facts_of_first == other_facts
+    assert_same_bits(weights_of_first, weights_of_second)
+    assert [list(entry) for entry in first] == [list(entry) for entry in history]
+    for mine, theirs in zip(without_telemetry(first), without_telemetry(history), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), case
+    for name, weight in weights.items():
+        torch.testing.assert_close(weights_of_first[name], weight, rtol=1e-4, atol=1e-6)
+
+
+if __name__ == "__main__":
+    of_mixture, root = map(Path, sys.argv[1:3])
+    for name in sys.argv[3:] or CASES:
+        torch.save(outcome(name, of_mixture, root / name), root / f"{name}-{rank()}.pt")
