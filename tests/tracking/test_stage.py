@@ -242,6 +242,17 @@ def test_a_folder_of_the_users_is_refused_before_any_work(run_stage: RunStage):
     assert Path("out/thesis.txt").read_text() == "years"
 
 
+def test_of_several_processes_one_says_that_a_stage_takes_one(
+    run_stage: RunStage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert run_stage(lambda stage: 1 / 0) == 2  # pyright: ignore[reportArgumentType]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: export: 2 processes were started (WORLD_SIZE)")
+
+
 def fails(stage: Stage) -> dict[str, Any]:
     raise UserError("the data is bad")
 

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
+from wrinklefree.kernels.capabilities import gains
 from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.train.distill_settings import DistillSettings
@@ -36,6 +37,8 @@ RANKS = 2
 Trained = tuple[Trainer, dict[str, Any]]
 Case = Callable[[Path, Path], Trained | str]
 """Trains on a mixture, with a folder for checkpoints of its own; trainer and facts, or a text."""
+Alone = Callable[[str], Any]
+Together = Callable[[str], list[Any]]
 
 
 class Stopped(BaseException):
@@ -200,12 +203,13 @@ def refused(mixture: Path, folder: Path) -> str:
 def apart(mixture: Path, folder: Path) -> str:
     """Each process has a folder of its own; the first one finds a checkpoint in its."""
     with pytest.raises(UserError) as raised:
-        resumed(mixture, folder if rank() == 0 else folder / "another")
+        resumed(mixture, folder / ("another" if rank() else "resumed"))
     return str(raised.value)
 
 
 def exchanged(mixture: Path, folder: Path) -> str:
-    """Gradients that only some have; what an update is computed in."""
+    """A gradient that one process has, one that none has, and machines of unlike speed."""
+    gains("cpu")["bfloat16"] = 9.0 - 8.5 * rank()
     runtime = Runtime.here("auto")
     some, none = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
     if rank():
@@ -232,7 +236,7 @@ def outcome(case: str, mixture: Path, folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def alone(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+def alone(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     """What comes of a case in one process."""
     folder = tmp_path_factory.mktemp("alone")
     known: dict[str, Any] = {}
@@ -246,18 +250,11 @@ def alone(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 
 @pytest.fixture(scope="module")
-def folder(
-    mixture: Path, alone: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def folder(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have trained every case."""
     root = tmp_path_factory.mktemp("together")
-    from_one = trainer_of(mixture, root / "resumed", checkpoint_interval=100)
-    from_one.hooks.append(Stopping())
-    before = signal.signal(signal.SIGTERM, stop)
-    with pytest.raises(Stopped):
-        from_one.run()
-    signal.signal(signal.SIGTERM, before)
-    shutil.copytree(root / "resumed", root / "apart")
+    stopped(mixture, root / "resumed")
+    shutil.copytree(root / "resumed", root / "apart" / "resumed")  # a checkpoint knows its folder
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}",
         __file__, str(mixture), str(root),
@@ -268,34 +265,96 @@ def folder(
 
 
 @pytest.fixture(scope="module")
-def together(folder: Path) -> Callable[[str], list[Any]]:
+def together(folder: Path) -> Together:
     """What came of a case, in each of the processes."""
     return lambda case: [torch.load(folder / f"{case}-{number}.pt") for number in range(RANKS)]
 
 
-def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 def without_telemetry(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in entry.items() if "int8" not in k} for entry in history]
+    """What is of all rows: activations are watched in the first process only."""
+    return [
+        {name: value for name, value in entry.items() if not name.startswith("activation/")}
+        for entry in history
+    ]
+
+
+def assert_close(together: Any, alone: Any) -> None:
+    """Within what another order of float32 sums makes of losses and weights."""
+    (history, weights, *_), (expected, expected_weights, *_) = together, alone
+    assert [list(entry) for entry in history] == [list(entry) for entry in expected]
+    for mine, theirs in zip(*map(without_telemetry, (history, expected)), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5)
+
+
+def assert_alike(processes: list[Any]) -> None:
+    """To the bit."""
+    (history, weights, facts, _), (other_history, other_weights, other_facts, told) = processes
+    assert without_telemetry(history) == without_telemetry(other_history)
+    assert all(torch.equal(weight, other_weights[name]) for name, weight in weights.items())
+    assert facts == other_facts
+    assert told == [], "one speaks for all"
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_two_processes_train_the_model_that_one_trains(
-    case: str, alone: Callable[[str], Any], together: Callable[[str], list[Any]]
+def test_two_processes_train_the_model_that_one_trains(case: str, alone: Alone, together: Together):
+    processes = together(case)
+    assert_alike(processes)
+    assert_close(processes[0], alone(case))
+
+
+def test_a_step_that_is_not_finite_in_one_process_is_left_out_by_both(
+    alone: Alone, together: Together
 ):
-    history, weights, facts, _ = alone(case)
-    (first, weights_of_first, facts_of_first, _), (second, weights_of_second, other_facts, _) = (
-        together(case)
-    )
-    assert without_telemetry(first) == without_telemetry(second) and facts_of_first == other_facts
-    assert_same_bits(weights_of_first, weights_of_second)
-    assert [list(entry) for entry in first] == [list(entry) for entry in history]
-    for mine, theirs in zip(without_telemetry(first), without_telemetry(history), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6), case
-    for name, weight in weights.items():
-        torch.testing.assert_close(weights_of_first[name], weight, rtol=1e-4, atol=1e-6)
+    processes = together("skipped")
+    assert_alike(processes)
+    assert_close(processes[0], alone("skipped"))
+    assert [entry.get("train/skipped") for entry in processes[0][0]] == [None, 1.0] + [None] * 4
+
+
+def test_both_go_back_from_a_spike(alone: Alone, together: Together):
+    processes = together("spiked")
+    assert_alike(processes)
+    events = [facts["spikes"] for _, _, facts, _ in (processes[0], alone("spiked"))]
+    assert len(events[0]) == 1
+    for name in ("step", "went_back_to"):
+        assert events[0][0][name] == events[1][0][name] > 0
+
+
+def test_a_signal_to_one_lets_both_leave_with_one_checkpoint(folder: Path, together: Together):
+    processes = together("stopped")
+    assert_alike(processes)
+    assert len(processes[0][0]) == 4, "the step in which it came is the last one"
+    assert [path.name for path in (folder / "stopped").glob("step-*")] == ["step-00000004"]
+
+
+def test_one_process_goes_on_from_what_two_have_left(
+    mixture: Path, folder: Path, alone: Alone, together: Together, tmp_path: Path
+):
+    shutil.copytree(folder / "stopped", tmp_path / "stopped")
+    trainer, facts = resumed(mixture, tmp_path / "stopped")
+    weights = dict(trainer.model.named_parameters())
+    assert trainer.state.history[:4] == together("stopped")[0][0]
+    assert_close((trainer.state.history, weights, facts), alone("text"))
+
+
+def test_two_processes_go_on_from_what_one_has_left(alone: Alone, together: Together):
+    processes = together("resumed")
+    assert_alike(processes)
+    assert processes[0][0][:4] == alone("text")[0][:4]
+    assert_close(processes[0], alone("text"))
+
+
+def test_what_processes_cannot_do_together_is_said_by_each(together: Together):
+    for process in together("refused"):
+        assert process.startswith("batch_size is 3, and 2 processes share the rows of a micro-bat")
+    for process in together("apart"):
+        assert "the processes of this training find checkpoints of steps 0, 4 there" in process
+
+
+def test_what_one_process_lacks_is_that_of_the_other(together: Together):
+    assert together("exchanged") == ["[1.0, 2.0, 3.0] None fp32"] * RANKS
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ def stage_main(
     with Terminal(label) as terminal:
         warnings.showwarning = terminal.show_warning
         try:
+            _require_one_process()
             busy = f"{label} is already running here,"
             with exclusive_lock(WORK / "locks" / f"{label}.lock", busy=busy):
                 # Before anything fails or warns, but not into the log of whoever holds the lock.
@@ -269,6 +270,18 @@ def _parse(
             given = getattr(arguments, key)
             setattr(arguments, key, given.replace(f"{{{instance}}}", chosen))
     return arguments
+
+
+def _require_one_process() -> None:
+    """Raise a UserError where several processes were started for the stage: one says so for all."""
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)
+        raise UserError(
+            f"{count} processes were started (WORLD_SIZE), and a stage runs in one: start it"
+            " without torchrun. A script of your own can train in several, with the Trainer of"
+            " wrinklefree.train.loop"
+        )
 
 
 def _say_what_is_kept(output: Path, terminal: Terminal) -> None:
