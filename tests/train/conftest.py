@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.mixture.build import build_mixture
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.mixture.settings import MixtureSettings
+from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.text.documents.settings import GeneratedSource, HeldOutSettings
 from wrinklefree.text.sources.fetch import fetch_source
 from wrinklefree.tokens.settings import BpeTokenizerSettings, TokenizeSettings
 from wrinklefree.tokens.tokenize import tokenize_source
 from wrinklefree.tokens.train_bpe import train_tokenizer
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.in_stage import stage_trainer
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 
@@ -94,5 +103,35 @@ def make_settings() -> Callable[..., QuantizedTrainingSettings]:
                 target = target[key]
             target[last] = value
         return QuantizedTrainingSettings(**values)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(
+    make_stage: Callable[..., Stage],
+    make_settings: Callable[..., QuantizedTrainingSettings],
+    mixture: Path,
+) -> Callable[..., Trainer]:
+    """Trainings of a small ternary model in stages told apart by name, with changes as above."""
+
+    def make(
+        name: str = "one",
+        objective: Objective | None = None,
+        *,
+        shape: dict[str, Any] | None = None,
+        quantizer: QuantizerSettings | None = None,
+        **changes: Any,
+    ) -> Trainer:
+        torch.manual_seed(3)
+        sizes = {
+            "vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1,
+        }  # fmt: skip
+        model = LlamaForCausalLM(LlamaConfig(**sizes | (shape or {})))
+        insert_bitlinear(model, quantizer or QuantizerSettings())
+        stage = replace(make_stage(name), inputs={"mixture": mixture})
+        data = TrainingData(mixture, seed=7)
+        return stage_trainer(stage, model, data, make_settings(changes), objective)
 
     return make

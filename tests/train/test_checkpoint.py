@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
-from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import HistoryFile, read_history
-from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.settings import QuantizedTrainingSettings
 
 NAN = math.nan
 NORM = "model.norm.weight"
@@ -29,27 +24,9 @@ Change = Callable[[Any], Any]
 
 
 @pytest.fixture
-def make_trainer(
-    make_stage: Callable[..., Stage],
-    make_settings: Callable[..., QuantizedTrainingSettings],
-    mixture: Path,
-) -> Callable[..., Trainer]:
+def make_trainer(make_trainer: Callable[..., Trainer]) -> Callable[..., Trainer]:
     """A training of five steps that writes checkpoints after steps 2, 4 and 5."""
-
-    def make(name: str = "one", **changes: Any) -> Trainer:
-        torch.manual_seed(3)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-                num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
-            )
-        )  # fmt: skip
-        insert_bitlinear(model)
-        settings = make_settings(changes)
-        data = TrainingData(mixture, seed=7)
-        return stage_trainer(make_stage(name), model, data, settings)
-
-    return make
+    return partial(make_trainer, shape={"tie_word_embeddings": True})
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:

@@ -1,26 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.diffusion.settings import DiffusionSettings
-from wrinklefree.mixture.loader import HeldOutData, TrainingData
+from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.losses import mean_next_token_loss
-from wrinklefree.models.surgery import insert_bitlinear
-from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.hooks import HeldOutLoss, QuantizationWarmup
-from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
-from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeTrainer = Callable[..., Trainer]
 MUONCLIP = {
@@ -42,27 +36,12 @@ OBJECTIVES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.fixture
-def make_trainer(
-    make_stage: Callable[..., Stage],
-    make_settings: Callable[..., QuantizedTrainingSettings],
-    mixture: Path,
-) -> MakeTrainer:
+def make_trainer(make_trainer: MakeTrainer) -> MakeTrainer:
     def make(
         name: str = "one", objective: str = "causal", dropout: float = 0.1, **changes: Any
     ) -> Trainer:
-        torch.manual_seed(3)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-                num_attention_heads=2, num_key_value_heads=1, attention_dropout=dropout,
-            )
-        )  # fmt: skip
-        insert_bitlinear(model)
-        stage = replace(make_stage(name), inputs={"mixture": mixture})
-        data = TrainingData(mixture, seed=7)
-        return stage_trainer(
-            stage, model, data, make_settings(changes), Objective(OBJECTIVES[objective]())
-        )
+        chosen = Objective(OBJECTIVES[objective]())
+        return make_trainer(name, chosen, shape={"attention_dropout": dropout}, **changes)
 
     return make
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.stability.activations import ActivationTelemetry
-from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.hooks import Hook
-from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeTrainer = Callable[..., Trainer]
 PLANTED = 11
@@ -28,26 +21,8 @@ PLANTED = 11
 
 
 @pytest.fixture
-def make_trainer(
-    make_stage: Callable[..., Stage],
-    make_settings: Callable[..., QuantizedTrainingSettings],
-    mixture: Path,
-) -> MakeTrainer:
-    def make(
-        name: str = "one", quantizer: QuantizerSettings | None = None, **changes: Any
-    ) -> Trainer:
-        torch.manual_seed(3)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                num_attention_heads=2, num_key_value_heads=1,
-            )
-        )  # fmt: skip
-        insert_bitlinear(model, quantizer or QuantizerSettings())
-        stage = replace(make_stage(name), inputs={"mixture": mixture})
-        return stage_trainer(stage, model, TrainingData(mixture, seed=7), make_settings(changes))
-
-    return make
+def make_trainer(make_trainer: MakeTrainer) -> MakeTrainer:
+    return partial(make_trainer, shape={"num_hidden_layers": 2})
 
 
 class Snapshots(Hook):

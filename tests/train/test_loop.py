@@ -5,44 +5,27 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
-from wrinklefree.tracking.stage import Stage
 from wrinklefree.train import runtime
 from wrinklefree.train.history import read_history
-from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
-from wrinklefree.train.settings import QuantizedTrainingSettings
 from wrinklefree.train.totals import domain_metrics
 
-MakeStage = Callable[..., Stage]
-MakeSettings = Callable[..., QuantizedTrainingSettings]
+MakeTrainer = Callable[..., Trainer]
 
 
-def tiny_model() -> PreTrainedModel:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    insert_bitlinear(model)
-    return model
-
-
-def trainer(stage: Stage, mixture: Path, settings: QuantizedTrainingSettings) -> Trainer:
-    data = TrainingData(mixture, seed=7)
-    return stage_trainer(stage, tiny_model(), data, settings)
+@pytest.fixture
+def make_trainer(make_trainer: MakeTrainer) -> MakeTrainer:
+    return partial(make_trainer, shape={"num_hidden_layers": 2, "tie_word_embeddings": True})
 
 
 def weights(trained: Trainer) -> dict[str, Tensor]:
@@ -54,8 +37,8 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture
-def reference(make_stage: MakeStage, make_settings: MakeSettings, mixture: Path) -> Trainer:
-    trained = trainer(make_stage("reference"), mixture, make_settings())
+def reference(make_trainer: MakeTrainer) -> Trainer:
+    trained = make_trainer("reference")
     trained.run()
     return trained
 
@@ -92,29 +75,27 @@ EFFECTS: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("path", "value"), EFFECTS, ids=[path for path, _ in EFFECTS])
 def test_every_setting_changes_the_result(
     path: str, value: Any, reference: Trainer,
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+    make_trainer: MakeTrainer,
 ):  # fmt: skip
     changes = {path: value}
     if path == "optimizer.muon.scale":
         changes |= {"optimizer.muon.lr": 0.002}
-    trained = trainer(make_stage(), mixture, make_settings(changes))
+    trained = make_trainer(**changes)
     trained.run()
     assert not equal(weights(trained), weights(reference))
 
 
 @pytest.mark.parametrize("path", ["checkpoint_interval", "log_interval"])
 def test_intervals_do_not_change_the_result(
-    path: str, reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+    path: str, reference: Trainer, make_trainer: MakeTrainer
 ):
-    trained = trainer(make_stage(), mixture, make_settings({path: 1}))
+    trained = make_trainer(**{path: 1})
     trained.run()
     assert equal(weights(trained), weights(reference))
 
 
-def test_the_same_run_twice_is_the_same_to_the_bit(
-    reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
-):
-    trained = trainer(make_stage(), mixture, make_settings())
+def test_the_same_run_twice_is_the_same_to_the_bit(reference: Trainer, make_trainer: MakeTrainer):
+    trained = make_trainer()
     trained.run()
     assert equal(weights(trained), weights(reference))
     assert trained.state.history == reference.state.history
@@ -122,10 +103,9 @@ def test_the_same_run_twice_is_the_same_to_the_bit(
 
 @pytest.mark.parametrize("at", [1, 3, 4], ids=["before a checkpoint", "after one", "after two"])
 def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
-    at: int, reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+    at: int, reference: Trainer, make_trainer: MakeTrainer
 ):
-    stage = make_stage()
-    first = trainer(stage, mixture, make_settings())
+    first = make_trainer()
     step = first._step
 
     def killed(number: int) -> dict[str, float]:
@@ -136,28 +116,28 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
     first._step = killed  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    logged: list[tuple[int, dict[str, float]]] = stage.run.metrics  # pyright: ignore[reportAttributeAccessIssue]
-    logged.clear()
-    second = trainer(stage, mixture, make_settings())
+    second = make_trainer()
     facts = second.run()
     assert equal(weights(second), weights(reference))
+    stage: Any = second.journal._stage  # pyright: ignore[reportAttributeAccessIssue]
     assert read_history(stage.folder) == reference.state.history
     assert facts["steps"] == 5
+    logged = stage.run.metrics
     steps = {step: metrics["train/loss"] for step, metrics in logged if "train/loss" in metrics}
     assert steps == {entry["step"]: entry["train/loss"] for entry in reference.state.history}
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    reference: Trainer, make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+    reference: Trainer, make_trainer: MakeTrainer
 ):
-    stage = make_stage()
-    trainer(stage, mixture, make_settings()).run()
-    newest = max(stage.work.glob("step-*"))
+    damaged = make_trainer()
+    damaged.run()
+    newest = max(damaged.folder.glob("step-*"))
     with (newest / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    again = trainer(stage, mixture, make_settings())
-    (complaint,) = again.state.restore(stage.work)
+    again = make_trainer()
+    (complaint,) = again.state.restore(again.folder)
     assert "content differs" in complaint
     assert again.state.step == 4
     again.run()
@@ -167,39 +147,34 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 @pytest.mark.parametrize(("fast", "found"), [(True, "bfloat16"), (False, "fp32")])
 def test_auto_is_what_the_machine_multiplies_fast_and_no_training_changes_over(
     fast: bool, found: str, reference: Trainer, monkeypatch: pytest.MonkeyPatch,
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+    make_trainer: MakeTrainer,
 ):  # fmt: skip
     monkeypatch.setattr(runtime, "multiplies_faster", lambda kind, device: kind == "int8" or fast)
-    stage, auto = make_stage(), make_settings({"precision": "auto"})
-    first = trainer(stage, mixture, auto)
+    first = make_trainer(precision="auto")
     assert first.run()["precision"] == found
     assert equal(weights(first), weights(reference)) == (not fast)
     monkeypatch.setattr(runtime, "multiplies_faster", lambda kind, device: not fast)
-    elsewhere = trainer(stage, mixture, auto)
-    complaints = elsewhere.state.restore(stage.work)
+    elsewhere = make_trainer(precision="auto")
+    complaints = elsewhere.state.restore(elsewhere.folder)
     assert complaints and all(f"set precision: {found}" in line for line in complaints)
     assert elsewhere.state.step == 0
 
 
-def test_two_checkpoints_are_kept(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
-):
-    stage = make_stage()
-    trainer(stage, mixture, make_settings({"checkpoint_interval": 1})).run()
-    assert [path.name for path in sorted(stage.work.iterdir())] == [
+def test_two_checkpoints_are_kept(make_trainer: MakeTrainer):
+    trained = make_trainer(checkpoint_interval=1)
+    trained.run()
+    assert [path.name for path in sorted(trained.folder.iterdir())] == [
         "history.jsonl",
         "step-00000004",
         "step-00000005",
     ]
 
 
-def test_accumulating_micro_batches_is_one_large_batch(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
-):
+def test_accumulating_micro_batches_is_one_large_batch(make_trainer: MakeTrainer):
     results = []
     for name, batch, accumulation in (("a", 4, 1), ("b", 1, 4)):
         changes = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
-        trained = trainer(make_stage(name), mixture, make_settings(changes))
+        trained = make_trainer(name, **changes)
         set_quantization_lambda(trained.model, 0.0)
         trained._backward(0)
         results.append([p.grad for p in trained.model.parameters()])
@@ -209,7 +184,7 @@ def test_accumulating_micro_batches_is_one_large_batch(
 
 
 def test_the_history_has_the_promised_metrics_and_they_are_consistent(
-    reference: Trainer, mixture: Path
+    reference: Trainer,
 ):
     history = reference.state.history
     names = set().union(*history)
@@ -255,13 +230,11 @@ def test_the_split_of_a_step_is_that_of_its_rows_in_closed_form():
     }
 
 
-def test_the_split_of_a_step_is_over_the_rows_of_all_its_micro_batches(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
-):
+def test_the_split_of_a_step_is_over_the_rows_of_all_its_micro_batches(make_trainer: MakeTrainer):
     splits = []
     for name, batch, accumulation in (("a", 8, 1), ("b", 2, 4)):
         changes = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
-        trained = trainer(make_stage(name), mixture, make_settings(changes))
+        trained = make_trainer(name, **changes)
         set_quantization_lambda(trained.model, 0.0)
         splits.append(trained._backward(0).domains)
     assert splits[0] == pytest.approx(splits[1], rel=1e-4)
@@ -278,18 +251,14 @@ def test_the_model_is_fully_quantized_at_the_end(reference: Trainer):
     assert strengths == {1.0}
 
 
-def test_a_model_in_bfloat16_is_refused(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
-):
-    data = TrainingData(mixture, seed=7)
+def test_a_model_in_bfloat16_is_refused(make_trainer: MakeTrainer):
+    given = make_trainer()
     with pytest.raises(UserError, match="torch.bfloat16, and training needs float32"):
-        stage_trainer(make_stage(), tiny_model().bfloat16(), data, make_settings())
+        Trainer(given.model.bfloat16(), given.data, given.settings)
 
 
-def test_a_frozen_parameter_stops_the_stage(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
-):
-    trained = trainer(make_stage(), mixture, make_settings())
+def test_a_frozen_parameter_stops_the_stage(make_trainer: MakeTrainer):
+    trained = make_trainer()
     trained.model.model.layers[1].mlp.up_proj.weight.register_hook(torch.zeros_like)
     trained.optimizer.param_groups[0]["weight_decay"] = 0.0
     with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight: its gradient was zero"):
@@ -297,10 +266,9 @@ def test_a_frozen_parameter_stops_the_stage(
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step_and_keeps_the_checkpoint(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+    make_trainer: MakeTrainer,
 ):
-    stage = make_stage()
-    trained = trainer(stage, mixture, make_settings())
+    trained = make_trainer()
     weight = trained.model.model.layers[0].self_attn.q_proj.weight
     weight.register_hook(lambda g: g * (math.nan if trained.state.step == 3 else 1.0))
     before: dict[str, Tensor] = {}
@@ -312,7 +280,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_keeps_the_check
     with pytest.raises(UserError, match=r"step 4: the gradient of model\.layers\.0\.self_attn\.q"):
         trained.run()
     assert equal(weights(trained), before)
-    assert [path.name for path in stage.work.glob("step-*")] == ["step-00000002"]
+    assert [path.name for path in trained.folder.glob("step-*")] == ["step-00000002"]
 
 
 def break_weight(model: PreTrainedModel) -> None:
@@ -339,10 +307,10 @@ def break_scale(model: PreTrainedModel) -> None:
     ],
 )
 def test_before_the_first_update_the_model_is_to_blame_and_not_the_learning_rate(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+    make_trainer: MakeTrainer,
     damage: Callable[[PreTrainedModel], None], message: str,
 ):  # fmt: skip
-    trained = trainer(make_stage(), mixture, make_settings())
+    trained = make_trainer()
     damage(trained.model)
     with pytest.raises(UserError, match=rf"step 1: {message}.*model's weights") as raised:
         trained.run()
@@ -350,9 +318,9 @@ def test_before_the_first_update_the_model_is_to_blame_and_not_the_learning_rate
 
 
 def test_weights_that_an_update_broke_are_named_and_the_learning_rate_is_to_blame(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
+    make_trainer: MakeTrainer,
 ):
-    trained = trainer(make_stage(), mixture, make_settings())
+    trained = make_trainer()
 
     def diverge(*_: Any) -> None:
         if trained.state.step == 2:
@@ -364,12 +332,10 @@ def test_weights_that_an_update_broke_are_named_and_the_learning_rate_is_to_blam
         trained.run()
 
 
-def test_every_stage_step_reaches_tracking_with_its_speed(
-    make_stage: MakeStage, make_settings: MakeSettings, mixture: Path
-):
-    stage = make_stage()
-    trainer(stage, mixture, make_settings()).run()
-    logged: list[tuple[int, dict[str, float]]] = stage.run.metrics  # pyright: ignore[reportAttributeAccessIssue]
+def test_every_stage_step_reaches_tracking_with_its_speed(make_trainer: MakeTrainer):
+    trained = make_trainer()
+    trained.run()
+    logged: list[tuple[int, dict[str, float]]] = trained.journal._stage.run.metrics
     steps = [step for step, metrics in logged if "train/loss" in metrics]
     assert steps == [1, 2, 3, 4, 5]
     assert all(m["train/tokens_per_second"] > 0 for _, m in logged if "train/loss" in m)
@@ -385,14 +351,14 @@ class Screen(io.StringIO):
 
 @pytest.mark.parametrize("stream", [Screen, io.StringIO])
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
-    stream: type[io.StringIO], make_stage: MakeStage, make_settings: MakeSettings, mixture: Path,
+    stream: type[io.StringIO], make_trainer: MakeTrainer,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: (80, 24))
     output = stream()
-    stage = make_stage()
+    trained = make_trainer(log_interval=2)
     monkeypatch.setattr(sys, "stderr", output)
-    trainer(stage, mixture, make_settings({"log_interval": 2})).run()
+    trained.run()
     text = output.getvalue()
     assert "loss " in text and "tokens/s" in text
     assert ("\r" in text) == (stream is Screen)

@@ -6,28 +6,22 @@ import copy
 import math
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.history import read_history as read_curves
-from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking.artifact import open_artifact
 from wrinklefree.tracking.signals import STOPPING
-from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import read_history
-from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 MakeTrainer = Callable[..., Trainer]
-NEVER = {"checkpoint_interval": 100}
 
 
 class Stopped(BaseException):
@@ -46,27 +40,9 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_trainer(
-    make_stage: Callable[..., Stage],
-    make_settings: Callable[..., QuantizedTrainingSettings],
-    mixture: Path,
-) -> MakeTrainer:
+def make_trainer(make_trainer: MakeTrainer) -> MakeTrainer:
     """Five steps of two micro-batches, whose only checkpoint is the last one."""
-
-    def make(name: str = "one", **changes: Any) -> Trainer:
-        torch.manual_seed(3)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-                num_attention_heads=2, num_key_value_heads=1,
-            )
-        )  # fmt: skip
-        insert_bitlinear(model)
-        data = TrainingData(mixture, seed=7)
-        settings = make_settings({**NEVER, **changes})
-        return stage_trainer(make_stage(name), model, data, settings)
-
-    return make
+    return partial(make_trainer, checkpoint_interval=100)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
