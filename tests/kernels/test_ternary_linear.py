@@ -9,7 +9,7 @@ from wrinklefree.kernels import capabilities
 from wrinklefree.kernels.ternary_linear import products, reference, ternary_linear
 from wrinklefree.kernels.ternary_linear.products import BACK_ENDS, MOST_INPUTS, chosen_back_end
 
-SHAPES = [(1, 1, 1), (5, 63, 100), (17, 100, 63), (2, 1025, 7), (0, 8, 3)]
+SHAPES = [(1, 1, 1), (1, 63, 100), (5, 63, 100), (17, 100, 63), (2, 1025, 7), (0, 8, 3)]
 Codes = tuple[Tensor, Tensor]
 
 

@@ -22,11 +22,9 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value_MN: Tensor, gain_N: Tensor, epsilon: float) -> Tensor:
-        wide_MN = value_MN.float()
-        factor_M1 = torch.rsqrt(wide_MN.pow(2).mean(-1, keepdim=True) + epsilon)
+        normed_MN, factor_M1 = _normed(value_MN, gain_N, epsilon)
         ctx.save_for_backward(value_MN, factor_M1, gain_N)
-        normal_MN = (wide_MN * factor_M1).to(value_MN.dtype)
-        return normal_MN.mul_(gain_N) if gain_N.dtype == normal_MN.dtype else gain_N * normal_MN
+        return normed_MN
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -57,14 +55,27 @@ class _GatedProduct(torch.autograd.Function):
         return to_gate, F.silu(gate_MN).mul_(gradients[0])
 
 
+def _normed(value_MN: Tensor, gain_N: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    wide_MN = value_MN.float()
+    factor_M1 = torch.rsqrt(wide_MN.pow(2).mean(-1, keepdim=True) + epsilon)
+    normal_MN = (wide_MN * factor_M1).to(value_MN.dtype)
+    if normal_MN.dtype != gain_N.dtype:
+        return gain_N * normal_MN, factor_M1
+    return normal_MN.mul_(gain_N), factor_M1
+
+
 def rms_norm(value_MN: Tensor, gain_N: Tensor, epsilon: float) -> Tensor:
     """``gain x / sqrt(mean x² + epsilon)``, in float32 inside as in transformers' Llama."""
+    if not torch.is_grad_enabled():  # a token that is generated has no time for autograd
+        return _normed(value_MN, gain_N, epsilon)[0]
     normalised: Any = _RmsNorm.apply(value_MN, gain_N, epsilon)
     return normalised
 
 
 def gated_product(gate_MN: Tensor, up_MN: Tensor) -> Tensor:
     """``silu(gate) * up``."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate_MN).mul_(up_MN)
     product: Any = _GatedProduct.apply(gate_MN, up_MN)
     return product
 
