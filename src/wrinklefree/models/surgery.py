@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from wrinklefree.errors import UserError
+from wrinklefree.kernels.launch import FLOATS, has_triton
+from wrinklefree.kernels.subln_quantize import subln_quantize
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.saving import GatedMlp, rms_norm
 from wrinklefree.quant.bitlinear import ABSMEAN, BitLinear
@@ -41,8 +44,22 @@ class SublnLinear(nn.Module):
 
     def forward(self, activation_MN: Tensor) -> Tensor:
         """float [..., N] to float [..., output features]."""
-        norm = self.norm
-        return self.linear(rms_norm(activation_MN, norm.weight, norm.variance_epsilon))
+        gain_N, epsilon = self.norm.weight, self.norm.variance_epsilon
+        if self._reads_codes_only(activation_MN):
+            normed_MN, *codes = subln_quantize(activation_MN, gain_N, epsilon)
+            return self.linear(normed_MN, tuple(codes))
+        return self.linear(rms_norm(activation_MN, gain_N, epsilon))
+
+    def _reads_codes_only(self, activation_MN: Tensor) -> bool:
+        """Whether one kernel may norm and quantize: nobody looks at the values in between."""
+        linear = self.linear
+        return (
+            has_triton(activation_MN, *FLOATS)
+            and not torch.compiler.is_compiling()
+            and isinstance(linear, BitLinear)
+            and linear.is_exact
+            and not (linear._forward_pre_hooks or linear._forward_hooks)
+        )
 
 
 def supported_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wrinklefree.kernels.packed_matmul import packed_matmul
 from wrinklefree.kernels.ternary_linear import ternary_linear
+from wrinklefree.kernels.ternary_linear.products import reads_packed
 from wrinklefree.quant.codes import Codes, WeightCodes, activation_codes
 from wrinklefree.quant.learned_scale import LearnedScale, alpha_of
 from wrinklefree.quant.scales import count_vectors, fitted_scale
@@ -129,34 +131,49 @@ class BitLinear(nn.Module):
         self._is_partly_quantized = 0.0 < value < 1.0
         self.strength.fill_(value)
 
-    def forward(self, activation_MN: Tensor) -> Tensor:
-        """float [..., N] to float [..., O]."""
+    @property
+    def is_exact(self) -> bool:
+        """Whether the layer multiplies integers: its codes are all that it reads of its input."""
+        has_one_sum = self.alpha is None and self.granularity != "group"
+        return has_one_sum and self.quantization_lambda == 1.0
+
+    def forward(self, activation_MN: Tensor, codes: Codes | None = None) -> Tensor:
+        """float [..., N] to float [..., O].
+
+        Parameters
+        ----------
+        codes : of the activation, from whoever has them already, for a layer that ``is_exact``.
+            Of the activation nothing is read then; its gradient goes there.
+        """
         if torch.compiler.is_compiling() and self._is_partly_quantized:
             return self._forward_at(self.strength, activation_MN)
+        if self.is_exact:
+            return self._integer_product(activation_MN, codes or activation_codes(activation_MN))
+        assert codes is None, "the layer reads values, and has codes only"
         strength = self.quantization_lambda
-        if strength == 1.0 and self.alpha is None and self.granularity != "group":
-            return self._integer_product(activation_MN)
         if strength != 0.0:
             activation_MN = _straight_through(activation_MN, quantize_activation, strength)
         return F.linear(activation_MN, self._seen_weight(strength), self.bias)
 
-    def _integer_product(self, activation_MN: Tensor) -> Tensor:
+    def _integer_product(self, activation_MN: Tensor, codes: Codes) -> Tensor:
         kind, dtype = activation_MN.device.type, activation_MN.dtype
         if torch.is_autocast_enabled(kind) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
-        output_MO = ternary_linear(
-            activation_MN,
-            self.weight,
-            activation_codes(activation_MN),
-            self._weight_codes(),
-            dtype=dtype,
-        )
+        weight_codes = self._weight_codes()
+        if reads_packed(codes, weight_codes):
+            packed_QN = self._codes.packed(weight_codes[0])
+            codes_MN, scale_M1 = (part.flatten(0, -2) for part in codes)
+            output_MO = packed_matmul(codes_MN, scale_M1, packed_QN, weight_codes[1], dtype)
+            output_MO = output_MO.reshape(*activation_MN.shape[:-1], -1)
+        else:
+            output_MO = ternary_linear(activation_MN, self.weight, codes, weight_codes, dtype=dtype)
         return output_MO if self.bias is None else output_MO + self.bias.to(dtype)
 
     def _weight_codes(self) -> Codes:
         if torch.compiler.is_compiling():
             return _ternary_codes(self.weight.detach(), self.scale, self.vectors)
-        return self._codes.of(self.weight, self.ternary_codes)
+        fit = None if self.scale == "learned" or self.vectors != 1 else self.scale
+        return self._codes.of(self.weight, self.ternary_codes, fit)
 
     def _forward_at(self, strength: Tensor, activation_MN: Tensor) -> Tensor:
         """``forward`` between strengths 0 and 1, of which a compiled layer serves all."""

@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from wrinklefree.kernels.launch import FLOATS, has_triton
 from wrinklefree.kernels.quantize_activation import quantize_activation
+from wrinklefree.kernels.quantize_weights import FittedScale, quantize_weights
+from wrinklefree.quant.packing import pack_ternary
 
 Codes = tuple[Tensor, Tensor]
 """Int8 codes and scales."""
@@ -105,27 +109,95 @@ class WeightCodes:
 
     def __init__(self) -> None:
         self._held: _Weight | None = None
+        self._packed: tuple[Tensor, Tensor] | None = None
+        self._fit: FittedScale | None = None
+        _all.add(self)
 
     def __reduce__(self) -> tuple[type[WeightCodes], tuple[()]]:
         """Nothing is kept."""
         return WeightCodes, ()
 
-    def of(self, weight: nn.Parameter, make: Callable[[], Codes]) -> Codes:
-        """What ``make`` gave, as long as ``weight`` is the tensor it was and holds what it held."""
+    def of(
+        self, weight: nn.Parameter, make: Callable[[], Codes], fit: FittedScale | None = None
+    ) -> Codes:
+        """What ``make`` gave, as long as ``weight`` is the tensor it was and holds what it held.
+
+        Parameters
+        ----------
+        fit : the scale that ``make`` gives the weight, if that is one scale of these: the first
+            layer that asks after an update then has the codes of all made at once, on CUDA.
+        """
         if weight.is_inference():
             return make()
-        updates = _Updates.value if weight.requires_grad else 0
-        held, storage = self._held, weight.untyped_storage()
-        place = (storage._cdata, weight.storage_offset(), weight.shape, weight.dtype)
+        self._fit = fit
+        if (found := self._found(weight)) is None and fit and (stale := self._stale_too(weight)):
+            _make_at_once(stale, fit)
+            found = self._found(weight)
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                found = self._hold(weight, make())
+        return found
+
+    def packed(self, codes_ON: Tensor) -> Tensor:
+        """Codes that ``of`` gave, four to a byte: made once for as long as they are held."""
+        if self._packed is None or self._packed[0] is not codes_ON:
+            self._packed = codes_ON, pack_ternary(codes_ON)
+        return self._packed[1]
+
+    def _found(self, weight: nn.Parameter) -> Codes | None:
+        held = self._held
         if (
             held is not None
             and held.parameter is weight
             and held.version == weight._version
-            and held.updates == updates
-            and held.place == place
+            and held.updates == (_Updates.value if weight.requires_grad else 0)
+            and held.place == _place(weight)
         ):
             return held.codes
-        with torch.inference_mode(False), torch.no_grad():
-            codes = make()
+        return None
+
+    def _hold(self, weight: nn.Parameter, codes: Codes) -> Codes:
+        updates = _Updates.value if weight.requires_grad else 0
+        storage, place = weight.untyped_storage(), _place(weight)
+        self._packed = None
         self._held = _Weight(weight, storage, place, weight._version, updates, codes)
         return codes
+
+    def _stale_too(self, weight: nn.Parameter) -> list[WeightCodes]:
+        """This, and all others that an update made stale since they were read."""
+        held = self._held
+        if (
+            not has_triton(weight, *FLOATS)
+            or held is None
+            or not weight.requires_grad
+            or held.updates == _Updates.value
+            or (dist.is_available() and dist.is_initialized())  # sharded weights are not here yet
+        ):
+            return []
+        return [
+            other
+            for other in _all
+            if (its := other._held)
+            and (other._fit, its.updates) == (self._fit, held.updates)
+            and its.parameter.requires_grad
+            and its.parameter.is_contiguous()
+            and (its.parameter.device, its.parameter.dtype) == (weight.device, weight.dtype)
+        ]
+
+
+_all: weakref.WeakSet[WeightCodes] = weakref.WeakSet()
+
+
+def _make_at_once(stale: list[WeightCodes], fit: FittedScale) -> None:
+    weights = [codes._held.parameter for codes in stale if codes._held]
+    for codes in stale:
+        codes._held = codes._packed = None  # old codes and new ones do not lie side by side
+    with torch.inference_mode(False), torch.no_grad():
+        made = quantize_weights([weight.detach() for weight in weights], fit)
+    for codes, weight, its_codes in zip(stale, weights, made, strict=True):
+        codes._hold(weight, its_codes)
+
+
+def _place(weight: Tensor) -> tuple[Any, ...]:
+    storage = weight.untyped_storage()
+    return storage._cdata, weight.storage_offset(), weight.shape, weight.dtype

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import int8_product, multiplies_faster
+from wrinklefree.kernels.launch import has_triton
+from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
 
 BackEnd = Literal["int8", "float32", "triton"]
 
@@ -21,6 +23,8 @@ VARIABLE = "WRINKLEFREE_PRODUCTS"
 """Environment variable that names the back end, in place of what the machine is fast at."""
 last_used: BackEnd | None = None
 """What multiplied last in this process, for its record."""
+MOST_PACKED_TOKENS = 16
+"""What one tile of tensor cores holds: more tokens would read the weight more than once."""
 MOST_INPUTS = (2**24 - 1) // 127
 """Up to here every partial sum is an integer that float32 holds."""
 
@@ -42,6 +46,26 @@ def chosen_back_end(device: torch.device) -> BackEnd:
             )
         return cast(BackEnd, named)
     return "int8" if multiplies_faster("int8", device.type) else "float32"
+
+
+def reads_packed(codes: tuple[Tensor, Tensor], weight_codes: tuple[Tensor, Tensor]) -> bool:
+    """Whether ``kernels/packed_matmul`` is to multiply, to the same bits.
+
+    It is for few tokens without gradients, on CUDA, whose product of int8 refuses these.
+    """
+    (codes_MN, scale_M1), (weight_ON, weight_scale) = codes, weight_codes
+    reads = (
+        has_triton(codes_MN)
+        and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        and 0 < scale_M1.numel() <= MOST_PACKED_TOKENS
+        and len(weight_ON) % CODES_PER_BYTE == 0
+        and scale_M1.dtype == weight_scale.dtype == torch.float32
+        and os.environ.get(VARIABLE, "triton") == "triton"
+    )
+    if reads:
+        global last_used
+        last_used = "triton"
+    return reads
 
 
 def integer_product(codes_MN: Tensor, weight_ON: Tensor, back_end: BackEnd) -> Tensor:
