@@ -38,7 +38,7 @@ from wrinklefree.quant.bitlinear import BitLinear, quantization_lambda_of  # noq
 from wrinklefree.quant.settings import QuantizerSettings  # noqa: E402
 from wrinklefree.stability.activations import ActivationTelemetry  # noqa: E402
 
-LAYERS, LINEARS = 2, 7
+LAYERS, LINEARS = 1, 7
 Cases = Iterator[tuple[str, bool]]
 calls: Counter[str] = Counter()
 
