@@ -26,6 +26,8 @@ _IMPORT = re.compile(
     )""",
     re.MULTILINE | re.VERBOSE,
 )
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+"""Fields of a statement that hold statements."""
 _RELATIVE = re.compile(r"^[ \t]*from[ \t]+\.", re.MULTILINE)
 
 
@@ -92,11 +94,17 @@ def _digest(files: Iterable[Path], source: Path) -> str:
 def compiled_text(content: bytes) -> str:
     """What Python compiles of a module, in one spelling: without comments, docstrings, layout."""
     tree = ast.parse(content)
-    for node in ast.walk(tree):
-        for field, value in ast.iter_fields(node):
-            if isinstance(value, list) and any(map(_is_text, value)):
-                setattr(node, field, [part for part in value if not _is_text(part)])
+    _drop_texts(tree)
     return ast.unparse(tree)
+
+
+def _drop_texts(node: ast.AST) -> None:
+    """Remove docstrings from every block below ``node``; expressions hold no blocks."""
+    for field in _BLOCKS:
+        if block := getattr(node, field, None):
+            block[:] = [part for part in block if not _is_text(part)]
+            for part in block:
+                _drop_texts(part)
 
 
 def _is_text(node: object) -> bool:
