@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from wrinklefree.diffusion.settings import DiffusionSettings
@@ -172,9 +173,12 @@ def test_qk_clip_reads_the_logits_of_compiled_layers():
         settings_of(optimizer={"name": "muonclip"}, compile=True, activation_checkpointing=True)
 
 
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match=r"compile is true.* lacks a C\+\+ compiler"):
+def test_a_machine_without_a_compiler_is_told_so():
+    # pytest's monkeypatch would delete the setting when it undoes this: it is not in `__dict__`.
+    with (
+        inductor.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(UserError, match=r"compile is true.* lacks a C\+\+ compiler"),
+    ):
         trainer_of(settings_of(compile=True))
 
 
