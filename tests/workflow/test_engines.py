@@ -150,6 +150,21 @@ def test_both_engines_have_the_same_edges(finished: Path):
         assert set(reruns) == dvc_reruns_after(finished, {stage}), stage
 
 
+def test_other_documents_of_one_source_rerun_the_cleaning_of_all_and_the_same_ones_nothing(
+    finished: Path, tmp_path: Path
+):
+    folder = tmp_path / "fetched"
+    shutil.copytree(finished, folder, symlinks=True)
+    manifest = folder / "data/raw/maths/manifest.json"
+    manifest.touch()
+    assert not snakemake_reruns(folder)
+    manifest.write_text("other documents\n")
+    cleaned = {out for out in dvc_outputs(folder).values() if out.startswith("data/clean/")}
+    reruns = set(snakemake_reruns(folder))
+    assert cleaned <= reruns
+    assert not any(output.startswith("data/raw/") for output in reruns)
+
+
 @pytest.mark.parametrize(
     ("name", "instances"),
     [

@@ -3,12 +3,14 @@
 import os
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 from wrinklefree.config.load import validate
 from wrinklefree.schema.load import without_nulls
+from wrinklefree.schema.reads import reads
 from wrinklefree.config.resources import data_memory_mb, model_memory_mb
 from wrinklefree.engines.sections import write_sections
 from wrinklefree.errors import UserError
@@ -64,12 +66,19 @@ def settings(stage):
         # The one wildcard, if there is any, is the source, student, run, arm or experiment.
         instance = next(iter(wildcards), None)
         tell_what_is_forced()
+        if reads(stage, instance) == reads(stage):
+            instance = None
         try:
-            return write_sections(PARAMETERS, stage, instance, Path("work/settings")).as_posix()
+            return settings_file(stage, instance)
         except OSError as error:
             sys.exit(f"error: {error}")
 
     return of_instance
+
+
+@cache  # The settings of all sources, once for the jobs of all sources.
+def settings_file(stage, instance):
+    return write_sections(PARAMETERS, stage, instance, Path("work/settings")).as_posix()
 
 
 def tell_what_is_forced():
