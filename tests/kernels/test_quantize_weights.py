@@ -44,7 +44,9 @@ def test_scales_by_blocks_are_the_reference_s(shape: tuple[int, int], dtype: tor
     for name in ("absmean_scale", "least_squares_scale"):
         found, expected = getattr(blocks, name)(weight), getattr(reference, name)(weight)
         # Of sums in float64 the last bits are their order's.
-        torch.testing.assert_close(found, expected, rtol=1e-14 if dtype.itemsize == 8 else 0, atol=0)
+        torch.testing.assert_close(
+            found, expected, rtol=1e-14 if dtype.itemsize == 8 else 0, atol=0
+        )
 
 
 @pytest.mark.parametrize("value", [0.0, torch.nan])

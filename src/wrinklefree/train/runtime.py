@@ -21,6 +21,7 @@ from torch import Tensor, distributed, nn
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import gains, multiplies_faster
 from wrinklefree.kernels.ternary_linear.products import chosen_back_end
+from wrinklefree.train.allocator import keep_freed_memory
 
 Precision = Literal["fp32", "bfloat16"]
 
@@ -47,6 +48,8 @@ class Runtime:
         """
         several = distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1
         device = _own_device() if several else _device()
+        if device.type == "cpu":
+            keep_freed_memory()
         runtime = cls(device, "fp32", *(_join(device) if several else (0, 1)))
         if runtime.ranks > 1:  # which must not differ in what an update is computed in
             measured = gains(device.type)
