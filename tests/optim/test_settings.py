@@ -80,9 +80,9 @@ MATCH_RMS = MUON | {"scale": "match_rms"}
     [
         (ADAMW, "lr", (5e-5, 1e-3)),
         (ADAMW | {"name": "adamw8bit"}, "lr", (5e-5, 1e-3)),
-        (MATCH_RMS, "lr", (5e-5, 3e-3)),
-        (MATCH_RMS, "adamw_lr", (3e-4, 3e-3)),
-        (MATCH_RMS | {"name": "normuon"}, "adamw_lr", (3e-4, 3e-3)),
+        (MATCH_RMS, "lr", (5e-5, 1e-2)),
+        (MATCH_RMS, "adamw_lr", (3e-4, 1e-2)),
+        (MATCH_RMS | {"name": "normuon"}, "adamw_lr", (3e-4, 1e-2)),
         ({"name": "apollo"}, "lr", (5e-5, 1e-2)),
     ],
 )

@@ -61,6 +61,11 @@ class CombinedOptimizer(Optimizer):
         """Numbers to log about the latest step, beyond those of every optimizer."""
         return self._after_step.metrics() if self._after_step else {}
 
+    def facts(self) -> dict[str, Any]:
+        """What the machine decided: the type in which matrices are orthogonalized, if any are."""
+        types = {group["compute"] for group in self.param_groups if "compute" in group}
+        return {"orthogonalized_in": types.pop()} if types else {}
+
     def expected_update_norm(self, parameter: Tensor) -> float:
         """Frobenius norm of one update at learning rate 1, without weight decay.
 

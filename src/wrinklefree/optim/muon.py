@@ -98,10 +98,10 @@ class MuonLike(PerParameterOptimizer):
             "nesterov": nesterov,
             "weight_decay": weight_decay,
             "coefficients": coefficients,
+            "compute": str(compute_dtype).removeprefix("torch."),
             "rows": None,
         }
         super().__init__(parameters, defaults | settings)
-        self._compute_dtype = compute_dtype
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim not in (2, 3):
@@ -131,10 +131,18 @@ class MuonLike(PerParameterOptimizer):
         held = (parameter, parameter.grad, *states)
         views = [matrices(tensor, group["rows"]) for tensor in held]
         for weight_RC, gradient_RC, *own in zip(*views, strict=True):
-            update_RC = step(gradient_RC, *own, compute_dtype=self._compute_dtype, **settings)
+            update_RC = step(gradient_RC, *own, compute_dtype=compute_of(group), **settings)
             factor = scale_factor(len(weight_RC), weight_RC.shape[1], group["scale"])
             weight_RC.mul_(1 - group["lr"] * group["weight_decay"])
             weight_RC.add_(update_RC, alpha=-group["lr"] * factor)
+
+
+def compute_of(group: Group) -> torch.dtype:
+    """The type that a group's matrices are orthogonalized in.
+
+    It is in the group as a word, so that a checkpoint has it: another type is another training.
+    """
+    return getattr(torch, group["compute"])
 
 
 class Muon(MuonLike):

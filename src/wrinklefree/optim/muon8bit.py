@@ -16,7 +16,7 @@ from wrinklefree.kernels.momentum_8bit import move_average
 from wrinklefree.kernels.momentum_8bit.reference import zero_blocks
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.optim.contract import Group
-from wrinklefree.optim.muon import MuonLike, muon_with_adamw
+from wrinklefree.optim.muon import MuonLike, compute_of, muon_with_adamw
 from wrinklefree.optim.newton_schulz import Coefficients, orthogonalize
 from wrinklefree.optim.settings import Muon8bitSettings
 
@@ -45,7 +45,7 @@ class Muon8bit(MuonLike):
             1 - group["momentum"],
             group["quantization"],
             nesterov=group["nesterov"],
-            dtype=self._compute_dtype,
+            dtype=compute_of(group),
         )
         self.step_matrices(_update, parameter, [direction], group)
 

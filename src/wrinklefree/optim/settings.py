@@ -27,9 +27,9 @@ from wrinklefree.schema.section import (
 Range = tuple[float, float]
 USUAL_RATES: dict[tuple[str, str | None], Range] = {
     ("AdamW", None): (5e-5, 1e-3),
-    ("AdamW beside Muon", None): (3e-4, 3e-3),
+    ("AdamW beside Muon", None): (3e-4, 1e-2),
     ("Muon", "original"): (1e-3, 3e-3),
-    ("Muon", "match_rms"): (5e-5, 3e-3),
+    ("Muon", "match_rms"): (5e-5, 1e-2),
     ("APOLLO", None): (5e-5, 1e-2),
     ("AdamW beside APOLLO", None): (5e-5, 3e-3),
 }
@@ -113,7 +113,7 @@ class MuonBase(BesideAdamW):
     """Weight of the past in the running mean of the gradient."""
     coefficients: Literal["classic", "polar_express"] = "classic"
     """Polynomials that orthogonalize. ``polar_express`` comes closer to it, at the same cost."""
-    compute: Literal["auto", "float32", "bfloat16"] = "float32"
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type to orthogonalize in. ``auto``: bfloat16 where the machine multiplies it faster."""
 
     @model_validator(mode="after")

@@ -321,6 +321,7 @@ class Trainer:
         taken = [entry for entry in history if "train/skipped" not in entry]
         return {
             "precision": self.runtime.precision,
+            **self.optimizer.facts(),
             "steps": len(history),
             "steps_skipped": len(history) - len(taken),
             "tokens": int(history[-1]["tokens"]),
