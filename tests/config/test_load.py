@@ -75,10 +75,10 @@ MISTAKES = [
     ("tokenizer", {"kind": "base"}, ["tokenizer.kind is base", "scratch"]),
     (
         "stage2.lambda_warmup.warmup_steps",
-        120,
-        ["stage2: lambda_warmup.warmup_steps is 120", "120"],
+        200,
+        ["stage2: lambda_warmup.warmup_steps is 200", "200"],
     ),
-    ("distill.ar.lambda_warmup.warmup_steps", 70, ["distill.ar: lambda_warmup", "steps 70"]),
+    ("distill.ar.lambda_warmup.warmup_steps", 140, ["distill.ar: lambda_warmup", "steps 140"]),
     ("dlm.schedule.warmup_steps", 70, ["dlm: schedule.warmup_steps is 70", "steps 70"]),
     ("base.scratch.training.steps", 20, ["base.scratch.training: schedule.warmup_steps is 20"]),
     ("base.scratch.model.heads", 5, ["base.scratch.model: hidden_size 256 over heads 5", "even"]),
@@ -166,7 +166,7 @@ def test_a_mistake_is_named_with_its_place_and_what_was_expected(
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("stage2.lambda_warmup.warmup_steps", 99),
+        ("stage2.lambda_warmup.warmup_steps", 199),
         ("dlm.schedule.warmup_steps", 69),
         ("dlm.diffusion.block_size", 256),
         ("base.scratch.model.heads", 128),

@@ -64,7 +64,7 @@ def test_text_that_looks_like_something_else_is_laid_in_quotes(project: Path):
 def test_a_preset_over_settings_that_stand_in_two_places_is_refused(project: Path):
     params = Path("params.yaml")
     text = params.read_text()
-    schedule = "schedule: {warmup_steps: 10}"
+    schedule = "schedule: {warmup_steps: 20}"
     text = text.replace(schedule, schedule.replace(" {", " &shared {"), 1)
     params.write_text(text.replace(schedule, "schedule: *shared", 1))
     Path("params/few.yaml").write_text("stage2: {schedule: {warmup_steps: 5}}\n")

@@ -47,7 +47,7 @@ def test_allow_unusual_lr_silences_every_guard(rate: float) -> None:
     assert parse(ADAMW, lr=rate, allow_unusual_lr=True).lr == rate
 
 
-@pytest.mark.parametrize("rate", [4e-5, 4e-3])
+@pytest.mark.parametrize("rate", [4e-5, 1.1e-2])
 def test_muon_match_rms_warns_outside_its_range(rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^lr {rate:g} .*match_rms"):
         assert parse(MUON, scale="match_rms", lr=rate).lr == rate
@@ -59,14 +59,14 @@ def test_adamw_warns_outside_its_range(rate: float) -> None:
         parse(ADAMW, lr=rate)
 
 
-@pytest.mark.parametrize("rate", [9e-5, 2.9e-4, 4e-3])
+@pytest.mark.parametrize("rate", [9e-5, 2.9e-4, 1.1e-2])
 def test_adamw_beside_muon_warns_outside_its_range(rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^adamw_lr {rate:g} .*beside Muon"):
         parse(MUON, adamw_lr=rate)
 
 
 @pytest.mark.parametrize("name", ["apollo", "apollo_mini"])
-@pytest.mark.parametrize(("key", "rate"), [("lr", 0.02), ("lr", 1e-5), ("adamw_lr", 4e-3)])
+@pytest.mark.parametrize(("key", "rate"), [("lr", 0.02), ("lr", 1e-5), ("adamw_lr", 1.1e-2)])
 def test_apollo_warns_outside_its_ranges(name: str, key: str, rate: float) -> None:
     with pytest.warns(UnusualLearningRateWarning, match=f"^{key} {rate:g} .*APOLLO"):
         parse({"name": name}, **{key: rate})
