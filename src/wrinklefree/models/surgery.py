@@ -54,8 +54,8 @@ class SublnLinear(nn.Module):
         """Whether one kernel may norm and quantize: nobody looks at the values in between."""
         linear = self.linear
         return (
-            has_triton(activation_MN, *FLOATS)
-            and not torch.compiler.is_compiling()
+            not torch.compiler.is_compiling()
+            and has_triton(activation_MN, *FLOATS)
             and isinstance(linear, BitLinear)
             and linear.is_exact
             and not (linear._forward_pre_hooks or linear._forward_hooks)

@@ -55,8 +55,8 @@ def reads_packed(codes: tuple[Tensor, Tensor], weight_codes: tuple[Tensor, Tenso
     """
     (codes_MN, scale_M1), (weight_ON, weight_scale) = codes, weight_codes
     reads = (
-        has_triton(codes_MN)
-        and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+        and has_triton(codes_MN)
         and 0 < scale_M1.numel() <= MOST_PACKED_TOKENS
         and len(weight_ON) % CODES_PER_BYTE == 0
         and scale_M1.dtype == weight_scale.dtype == torch.float32
