@@ -79,7 +79,8 @@ def trainer_of(
         "steps": 6,
         "batch_size": 4,
         "gradient_accumulation_steps": 2,
-        "optimizer": {"name": "muon"},
+        # In bfloat16 a last bit of a gradient would become a percent of an update's entry.
+        "optimizer": {"name": "muon", "muon": {"compute": "float32"}},
         "schedule": {"warmup_steps": 2},
         "clipping": {"name": "zclip", "zclip": {"z_threshold": 0.01, "warmup_steps": 2}},
         "lambda_warmup": {"warmup_steps": 3},
@@ -110,7 +111,7 @@ def trained(objective: str, **changes: Any) -> Case:
     return case
 
 
-MUONCLIP = optimizer("muonclip", qk_clip_threshold=0.02)
+MUONCLIP = optimizer("muonclip", qk_clip_threshold=0.02, compute="float32")
 MEASURED: dict[str, Any] = {
     "evaluate_interval": 2,
     "evaluate_rows_per_domain": 7,
