@@ -175,6 +175,7 @@ BASE = {
     "scale": "original",
     "weight_decay": 0.1,
     "allow_unusual_lr": True,
+    "compute": "float32",
 }
 
 
@@ -216,3 +217,13 @@ def test_each_setting_changes_its_own_parameters(
         matrix = ".layers." in name and parameter.ndim == 2
         expected = moves_matrices if matrix else moves_others
         assert torch.equal(parameter, changed[name]) is not expected, name
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_what_matrices_are_orthogonalized_in_is_a_fact_and_in_the_state(
+    build_model: Callable[..., PreTrainedModel], compute: str
+) -> None:
+    optimizer = build_muon(build_model(), MuonSettings.model_validate(BASE | {"compute": compute}))
+    assert optimizer.facts() == {"orthogonalized_in": compute}
+    # So a checkpoint of another type is one of another training.
+    assert compute in [group.get("compute") for group in optimizer.state_dict()["param_groups"]]
