@@ -74,7 +74,7 @@ def test_a_warning_is_one_line_and_no_failure(tmp_path: Path):
     assert result.returncode == 0
     assert result.stdout == f"params.yaml with {preset}: all settings are valid\n"
     assert result.stderr == (
-        f"warning: params.yaml with {preset}: lr 0.5 is outside 5e-05..0.003, where Muon with scale"
+        f"warning: params.yaml with {preset}: lr 0.5 is outside 5e-05..0.01, where Muon with scale"
         " match_rms is known to train\n"
     )
 
