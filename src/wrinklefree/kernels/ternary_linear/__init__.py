@@ -127,8 +127,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
                 passed_MN = (gradient_MO * weight_scale[:, 0]).to(compute) @ seen_ON
             to_activation = passed_MN.to(ctx.dtypes[0]).reshape(codes_MN.shape)
         if ctx.needs_input_grad[1]:
-            inverse_M1 = scale_M1.reshape(-1, 1).reciprocal()
-            seen_MN = _scaled(codes_MN.reshape(-1, codes_MN.shape[-1]), inverse_M1, compute)
+            inverse_M1 = scale_M1.reshape(-1, 1).reciprocal().to(compute)
+            seen_MN = codes_MN.reshape(-1, codes_MN.shape[-1]).to(compute).mul_(inverse_M1)
             to_weight = (gradient_MO.T @ seen_MN).to(ctx.dtypes[1])
     return to_activation, to_weight, None, None, None, None, None, None
 
