@@ -260,7 +260,7 @@ def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] 
 
 PARTS = 24
 """Into which the settings of all edits are divided."""
-ONLY_VALUE = {"kind", "domain", "format", "generator", "granularity"}
+ONLY_VALUE = {"kind", "domain", "format", "generator", "granularity", "scale"}
 """Names of settings of which another value needs other settings beside it."""
 
 
