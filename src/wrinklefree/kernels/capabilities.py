@@ -36,7 +36,8 @@ def multiplies_faster(kind: Kind, device_type: str) -> bool:
     No instruction set says so: ``torch._int_mm`` without VNNI is a slow loop, and bfloat16 without
     AVX512-BF16 is emulated.
     """
-    return gains(device_type)[kind] >= _LEAST_GAIN
+    # Tensors on ``meta`` have no values, so that nothing there can be measured.
+    return device_type != "meta" and gains(device_type)[kind] >= _LEAST_GAIN
 
 
 def cache_file() -> Path:
