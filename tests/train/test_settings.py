@@ -60,7 +60,7 @@ def test_every_training_takes_phases_that_weigh_all_domains(
     [
         ([3, 3], {"code": 1.0}, r"phases begin at the steps 3, 3, expected each to begin after"),
         ([5, 2], {"code": 1.0}, r"phases begin at the steps 5, 2"),
-        ([3, 100], {"code": 1.0}, r"one from step 100 on and steps is 100: it would never begin"),
+        ([3, 200], {"code": 1.0}, r"one from step 200 on and steps is 200: it would never begin"),
         ([-1], {"code": 1.0}, r"from_step: .*greater than or equal to 0"),
         ([3], {"code": 0.9}, r"phases\.0\.weights: weights sum to 0\.9, expected 1"),
         ([3], {"code": 1.1, "maths": -0.1}, r"weights\.maths: .*greater than or equal to 0"),

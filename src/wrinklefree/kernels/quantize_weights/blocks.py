@@ -54,8 +54,9 @@ def _least_squares_of_one(weight_L: Tensor) -> Tensor:
             marks = torch.gt(part, scale[None] / 2, out=chosen[: len(part)])
             counts.append(marks.sum(dtype=scale.dtype))
             totals.append(marks.mul_(part).sum(dtype=torch.float64))
-        if (count := _sum(counts)) > 0:
-            scale = reference.rounded_scale(_sum(totals) / count, weight_L)
+        count = _sum(counts)
+        fitted = reference.rounded_scale(_sum(totals) / count, weight_L)
+        scale = torch.where(count > 0, fitted, scale)
     return scale
 
 
