@@ -69,7 +69,7 @@ def test_a_template_in_params_is_not_run(folder: Path):
     [
         ("stage2: {steps: 0100}\n", "line 1: stage2.steps: '0100' without quotes"),
         (BOMB, "more than 100,000 values, with aliases"),
-        ("stage2: {steps: 1}\n", "stage2: schedule.warmup_steps is 10 and steps 1"),
+        ("stage2: {steps: 1}\n", "stage2: schedule.warmup_steps is 20 and steps 1"),
     ],
     ids=["octal", "aliases", "invalid"],
 )
@@ -98,8 +98,8 @@ def test_what_comes_by_config_is_checked_as_well(folder: Path):
 
 def test_a_stage_refuses_what_an_engine_let_pass(folder: Path):
     params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("steps: 100\n", "steps: 0100\n"))
+    params.write_text(params.read_text().replace("steps: 200\n", "steps: 0200\n"))
     script = str(PROJECT / "workflow" / "scripts" / "mixture.py")
     options = [f"--{name}=data/{name}" for name in ("tokenizer", "tokens", "output")]
     said = refused(folder, sys.executable, "-P", script, "--settings=params.yaml", *options)
-    assert "stage2.steps: '0100' without quotes is the number 64" in said
+    assert "stage2.steps: '0200' without quotes is the number 128" in said
