@@ -79,9 +79,7 @@ def _int8(codes_MN: Tensor, weight_ON: Tensor) -> Tensor:
     tokens, inputs = codes_MN.shape
     if codes_MN.is_cuda and (tokens <= 16 or inputs % 8 or len(weight_ON) % 8):
         return _float32(codes_MN, weight_ON)  # shapes that CUDA's product refuses
-    if (
-        tokens == 1
-    ):  # oneDNN packs what is on the right, which takes longer than one token's product
+    if tokens == 1:  # oneDNN packs what is on the right: longer than one token's product takes
         return int8_product(weight_ON, codes_MN.T).T
     return int8_product(codes_MN, weight_ON.T)
 
