@@ -81,7 +81,7 @@ def variants(dense: PreTrainedModel, quantizer: QuantizerSettings) -> dict[str, 
     general = copy.deepcopy(ternary)
     for module in general.modules():
         if isinstance(module, BitLinear):
-            module._integer_product = types.MethodType(_general, module)
+            module.forward = types.MethodType(_general, module)
     return {"dense": dense, "ternary": ternary, "general": general}
 
 
