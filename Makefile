@@ -108,8 +108,7 @@ dvc-research:
 # After DVC ran, or `dvc checkout`: tell Snakemake that what stands in the folders is the result.
 snakemake-accept: setup
 	wrinklefree verify --current $(ARTIFACTS)
-	@mkdir -p work
-	sha256sum data/raw/*/manifest.json | LC_ALL=C sort > work/fetched.sha256  # as rule fetch does
+	snakemake fetch --force --allowed-rules fetch --quiet all
 	snakemake $(SNAKEMAKE_ACCEPTED) --touch --forceall --quiet all
 	@snakemake $(SNAKEMAKE_ACCEPTED) --dry-run --quiet
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from wrinklefree.kernels import in_cache
 from wrinklefree.kernels.quantize_weights import (
     FittedScale,
     blocks,
@@ -54,3 +56,10 @@ def test_scales_by_blocks_of_nothing_and_of_no_number_are_the_reference_s(value:
     weight = torch.full((1, 70_000), value)
     expected = reference.least_squares_scale(weight)
     torch.testing.assert_close(blocks.least_squares_scale(weight), expected, equal_nan=True)
+
+
+def test_only_tensors_with_memory_go_by_blocks() -> None:
+    assert in_cache.outgrows_cache(torch.ones(2**16 + 1))
+    assert not in_cache.outgrows_cache(torch.ones(2**16))
+    with FakeTensorMode():  # a plan of billions of weights would make millions of blocks
+        assert not in_cache.outgrows_cache(torch.ones(2**16 + 1))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.in_cache import AT_ONCE, outgrows_cache
+
 LARGEST_CODE = 127
 MINIMUM_ABSMAX = 1e-5
-_AT_ONCE = 2**16
-"""Values that are quantized at once."""
 
 
 def activation_scale(activation_MN: Tensor) -> Tensor:
@@ -28,11 +28,10 @@ def activation_scale(activation_MN: Tensor) -> Tensor:
 
 def quantize_activation(activation_MN: Tensor) -> tuple[Tensor, Tensor]:
     """``clamp(round(x * s), -128, 127)`` as int8 and ``s``; ties round to even."""
-    if activation_MN.numel() <= _AT_ONCE:
+    if not outgrows_cache(activation_MN):
         return _quantize(activation_MN)
-    # What a processor's cache holds at once: fresh memory would be most of the time.
     tokens_MN = activation_MN.reshape(-1, activation_MN.shape[-1])
-    blocks = map(_quantize, tokens_MN.split(max(1, _AT_ONCE // tokens_MN.shape[-1])))
+    blocks = map(_quantize, tokens_MN.split(max(1, AT_ONCE // tokens_MN.shape[-1])))
     codes, scales = zip(*blocks, strict=True)
     return (
         torch.cat(codes).view(activation_MN.shape),

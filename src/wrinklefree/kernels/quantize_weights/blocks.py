@@ -12,10 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wrinklefree.kernels.in_cache import AT_ONCE, outgrows_cache
 from wrinklefree.kernels.quantize_weights import reference
-
-_AT_ONCE = 2**16
-"""Weights that are looked at at once. So many are counted exactly in float32."""
 
 
 def absmean_scale(weight_VL: Tensor) -> Tensor:
@@ -31,28 +29,28 @@ def least_squares_scale(weight_VL: Tensor) -> Tensor:
 def _by_blocks(
     weight_VL: Tensor, of_one: Callable[[Tensor], Tensor], fit: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    if weight_VL.device.type != "cpu" or weight_VL.numel() <= _AT_ONCE:
+    if not outgrows_cache(weight_VL):
         return fit(weight_VL)
     if len(weight_VL) == 1:
         return of_one(weight_VL[0]).reshape(1, 1)
-    vectors = max(1, _AT_ONCE // weight_VL.shape[1])
+    vectors = max(1, AT_ONCE // weight_VL.shape[1])
     return torch.cat([fit(block_VL) for block_VL in weight_VL.split(vectors)])
 
 
 def _absmean_of_one(weight_L: Tensor) -> Tensor:
-    total = _sum([part.abs().sum(dtype=torch.float64) for part in weight_L.split(_AT_ONCE)])
+    total = _sum([part.abs().sum(dtype=torch.float64) for part in weight_L.split(AT_ONCE)])
     return reference.rounded_scale(total / len(weight_L), weight_L)
 
 
 def _least_squares_of_one(weight_L: Tensor) -> Tensor:
-    scale, parts = _absmean_of_one(weight_L), weight_L.abs().split(_AT_ONCE)
+    scale, parts = _absmean_of_one(weight_L), weight_L.abs().split(AT_ONCE)
     chosen = torch.empty_like(parts[0])
     for _ in range(reference.ITERATIONS):
         counts, totals = [], []
         for part in parts:
             # As a vector it is compared in its own type, whatever the weights' is.
             marks = torch.gt(part, scale[None] / 2, out=chosen[: len(part)])
-            counts.append(marks.sum(dtype=scale.dtype))
+            counts.append(marks.sum(dtype=scale.dtype))  # exact: no block has 2**24 weights
             totals.append(marks.mul_(part).sum(dtype=torch.float64))
         count = _sum(counts)
         fitted = reference.rounded_scale(_sum(totals) / count, weight_L)
