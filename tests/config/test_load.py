@@ -87,7 +87,12 @@ MISTAKES = [
     (
         "distill.dlm.weights",
         {"cross_entropy": 0.0, "logits": 0.0, "relations": 0.0},
-        ["distill.dlm.weights: all weights are 0"],
+        ["distill.dlm: all weights are 0"],
+    ),
+    (
+        "distill.ar.relations",
+        None,
+        ["distill.ar: the relations term has weight or ratio 1", "heads"],
     ),
     ("evaluate.prompts", ["a", ""], ["evaluate.prompts.1", "at least 1 character"]),
     ("stage2.optimizer.muon.momentum", 1.0, ["stage2.optimizer.muon.momentum", "less than 1"]),

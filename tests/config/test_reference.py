@@ -93,5 +93,6 @@ def test_every_section_is_reachable_from_the_file():
         if not any(file in section.__module__ for file in ("catalog", "recipe", "transforms"))
     }
     abstract = {"SourceBase", "BesideAdamW", "MuonBase", "Parameters"}
+    abstract |= {"QuantizedTrainingSettings", "DistillationSettings"}
     assert names - abstract == set(SCHEMA_OF_PARAMS["$defs"])
     assert Parameters.__doc__ in LINES

@@ -11,7 +11,6 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from wrinklefree.distill import relations
 from wrinklefree.distill.relations import (
-    relation_layer,
     relation_vectors,
     relations_divergence,
     streamed_divergence,
@@ -20,6 +19,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.kernels.relation_loss import reference
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
+from wrinklefree.models.layers import layer_at
 from wrinklefree.models.projections import Projections, capture_projections
 
 
@@ -116,7 +116,7 @@ def test_heads_must_divide_every_projection():
 def test_the_layer_is_a_fraction_of_the_depth(tiny_model, layers, fraction, layer):
     model = tiny_model()
     model.config.num_hidden_layers = layers
-    assert relation_layer(model, fraction) == layer
+    assert layer_at(model, fraction) == layer
 
 
 def forward(model, batch):

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
-from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.models.attention import AttentionRule, causal_document_mask
 from wrinklefree.models.forward import (
     hidden_states,
     logits_of,
@@ -42,7 +42,7 @@ def test_the_mask_is_used_as_given_and_nothing_causal_is_added(
     tiny: Callable[..., PreTrainedModel], batch: Callable[..., Batch]
 ) -> None:
     model, one = tiny(), batch(rows=1)
-    everything = torch.ones(1, 1, 33, 33, dtype=torch.bool)
+    everything = AttentionRule(1, 33, torch.device("cpu"), lambda row, q, k: row + q + k >= 0)
     edited = one.tokens_BT.clone()
     edited[0, -1] = (edited[0, -1] + 1) % 97
     before, after = (

@@ -124,14 +124,14 @@ def test_activations_are_what_autograd_keeps(checkpointing: bool, precision: str
         held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    micro = trainer.train_step.objective.corruption.prepare(trainer._batch(0, 0), 0)
+    micro = trainer.train_step.objective.corruption.prepare(trainer.batch(0, 0), 0)
     question = trainer.train_step.objective.corruption.question(micro)
     saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with saved, trainer.runtime.computing():
         hidden = trainer.model.get_decoder()(
             input_ids=question.tokens_RS,
             position_ids=question.positions_RS,
-            attention_mask=question.mask_R1SS,
+            attention_mask=question.mask.of(trainer.model),
             use_cache=False,
         )
     measured = sum(size for place, size in held.items() if place not in own)

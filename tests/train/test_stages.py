@@ -17,6 +17,7 @@ from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat, ternary
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.distill import distill_student
 from wrinklefree.train.dlm import convert_to_diffusion
+from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.stage2 import continue_pretraining
 
@@ -58,28 +59,36 @@ def models(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture
-def run(
+def start(
     models: dict[str, Path],
     mixture: Path,
     make_stage: Callable[..., Stage],
     make_settings: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Any]:
-    """Runs a stage up to its training."""
-    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
+) -> Callable[..., Stage]:
+    """Runs a stage."""
 
-    def start(name: str, **kinds: str) -> Any:
-        training = make_settings().model_dump(exclude_none=True)
+    def start(name: str, changes: dict[str, Any] | None = None, **kinds: str) -> Stage:
+        training = {**make_settings().model_dump(exclude_none=True), **(changes or {})}
         functions = {"stage2": continue_pretraining, "dlm": convert_to_diffusion}
         settings: dict[str, Any] = {"stage2": training, "dlm": {**training, "diffusion": DIFFUSION}}
         instance = name.removeprefix("distill.") if name.startswith("distill.") else None
         settings["distill"] = {instance: {**training, **DISTILLATION}}
         inputs = {key: models[kind] for key, kind in kinds.items()}
         stage = replace(
-            make_stage(**settings), instance=instance, inputs={"mixture": mixture, **inputs}
+            make_stage(str(changes), **settings),
+            instance=instance,
+            inputs={"mixture": mixture, **inputs},
         )
-        return functions.get(name, distill_student)(stage)
+        functions.get(name, distill_student)(stage)
+        return stage
 
+    return start
+
+
+@pytest.fixture
+def run(start: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
+    """Runs a stage up to its training."""
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
     return start
 
 
@@ -108,6 +117,18 @@ def test_a_model_of_another_kind_is_not_trained(
 def test_only_a_dense_model_teaches(run: Callable[..., Any], given: str) -> None:
     with pytest.raises(UserError, match=rf"/{given}: .*; expected a dense model"):
         run("distill.ar", model="ternary", teacher=given)
+
+
+def test_stage_2_has_a_teacher_when_it_is_asked_for(start: Callable[..., Stage]) -> None:
+    kinds = {"model": "ternary", "teacher": "dense"}
+    text = read_history(start("stage2", **kinds).folder)
+    taught = read_history(start("stage2", {"teacher": "base"}, **kinds).folder)
+    assert text[0]["train/objective"] == pytest.approx(text[0]["train/loss"])
+    assert taught[0]["train/objective"] == pytest.approx(taught[0]["distill/logits"])
+    assert taught[0]["train/loss"] == text[0]["train/loss"]  # the same rows, still measured
+    assert taught[-1]["train/loss"] != text[-1]["train/loss"]
+    with pytest.raises(UserError, match=r"/ternary: .*; expected a dense model"):
+        start("stage2", {"teacher": "base"}, model="ternary", teacher="ternary")
 
 
 @pytest.mark.parametrize("stage", ["stage2", "dlm", "distill.ar"])

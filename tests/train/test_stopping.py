@@ -59,14 +59,14 @@ def checkpoints(trainer: Trainer) -> list[str]:
 
 def before_micro_batch(trainer: Trainer, number: int, action: Callable[[], Any]) -> None:
     """Do ``action`` while micro-batch ``number`` of all, from 0, is read."""
-    batch, counted = trainer._batch, iter(range(1000))
+    batch, counted = trainer.batch, iter(range(1000))
 
     def reads(*arguments: int) -> Any:
         if next(counted) == number:
             action()
         return batch(*arguments)
 
-    trainer._batch = reads  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.batch = reads  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("signal_", STOPPING, ids=lambda one: one.name)

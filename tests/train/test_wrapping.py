@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
+from wrinklefree.models.attention import FLEX
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.optim.attention_logits import RECORDING_ATTENTION
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
@@ -20,7 +23,7 @@ from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
-from wrinklefree.train.wrapping import wrap_for_training
+from wrinklefree.train.wrapping import skip_hidden_pairs, wrap_for_training
 
 # Dynamo does while it traces what torch warns users of; torch hides that from them.
 pytestmark = [
@@ -32,12 +35,12 @@ VOCABULARY, LAYERS = 50, 3
 RELATIONS = {"heads": 4, "causal": True, "layer_fraction": 0.4}
 
 
-def model_of(seed: int, scale: Any = None) -> PreTrainedModel:
+def model_of(seed: int, scale: Any = None, head_size: int = 8) -> PreTrainedModel:
     """A small Qwen3, ternary where a scale is given."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=head_size,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     if scale:
@@ -60,14 +63,16 @@ def settings_of(**changes: Any) -> DistillSettings:
     return DistillSettings(**values | changes)
 
 
-def trainer_of(settings: DistillSettings, objective: str = "text", scale: str = "absmean"):
+def trainer_of(
+    settings: DistillSettings, objective: str = "text", scale: str = "absmean", head_size: int = 8
+):
     corruption = NextToken()
     if "diffusion" in objective:
         corruption = BlockDiffusion(DiffusionSettings(block_size=4), VOCABULARY - 1, seed=1)
     chosen = Objective(corruption)
     if "distillation" in objective:
-        chosen = distillation(corruption, settings, model_of(1))
-    model = model_of(2, scale)
+        chosen = distillation(corruption, settings, model_of(1, head_size=head_size))
+    model = model_of(2, scale, head_size)
     rows = torch.randint(1, VOCABULARY - 1, (64, 20))
     return Trainer(model, TokenRows(rows, seed=1), settings, chosen)
 
@@ -119,7 +124,7 @@ def test_activation_checkpointing_keeps_what_enters_the_layers():
             held[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        micro = trainer.train_step.objective.corruption.prepare(trainer._batch(0, 0), 0)
+        micro = trainer.train_step.objective.corruption.prepare(trainer.batch(0, 0), 0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             outputs = trainer.train_step(micro)
         kept.append(sum(size for place, size in held.items() if place not in own))
@@ -171,6 +176,39 @@ def test_qk_clip_reads_the_logits_of_compiled_layers():
         assert one["train/qk_max_logit"] == pytest.approx(two["train/qk_max_logit"], rel=0.02)
     with pytest.raises(ValidationError, match="muonclip, which reads attention logits"):
         settings_of(optimizer={"name": "muonclip"}, compile=True, activation_checkpointing=True)
+
+
+def test_attention_skips_hidden_pairs_unless_it_is_recorded_or_drops():
+    plain = model_of(1)
+    plain.config.head_dim = 16
+    dropping = copy.deepcopy(plain)
+    dropping.config.attention_dropout = 0.1
+    recorded = trainer_of(settings_of(optimizer={"name": "muonclip"})).model
+    recorded.config.head_dim = 16
+    for model, expected in (
+        (plain, FLEX),
+        (dropping, "sdpa"),
+        (recorded, RECORDING_ATTENTION),
+        (model_of(1), "sdpa"),
+    ):
+        skip_hidden_pairs(model)
+        assert model.config._attn_implementation == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("objective", ["text", "diffusion", "distillation"])
+def test_flex_attention_trains_as_sdpa_does(objective: str):
+    ends = []
+    for attention in (FLEX, "sdpa"):
+        trainer = trainer_of(settings_of(), objective, head_size=16)
+        assert trainer.model.config._attn_implementation == FLEX
+        trainer.model.set_attn_implementation(attention)
+        trainer.run()
+        ends.append(trainer.state.history)
+    for one, two in zip(*ends, strict=True):
+        assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-3)
+        assert one["train/grad_norm_raw"] == pytest.approx(two["train/grad_norm_raw"], rel=1e-2)
 
 
 def test_a_machine_without_a_compiler_is_told_so():

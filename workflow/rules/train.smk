@@ -1,6 +1,7 @@
 rule stage2:
     input:
         model="models/subln/manifest.json",
+        teacher="models/base/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/stage2/manifest.json",
@@ -20,7 +21,7 @@ rule stage2:
         "Continued pretraining with quantization in the loop"
     shell:
         "python -P workflow/scripts/stage2.py --settings {params.settings:q}"
-        " --model models/subln --mixture data/mixture --output models/stage2"
+        " --model models/subln --teacher models/base --mixture data/mixture --output models/stage2"
 
 
 rule dlm:

@@ -25,7 +25,8 @@ from wrinklefree.tokens.settings import TokenizerSettings, TokenizeSettings
 from wrinklefree.train.base_settings import BaseSettings
 from wrinklefree.train.distill_settings import DistillStudents
 from wrinklefree.train.dlm_settings import DlmSettings
-from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
+from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.stage2_settings import Stage2Settings
 
 
 class Parameters(Section):
@@ -51,7 +52,7 @@ class Parameters(Section):
     """The dense model that everything starts from."""
     subln: SublnSettings
     """How it is made ternary."""
-    stage2: QuantizedTrainingSettings
+    stage2: Stage2Settings
     """Continued pretraining with quantization in the loop."""
     dlm: DlmSettings
     """Conversion to a block-diffusion model."""

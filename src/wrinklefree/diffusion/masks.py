@@ -5,8 +5,8 @@ anywhere: a block is (piece, position in the piece // block_size). The last bloc
 shorter than ``block_size``. Nothing is padded to a multiple for that: a short block is a block like
 any other, as long as whoever weighs by the size of a block counts its tokens (see ``likelihood``).
 
-Shapes: B rows, T tokens of a row. All masks are boolean, True where a query may attend to a key.
-The diagonal is always True: a padded row attends to itself, and its softmax stays finite.
+Shapes: B rows, T tokens of a row. Every token may attend to itself: a padded row does, and its
+softmax stays finite.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from wrinklefree.models.attention import AttentionRule
 
 PADDING = -1
 
@@ -50,36 +52,41 @@ def find_blocks(document_ids_BT: Tensor, positions_BT: Tensor, block_size: int) 
     )
 
 
-def block_diffusion_mask(blocks: Blocks) -> Tensor:
-    """Attention over ``[x_t ; x_0]``, the noisy row followed by the clean one: bool [B, 1, 2T, 2T].
+def block_diffusion_mask(blocks: Blocks) -> AttentionRule:
+    """Attention over ``[x_t ; x_0]``, the noisy row followed by the clean one: 2T tokens.
 
     Noisy to noisy iff in the same block; noisy to clean iff the key's block is earlier; clean to
     clean iff the key's block is not later; clean never to noisy; always within one document piece.
     """
-    same_piece_BTT = _same_piece(blocks)
-    query_BT1, key_B1T = blocks.block_BT[:, :, None], blocks.block_BT[:, None, :]
-    noisy_to_noisy_BTT = same_piece_BTT & (query_BT1 == key_B1T)
-    noisy_to_clean_BTT = same_piece_BTT & (key_B1T < query_BT1)
-    clean_to_clean_BTT = same_piece_BTT & (key_B1T <= query_BT1)
-    noisy_BT2T = torch.cat([noisy_to_noisy_BTT, noisy_to_clean_BTT], dim=2)
-    clean_BT2T = torch.cat([torch.zeros_like(same_piece_BTT), clean_to_clean_BTT], dim=2)
-    return _with_diagonal(torch.cat([noisy_BT2T, clean_BT2T], dim=1))
+    rows, length = blocks.block_BT.shape
+
+    def allows(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        queried, asked = query % length, key % length
+        query_block, key_block = blocks.block_BT[row, queried], blocks.block_BT[row, asked]
+        noisy_query, noisy_key = query < length, key < length
+        from_noisy = torch.where(noisy_key, key_block == query_block, key_block < query_block)
+        from_clean = ~noisy_key & (key_block <= query_block)
+        seen = torch.where(noisy_query, from_noisy, from_clean)
+        return seen & _same_piece(blocks, row, queried, asked) | (query == key)
+
+    return AttentionRule(rows, 2 * length, blocks.block_BT.device, allows)
 
 
-def block_causal_mask(blocks: Blocks) -> Tensor:
-    """Attention over a row alone, to the own and earlier blocks of the piece: bool [B, 1, T, T].
+def block_causal_mask(blocks: Blocks) -> AttentionRule:
+    """Attention over a row alone, to the own and earlier blocks of the piece.
 
     What the clean half of ``block_diffusion_mask`` sees, and what decoding uses.
     """
-    earlier_BTT = blocks.block_BT[:, None, :] <= blocks.block_BT[:, :, None]
-    return _with_diagonal(_same_piece(blocks) & earlier_BTT)
+
+    rows, length = blocks.block_BT.shape
+
+    def allows(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        earlier = blocks.block_BT[row, key] <= blocks.block_BT[row, query]
+        return earlier & _same_piece(blocks, row, query, key) | (query == key)
+
+    return AttentionRule(rows, length, blocks.block_BT.device, allows)
 
 
-def _same_piece(blocks: Blocks) -> Tensor:
-    query_BT1, key_B1T = blocks.piece_BT[:, :, None], blocks.piece_BT[:, None, :]
-    return (query_BT1 == key_B1T) & (query_BT1 != PADDING)
-
-
-def _with_diagonal(mask_BSS: Tensor) -> Tensor:
-    diagonal_SS = torch.eye(mask_BSS.shape[-1], dtype=torch.bool, device=mask_BSS.device)
-    return (mask_BSS | diagonal_SS)[:, None]
+def _same_piece(blocks: Blocks, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    query_piece = blocks.piece_BT[row, query]
+    return (query_piece == blocks.piece_BT[row, key]) & (query_piece != PADDING)

@@ -18,18 +18,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from wrinklefree.distill.divergence import kl_divergence
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.relation_loss import relation_divergence
 from wrinklefree.models.projections import Projections
-
-
-def relation_layer(model: PreTrainedModel, fraction: float) -> int:
-    """Index of the layer at a fraction of the depth: 0.8 of 28 layers is 22; 1 is the last one."""
-    layers = model.config.num_hidden_layers
-    return min(round(fraction * layers), layers - 1)
 
 
 def relation_mask(piece_BT: Tensor, queries: slice, *, causal: bool) -> Tensor:

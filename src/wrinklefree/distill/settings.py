@@ -1,8 +1,10 @@
-"""``distill``: the terms of the loss."""
+"""What a teacher adds to the loss: ``distill``, and ``stage2.distillation``."""
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from wrinklefree.schema.section import (
     Fraction,
@@ -11,6 +13,8 @@ from wrinklefree.schema.section import (
     Section,
     Temperature,
 )
+
+HiddenDistance = Literal["normalized_mse", "cosine"]
 
 
 class RelationSettings(Section):
@@ -26,6 +30,15 @@ class RelationSettings(Section):
     """Compare only rows' own past."""
 
 
+class HiddenSettings(Section):
+    """Distillation of hidden states; student and teacher have the same hidden size."""
+
+    layer_fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.25, 0.5, 0.75, 1.0)
+    """Depths of the layers that are compared: 0.5 of 28 layers is layer 14, 1 the last one."""
+    distance: HiddenDistance = "normalized_mse"
+    """``normalized_mse``: squared error over the teacher's square; ``cosine``: directions only."""
+
+
 class DistillationWeights(Section):
     """Factors of the terms of the loss."""
 
@@ -35,9 +48,5 @@ class DistillationWeights(Section):
     """Weight of the teacher's distribution over the next token."""
     relations: NonNegativeFloat = 1.0
     """Weight of the teacher's relations between tokens."""
-
-    @model_validator(mode="after")
-    def _something_is_trained(self) -> DistillationWeights:
-        if not (self.cross_entropy or self.logits or self.relations):
-            raise ValueError("all weights are 0, so nothing would be trained; raise one of them")
-        return self
+    hidden: NonNegativeFloat = 0.0
+    """Weight of the teacher's hidden states."""

@@ -146,7 +146,7 @@ def _first_layer_input(model: PreTrainedModel, batch: Batch) -> LayerInput:
         model(
             input_ids=batch.tokens_BT.to(model.device),
             position_ids=batch.positions_BT.to(model.device),
-            attention_mask=causal_document_mask(document_ids_BT),
+            attention_mask=causal_document_mask(document_ids_BT).of(model),
             use_cache=False,
         )
     except _Reached:

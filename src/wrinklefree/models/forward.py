@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.sum_by_blocks import block_size
+from wrinklefree.models.attention import AttentionRule
 
 LEAST_TOKENS = 256
 """Fewest tokens of a block of logits: each block reads the whole head, however short it is."""
@@ -22,34 +23,32 @@ def tokens_at_once(vocabulary_size: int) -> int:
 
 
 def next_token_logits(
-    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, mask_B1TT: Tensor
+    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, mask: AttentionRule
 ) -> Tensor:
     """Logits, float [B, T, V], of the token after each position.
 
     Parameters
     ----------
     tokens_BT, positions_BT : int64. Positions may restart or repeat.
-    mask_B1TT : bool, True where the query may attend to the key. It is used as given: nothing
-        causal is added, so that block-diffusion inputs of two halves pass as well.
+    mask : who may attend to whom, of B rows of T tokens. It is used as given: nothing causal is
+        added, so that block-diffusion inputs of two halves pass as well.
     """
-    assert mask_B1TT.ndim == 4, "a mask of fewer dimensions would be combined with a causal one"
     return model(
         input_ids=tokens_BT,
         position_ids=positions_BT,
-        attention_mask=mask_B1TT,
+        attention_mask=mask.of(model),
         use_cache=False,
     ).logits
 
 
 def hidden_states(
-    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, mask_B1TT: Tensor
+    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, mask: AttentionRule
 ) -> Tensor:
     """The decoder's output after its last norm, [B, T, D]; arguments as ``next_token_logits``."""
-    assert mask_B1TT.ndim == 4, "a mask of fewer dimensions would be combined with a causal one"
     return model.get_decoder()(
         input_ids=tokens_BT,
         position_ids=positions_BT,
-        attention_mask=mask_B1TT,
+        attention_mask=mask.of(model),
         use_cache=False,
     ).last_hidden_state
 

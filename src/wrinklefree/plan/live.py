@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from wrinklefree.models.attention import AttentionRule, causal_document_mask
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.settings import QuantizerSettings
 
@@ -90,18 +91,18 @@ def decoder_phases(
     rows: int,
     length: int,
     autocast: torch.dtype | None,
-    run: Callable[[PreTrainedModel, Tensor, Tensor, Tensor], Tensor],
+    run: Callable[[PreTrainedModel, Tensor, Tensor, AttentionRule], Tensor],
 ) -> Phases:
     """What a training step holds of the decoder; ``run`` gives its hidden states [R, S, D]."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fill(model.train())
         ids_RS = torch.zeros(rows, length, dtype=torch.int64)
-        mask_R1SS = torch.ones(rows, 1, length, length, dtype=torch.bool)
+        mask = causal_document_mask(ids_RS)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:
             with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                hidden_RSD = run(model, ids_RS, ids_RS, mask_R1SS)
+                hidden_RSD = run(model, ids_RS, ids_RS, mask)
             kept, live.peak = live.now, live.now
             hidden_RSD.backward(torch.empty_like(hidden_RSD))
             return Phases(kept, live.peak - kept)

@@ -15,13 +15,15 @@ from transformers import PreTrainedConfig
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.relations import relations_divergence
+from wrinklefree.distill.settings import RelationSettings
 from wrinklefree.models.forward import hidden_states, tokens_at_once
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import decoder_phases, model_on_meta, phases_of
 from wrinklefree.quant.settings import QuantizerSettings
-from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.train.distill_settings import DistillationSettings, DistillSettings
 from wrinklefree.train.objectives.distillation import queries_at_once
 from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.stage2_settings import Stage2Settings
 from wrinklefree.train.wrapping import checkpoint_activations
 
 _FLOAT = 4
@@ -60,8 +62,10 @@ class Training:
         return 0.5 if self.diffusion and self.views == 1 else 1.0
 
     @property
-    def distillation(self) -> DistillSettings | None:
+    def distillation(self) -> DistillationSettings | None:
         """With a teacher, what it teaches."""
+        if isinstance(self.settings, Stage2Settings):
+            return self.settings.taught
         return self.settings if isinstance(self.settings, DistillSettings) else None
 
 
@@ -144,16 +148,16 @@ def _loss(training: Training, config: PreTrainedConfig) -> int:
     distillation, relations = training.distillation, 0
     if distillation and distillation.weights.logits:
         copies += COPIES_OF_A_TEACHER + (training.diffusion is not None)
-    if distillation and distillation.weights.relations:
-        relations = _relations(distillation, config, rows, length)
+    if distillation and distillation.relations and distillation.weights.relations:
+        relations = _relations(distillation.relations, config, rows, length)
     tokens = int(training.asked * rows * length)
     block = min(tokens, tokens_at_once(config.vocab_size))
     return block * copies * config.vocab_size * _FLOAT + relations
 
 
-def _relations(settings: DistillSettings, config: PreTrainedConfig, rows: int, length: int) -> int:
+def _relations(settings: RelationSettings, config: PreTrainedConfig, rows: int, length: int) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads, causal = settings.relations.heads, settings.relations.causal
+    heads, causal = settings.heads, settings.causal
     query = (rows, heads, length, config.num_attention_heads * size // heads)
     key = (rows, heads, length, config.num_key_value_heads * size // heads)
     block = min(length, queries_at_once(rows, heads, length))
@@ -165,7 +169,7 @@ def _relations(settings: DistillSettings, config: PreTrainedConfig, rows: int, l
             torch.zeros(rows, length, dtype=torch.int64),
             slice(length - block, length),  # the last queries have the most keys
             causal=causal,
-            temperature=settings.relations.temperature,
+            temperature=settings.temperature,
         ).sum()
 
     phases = phases_of(compute, query, key, key)

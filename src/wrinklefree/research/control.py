@@ -36,7 +36,8 @@ from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.in_stage import stage_trainer
-from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
+from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.stage2_settings import Stage2Settings
 
 STUDENTS = ("stage2", "distill_ar")
 """The students, in the order in which one goes on from the other."""
@@ -108,7 +109,7 @@ def _train_on(stage: Stage, name: str, model: PreTrainedModel) -> dict[str, Any]
     """Train ``model`` as the student ``name`` was, but dense. Resumes from its own checkpoints."""
     part = part_of(stage, name, f"the dense model goes on as {LABELS[name]}")
     if name == "stage2":
-        quantized = part.section("stage2", QuantizedTrainingSettings)
+        quantized = part.section("stage2", Stage2Settings)
         part = replace(part, name="stage2")  # whose seed gives it the same rows
     else:
         quantized = part.section("distill.ar", DistillSettings)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from wrinklefree.diffusion.settings import DiffusionSettings
-from wrinklefree.distill.vocabulary import check_tokenizers
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.schema.load import validate_section
@@ -21,16 +20,16 @@ from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.question import Corruption
+from wrinklefree.train.teacher import load_teacher
 
 
 def distill_student(stage: Stage) -> dict[str, Any]:
     """Train the student ``stage.instance`` under the dense teacher, into ``stage.folder``."""
     settings: DistillSettings = stage.section(f"distill.{stage.instance}", DistillSettings)
-    check_tokenizers(stage.inputs["teacher"], stage.inputs["model"])
     data = open_data(stage, settings)
     kind = "ternary" if stage.instance == "ar" else "diffusion"
     student, student_format = load_model(stage.inputs["model"], kind)
-    teacher, _ = load_model(stage.inputs["teacher"], "dense")
+    teacher = load_teacher(stage)
     if torch.cuda.is_available():
         nn.Module.to(teacher, "cuda")
     # The teacher judges how hard a row is: a block-diffusion student can't, token by token.

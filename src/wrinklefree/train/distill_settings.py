@@ -1,29 +1,56 @@
-"""``distill``: what the distillation adds to a training."""
+"""What a teacher adds to a training: ``distill``, and ``stage2.distillation``."""
 
 from __future__ import annotations
 
-from wrinklefree.distill.settings import DistillationWeights, RelationSettings
+from typing import Self
+
+from pydantic import model_validator
+
+from wrinklefree.distill.settings import DistillationWeights, HiddenSettings, RelationSettings
 from wrinklefree.quant.settings import LambdaWarmupSettings
-from wrinklefree.schema.section import (
-    Section,
-    Temperature,
-)
+from wrinklefree.schema.section import Section, Temperature
+from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 
-class DistillSettings(QuantizedTrainingSettings):
-    """Distillation of the dense teacher into a ternary student."""
+class DistillationSettings(Section):
+    """The terms of a loss with a teacher."""
 
-    lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
-    """Quantization strength over steps; the student is ternary already."""
     weights: DistillationWeights = DistillationWeights()
     """Factors of the terms of the loss."""
     temperature: Temperature = 2.0
     """Softens both distributions of the logits term."""
     temperature_squared: bool = True
     """Multiply the logits term by temperature squared, as the paper's code and not its text."""
-    relations: RelationSettings
-    """The relations term."""
+    relations: RelationSettings | None = None
+    """The relations term; needed unless its weight is 0."""
+    hidden: HiddenSettings = HiddenSettings()
+    """The term of hidden states."""
+    gradient_ratios: GradientRatioSettings = GradientRatioSettings()
+    """Weights by the ratio of gradients."""
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Self:
+        if not (any(self.weights.model_dump().values()) or self.gradient_ratios.targets):
+            raise ValueError("all weights are 0, so nothing would be trained; raise one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _relations_are_described(self) -> Self:
+        wanted = self.weights.relations or self.gradient_ratios.relations
+        if wanted and self.relations is None:
+            raise ValueError(
+                f"the relations term has weight or ratio {wanted:g} and relations is missing: write"
+                " relations: {heads: 32, causal: true}, or weights: {relations: 0}"
+            )
+        return self
+
+
+class DistillSettings(QuantizedTrainingSettings, DistillationSettings):
+    """Distillation of the dense teacher into a ternary student."""
+
+    lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
+    """Quantization strength over steps; the student is ternary already."""
 
 
 class DistillStudents(Section):

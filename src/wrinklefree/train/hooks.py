@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.mixture.batch import BatchSource
+from wrinklefree.mixture.batch import Batch, BatchSource
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.optim.combined import CombinedOptimizer
 from wrinklefree.quant.bitlinear import set_quantization_lambda
@@ -50,6 +50,10 @@ class Training(Protocol):
     runtime: Runtime
     state: TrainingState
     journal: Journal
+
+    def batch(self, step: int, micro_batch: int) -> Batch:
+        """This process's rows of a micro-batch, on its device."""
+        ...
 
     def go_back(self, step: int) -> int | None:
         """Go back to the newest checkpoint of at most ``step`` steps, or else to the oldest.

@@ -36,6 +36,7 @@ from wrinklefree.tracking.signals import HeldSignals, held_signals
 from wrinklefree.train.averaging import Averaging
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.divergence import culprit, divergence
+from wrinklefree.train.gradient_ratios import GradientRatios
 from wrinklefree.train.hooks import (
     HELD_OUT,
     HealthyNorms,
@@ -108,7 +109,7 @@ class Trainer:
         wrap_for_training(self.train_step, settings)
         self.clipper = build_clipper(settings.clipping)
         self.warnings: Counter[GradientWarning] = Counter()
-        self.hooks = [*hooks, *_hooks_of(settings, self.model, data, held_out)]
+        self.hooks = [*hooks, *_hooks_of(settings, self.train_step, data, held_out)]
         stateful = {hook.name: hook for hook in self.hooks if isinstance(hook, StatefulHook)}
         self.state = TrainingState(
             self.model,
@@ -248,7 +249,7 @@ class Trainer:
         count = self.settings.gradient_accumulation_steps
         objective = self.train_step.objective
         corruption = objective.corruption
-        prepared = [corruption.prepare(self._batch(step, index), step) for index in range(count)]
+        prepared = [corruption.prepare(self.batch(step, index), step) for index in range(count)]
         denominator = self._begin_together(sum(map(corruption.denominator, prepared)))
         assert denominator > 0, "a step without a supervised token"
         outputs = []
@@ -281,7 +282,7 @@ class Trainer:
         weights = self.data.weights_at(step * samples_per_step(self.settings))
         return {f"train/weight/{domain}": weight for domain, weight in weights.items()}
 
-    def _batch(self, step: int, micro_batch: int) -> Batch:
+    def batch(self, step: int, micro_batch: int) -> Batch:
         """This process's rows, which are a micro-batch where a step has more and smaller ones."""
         ranks = self.runtime.ranks
         batch = self.data.batch(
@@ -333,7 +334,7 @@ class Trainer:
 
 def _hooks_of(
     settings: TrainingSettings,
-    model: PreTrainedModel,
+    train_step: TrainStep,
     data: BatchSource,
     held_out: HeldOutData | None,
 ) -> list[Hook]:
@@ -341,6 +342,8 @@ def _hooks_of(
     hooks: list[Hook] = [HealthyNorms()]
     if isinstance(settings, QuantizedTrainingSettings):
         hooks.append(QuantizationWarmup(settings.lambda_warmup))
+    if ratios := train_step.objective.gradient_ratios:
+        hooks.append(GradientRatios(ratios))
     if settings.evaluate_interval:
         if held_out is None:
             raise UserError(
@@ -361,7 +364,7 @@ def _hooks_of(
                 f"averaging.name is {settings.averaging.name}, which compares by held-out rows, and"
                 " none are given"
             )
-        hooks.append(Averaging(settings.averaging, model, settings.steps, held_out))
+        hooks.append(Averaging(settings.averaging, train_step.model, settings.steps, held_out))
     if settings.spikes.enabled:
         # The last but one: what it goes back on, the others have seen.
         hooks.append(Spikes(settings.spikes))

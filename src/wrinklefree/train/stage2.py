@@ -8,15 +8,21 @@ from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.in_stage import stage_trainer
-from wrinklefree.train.settings import QuantizedTrainingSettings
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.stage2_settings import Stage2Settings
+from wrinklefree.train.teacher import load_teacher
 
 
 def continue_pretraining(stage: Stage) -> dict[str, Any]:
     """Train the SubLN model on the mixture under lambda warmup, into ``stage.folder``."""
-    settings = stage.section("stage2", QuantizedTrainingSettings)
+    settings = stage.section("stage2", Stage2Settings)
     data = open_data(stage, settings)
     model, model_format = load_model(stage.inputs["model"], "ternary")
     data, data_facts = arrange(stage, settings, data, model)
-    facts = stage_trainer(stage, model, data, settings).run()
+    objective = None
+    if taught := settings.taught:
+        objective = distillation(NextToken(), taught, load_teacher(stage))
+    facts = stage_trainer(stage, model, data, settings, objective).run()
     save_model(stage.folder, model, model_format, stage.inputs["model"])
     return {**facts, **data_facts}

@@ -1,4 +1,4 @@
-"""What is put around the model for training: activation checkpointing, compilation.
+"""What is put around the model for training: attention, activation checkpointing, compilation.
 
 The one place for it. Parameters, their names and what is saved stay as they are.
 """
@@ -13,10 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.attention import FLEX
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.train.objectives.objective import TrainStep
 from wrinklefree.train.settings import TrainingSettings
 
+LEAST_HEAD_SIZE = 16
+"""Features of a head that FlexAttention needs."""
 _VARIANTS = 32
 """Compiled versions of a layer: strengths 0, between and 1, times shapes of batches."""
 
@@ -38,7 +41,10 @@ def wrap_for_training(
     ------
     UserError : the machine lacks what compilation needs, or the model can't be checkpointed.
     """
-    model = train_step.model
+    model, teacher = train_step.model, train_step.objective.teacher
+    for one in (model, teacher.model) if teacher else (model,):
+        if one.device.type == "cuda":
+            skip_hidden_pairs(one)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     if settings.compile:
@@ -46,8 +52,22 @@ def wrap_for_training(
             _require_compiler(model.device)
         layers = decoder_layers(model)
         # A layer whose projections are read has an attention of its own in every step.
-        for index in set(range(len(layers))) - set(train_step.layers.values()):
+        read = {look.projections for look in train_step.looks.values()}
+        for index in set(range(len(layers))) - read:
             _compile(layers[index], backend or "inductor")
+
+
+def skip_hidden_pairs(model: PreTrainedModel) -> None:
+    """Let attention skip blocks of tokens that don't see each other; its mask is no tensor then.
+
+    Changes nothing where attention is recorded (MuonClip) or drops weights at random, and with
+    heads of fewer features than FlexAttention can do.
+    """
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    drops = getattr(config, "attention_dropout", 0.0)
+    if config._attn_implementation == "sdpa" and not drops and size >= LEAST_HEAD_SIZE:
+        model.set_attn_implementation(FLEX)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

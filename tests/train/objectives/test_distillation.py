@@ -7,30 +7,35 @@ import torch
 from asking import evaluate as ask
 
 from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.distill.hidden import hidden_distance
 from wrinklefree.distill.relations import relation_vectors, relations_divergence
-from wrinklefree.distill.settings import DistillationWeights, RelationSettings
+from wrinklefree.distill.settings import DistillationWeights, HiddenSettings, RelationSettings
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
 from wrinklefree.models.projections import capture_projections
 from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 
 MASK = 39
-WEIGHTS = {"cross_entropy": 1.0, "logits": 2.0, "relations": 30.0}
+WEIGHTS = {"cross_entropy": 1.0, "logits": 2.0, "relations": 30.0, "hidden": 0.7}
 RELATIONS = {"layer_fraction": 0.0, "heads": 4, "temperature": 1.0, "causal": True}
-TERMS = ("cross_entropy", "logits", "relations")
+HIDDEN = {"layer_fractions": (0.0, 1.0), "distance": "normalized_mse"}
+TERMS = ("cross_entropy", "logits", "relations", "hidden")
 
 
-def settings_with(weights=None, relations=None, **changes):
+def settings_with(weights=None, relations=None, hidden=None, **changes):
     """Only what the objectives read; the rest of a training section is the loop's."""
     values = {"temperature": 5.0, "temperature_squared": False, **changes}
     return DistillSettings.model_construct(
         weights=DistillationWeights.model_construct(**{**WEIGHTS, **(weights or {})}),
         relations=RelationSettings(**{**RELATIONS, **(relations or {})}),
+        hidden=HiddenSettings(**{**HIDDEN, **(hidden or {})}),
+        gradient_ratios=GradientRatioSettings(),
         **values,
     )
 
@@ -104,6 +109,30 @@ def test_terms_of_the_autoregressive_student_follow_their_definitions(tiny_model
     assert terms["distill/relations"].item() == pytest.approx(mean)
     plain = evaluate(Objective(NextToken()), model, batch)
     torch.testing.assert_close(terms["distill/cross_entropy"], plain.loss)
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_that_leave_the_layers(tiny_model, batch):
+    teacher, model = tiny_model(1), tiny_model(2)
+    mask = causal_document_mask(batch.document_ids_BT).of(model)
+    inputs = {"input_ids": batch.tokens_BT, "position_ids": batch.positions_BT}
+    every = [
+        one.get_decoder()(**inputs, attention_mask=mask, output_hidden_states=True).hidden_states
+        for one in (teacher, model)
+    ]
+    first = hidden_distance(every[0][1], every[1][1], "normalized_mse")
+    settings = settings_with(hidden={"layer_fractions": (0.0,)})
+    terms = evaluate(autoregressive(settings, teacher), model, batch).terms
+    asked = batch.positions_BT > 0
+    torch.testing.assert_close(terms["distill/hidden"], first[asked].mean())
+    # Of several layers, the mean; the diffusion student's are those of its clean half.
+    both = settings_with(hidden={"layer_fractions": (0.0, 0.0)})
+    assert evaluate(autoregressive(both, teacher), model, batch).terms["distill/hidden"] == (
+        pytest.approx(terms["distill/hidden"].item())
+    )
+    student = of_diffusion(settings, diffusion_with(block_size=1), teacher)
+    ours = evaluate(student, model, batch).terms["distill/hidden"]
+    torch.testing.assert_close(ours, terms["distill/hidden"])
 
 
 @torch.no_grad()
@@ -211,8 +240,9 @@ def test_a_teacher_that_nobody_asks_does_not_run(tiny_model, batch, student):
     teacher.model.register_forward_hook(lambda *_: calls.append("body"))
     teacher.lm_head.register_forward_hook(lambda *_: calls.append("head"))
     for weights, expected in (
-        ({"logits": 0.0, "relations": 0.0}, []),
-        ({"logits": 0.0}, ["body"]),
+        ({"logits": 0.0, "relations": 0.0, "hidden": 0.0}, []),
+        ({"logits": 0.0, "hidden": 0.0}, ["body"]),
+        ({"logits": 0.0, "relations": 0.0}, ["body"]),
         ({"relations": 0.0}, ["body", "head"]),
     ):
         evaluate(STUDENTS[student](settings_with(weights=weights), teacher), model, batch)
@@ -230,6 +260,8 @@ def test_a_teacher_that_nobody_asks_does_not_run(tiny_model, batch, student):
         ("relations", {"relations": {"heads": 2}}),
         ("relations", {"relations": {"temperature": 0.5}}),
         ("relations", {"relations": {"causal": False}}),
+        ("hidden", {"hidden": {"layer_fractions": (0.0,)}}),
+        ("hidden", {"hidden": {"distance": "cosine"}}),
     ],
     ids=str,
 )
@@ -252,6 +284,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(tiny_model, batc
     for found in (terms, evaluate(alike, model, batch).terms):
         assert found["distill/logits"].abs() < 1e-12
         assert found["distill/relations"].abs() < 1e-12
+        assert found["distill/hidden"].abs() < 1e-12
 
 
 @each_student

@@ -4,6 +4,7 @@ import torch
 from asking import evaluate
 from torch.nn import functional
 
+from wrinklefree.models.attention import AttentionRule
 from wrinklefree.models.forward import next_token_logits
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
@@ -49,7 +50,7 @@ def test_padding_and_other_documents_do_not_matter(tiny_model, pack):
 
 def test_labels_are_the_next_tokens_of_the_same_row(tiny_model, pack):
     model, objective, batch = tiny_model(), Objective(NextToken()), pack([[13]], 13)
-    mask = torch.ones(13, 13, dtype=torch.bool).tril()[None, None]
+    mask = AttentionRule(1, 13, torch.device("cpu"), lambda row, query, key: row + key <= query)
     logits = next_token_logits(model, batch.tokens_BT, batch.positions_BT, mask)
     expected = model.loss_function(logits, batch.tokens_BT, vocab_size=40)
     loss = evaluate(objective, model, batch)[1].loss

@@ -76,7 +76,7 @@ class BlockDiffusion:
         return Question(
             tokens_RS=tokens_RS,
             positions_RS=positions_RS,
-            mask_R1SS=block_diffusion_mask(prepared.blocks).repeat(len(views), 1, 1, 1),
+            mask=block_diffusion_mask(prepared.blocks.repeat(len(views))),
             asking_row_N=asking_row_N,
             asking_position_N=predictor_BT[row_N, position_N],
             row_N=row_N,

@@ -15,22 +15,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from wrinklefree.distill.hidden import hidden_distance
 from wrinklefree.distill.logits import logits_divergence
 from wrinklefree.distill.relations import (
-    relation_layer,
     relation_vectors,
     relations_divergence,
     streamed_divergence,
 )
-from wrinklefree.distill.settings import RelationSettings
+from wrinklefree.distill.settings import HiddenSettings, RelationSettings
 from wrinklefree.distill.vocabulary import check_vocabulary_sizes
 from wrinklefree.kernels.relation_loss import has_kernel
 from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import hidden_states, logits_of
-from wrinklefree.models.projections import Projections, captured
-from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.models.layers import layer_at
+from wrinklefree.models.projections import Projections
+from wrinklefree.train.distill_settings import DistillationSettings
+from wrinklefree.train.objectives.inside import Looks, Seen, looking
 from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.objectives.question import Corruption, Outputs, Question, Share
 
@@ -50,8 +52,8 @@ class Lesson:
     teacher: PreTrainedModel
     batch: Batch
     hidden_BTD: Tensor
-    projections: Mapping[str, Projections]
-    """By term: of the layer that it looks at."""
+    inside: Mapping[str, Seen]
+    """By term: what it looks at."""
 
     def predicts_N(self, question: Question) -> Tensor:
         """Which asked tokens the teacher predicts: no model predicts the first of a document."""
@@ -75,14 +77,13 @@ class DenseTeacher:
         check_vocabulary_sizes(self.model, student, mask_token_id)
 
     @torch.no_grad()
-    def read(self, batch: Batch, piece_BT: Tensor, layers: Mapping[str, int]) -> Lesson:
-        """Read the clean rows, looking at the projections of ``layers``, by term."""
-        with captured(self.model, layers) as captures:
+    def read(self, batch: Batch, piece_BT: Tensor, looks: Mapping[str, Looks]) -> Lesson:
+        """Read the clean rows, and look inside."""
+        with looking(self.model, looks) as seen:
             hidden_BTD = hidden_states(
                 self.model, batch.tokens_BT, batch.positions_BT, causal_document_mask(piece_BT)
             )
-        projections = {name: capture.projections for name, capture in captures.items()}
-        return Lesson(self.model, batch, hidden_BTD, projections)
+        return Lesson(self.model, batch, hidden_BTD, seen())
 
 
 class LogitsDivergence:
@@ -118,15 +119,17 @@ class RelationsDivergence:
     def __init__(self, settings: RelationSettings) -> None:
         self._settings = settings
 
-    def layer(self, model: PreTrainedModel) -> int:
-        """The one at ``layer_fraction`` of the depth."""
-        return relation_layer(model, self._settings.layer_fraction)
+    def looks_at(self, model: PreTrainedModel) -> Looks:
+        """The layer at ``layer_fraction`` of the depth."""
+        return Looks(projections=layer_at(model, self._settings.layer_fraction))
 
     def loss(self, outputs: Outputs, lesson: Lesson, share: Share) -> Tensor:
         """Over the clean tokens, by their share in the denominator; some queries at a time."""
         question, settings = outputs.question, self._settings
-        teacher = relation_vectors(lesson.projections[self.name], settings.heads)
-        student = relation_vectors(outputs.projections[self.name], settings.heads)
+        teacher, student = (
+            relation_vectors(_projections(inside[self.name]), settings.heads)
+            for inside in (lesson.inside, outputs.inside)
+        )
         how = {"causal": settings.causal, "temperature": settings.temperature}
         if has_kernel(student[0]):
             divergence_BT = streamed_divergence(teacher, student, question.piece_BT, **how)
@@ -143,18 +146,47 @@ class RelationsDivergence:
         return sum_by_blocks(total, student, (), rows=length, size=size)
 
 
+class HiddenStatesDistance:
+    """How far hidden states are from the teacher's (``distill.hidden``)."""
+
+    name = "hidden"
+
+    def __init__(self, settings: HiddenSettings) -> None:
+        self._settings = settings
+
+    def looks_at(self, model: PreTrainedModel) -> Looks:
+        """What leaves the layers at ``layer_fractions`` of the depth."""
+        return Looks(states=[layer_at(model, part) for part in self._settings.layer_fractions])
+
+    def loss(self, outputs: Outputs, lesson: Lesson, share: Share) -> Tensor:
+        """The mean over layers, over the clean tokens by their share in the denominator."""
+        pairs = zip(
+            lesson.inside[self.name].states_BTD, outputs.inside[self.name].states_BTD, strict=True
+        )
+        distances = [hidden_distance(*pair, self._settings.distance) for pair in pairs]
+        mean_BT = torch.stack(distances).mean(0)
+        return share(outputs.question.sum_over_clean(mean_BT, slice(None)))
+
+
+def _projections(seen: Seen) -> Projections:
+    assert seen.projections, "relations look at projections"
+    return seen.projections
+
+
 def distillation(
-    corruption: Corruption, settings: DistillSettings, teacher: PreTrainedModel
+    corruption: Corruption, settings: DistillationSettings, teacher: PreTrainedModel
 ) -> Objective:
-    """The objective of the stage ``distill``."""
-    weights = settings.weights
+    """The objective of a training with a teacher."""
     logits = LogitsDivergence(
         temperature=settings.temperature, temperature_squared=settings.temperature_squared
     )
+    terms = [RelationsDivergence(settings.relations)] if settings.relations else []
     return Objective(
         corruption,
-        weights.cross_entropy,
-        [(weights.logits, logits)],
-        [(weights.relations, RelationsDivergence(settings.relations))],
+        [logits],
+        [*terms, HiddenStatesDistance(settings.hidden)],
         DenseTeacher(teacher),
+        # A target begins with some weight, until the first step tells which.
+        settings.weights.model_dump() | dict.fromkeys(settings.gradient_ratios.targets, 1.0),
+        settings.gradient_ratios,
     )

@@ -29,7 +29,7 @@ class NextToken:
         return Question(
             tokens_RS=batch.tokens_BT,
             positions_RS=batch.positions_BT,
-            mask_R1SS=causal_document_mask(batch.document_ids_BT),
+            mask=causal_document_mask(batch.document_ids_BT),
             asking_row_N=row_N,
             asking_position_N=position_N - 1,
             row_N=row_N,

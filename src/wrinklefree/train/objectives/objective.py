@@ -12,7 +12,7 @@ Shapes: as in ``question``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from wrinklefree.kernels.sum_by_blocks import sum_by_blocks
 from wrinklefree.models.forward import hidden_states, tokens_at_once
-from wrinklefree.models.projections import captured
+from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
+from wrinklefree.train.objectives.inside import Looks, looking
 from wrinklefree.train.objectives.question import (
     Corruption,
     Outputs,
@@ -32,6 +33,8 @@ from wrinklefree.train.objectives.question import (
     Term,
     VocabularyTerm,
 )
+
+CROSS_ENTROPY = "cross_entropy"
 
 
 @dataclass(frozen=True)
@@ -53,33 +56,37 @@ class Objective:
     """A corruption with the cross-entropy of what it asks for, and terms of a teacher."""
 
     corruption: Corruption
-    cross_entropy: float = 1.0
-    """Weight of the text itself."""
-    vocabulary_terms: Sequence[tuple[float, VocabularyTerm]] = ()
-    terms: Sequence[tuple[float, Term]] = ()
-    """Weights and terms."""
+    vocabulary_terms: Sequence[VocabularyTerm] = ()
+    terms: Sequence[Term] = ()
     teacher: Teacher | None = None
     """Of the terms."""
+    weights: dict[str, float] = field(default_factory=lambda: {CROSS_ENTROPY: 1.0})
+    """Of the text itself, as ``cross_entropy``, and of each term by its name. They may change
+    between steps, but none becomes 0 or comes back from it."""
+    gradient_ratios: GradientRatioSettings | None = None
+    """How strong the terms are to be, and when that is measured."""
 
-    def layers(self, model: PreTrainedModel) -> dict[str, int]:
-        """The layers of ``model`` whose projections the terms look at, by term."""
-        return {term.name: term.layer(model) for weight, term in self.terms if weight}
+    def alone(self, name: str) -> Objective:
+        """The cross-entropy or one of the terms, with weight 1."""
+        return replace(self, weights=dict.fromkeys(self.weights, 0.0) | {name: 1.0})
+
+    def looks(self, model: PreTrainedModel) -> dict[str, Looks]:
+        """What the terms look at inside of ``model``, by term."""
+        return {term.name: term.looks_at(model) for term in self.terms if self.weights[term.name]}
 
     def loss(self, outputs: Outputs, prepared: Prepared, denominator: float) -> LossOutput:
         """The weighted sum of the terms over ``denominator``; the row sums are not weighted."""
         question, lesson = outputs.question, None
-        of_teacher = (*self.vocabulary_terms, *self.terms)
-        if self.teacher and any(weight for weight, _ in of_teacher):
-            layers = self.layers(self.teacher.model)
-            lesson = self.teacher.read(prepared.batch, question.piece_BT, layers)
-        shares = {"cross_entropy": Share(self.cross_entropy, denominator)}
-        shares |= {term.name: Share(weight, denominator) for weight, term in of_teacher}
+        shares = {name: Share(weight, denominator) for name, weight in self.weights.items()}
+        if self.teacher and any(self.weights[name] for name in shares if name != CROSS_ENTROPY):
+            looks = self.looks(self.teacher.model)
+            lesson = self.teacher.read(prepared.batch, question.piece_BT, looks)
         loss, loss_N = self._over_the_vocabulary(outputs, lesson, shares)
-        for weight, term in self.terms:
-            if weight:
+        for term in self.terms:
+            if self.weights[term.name]:
                 loss = loss + term.loss(outputs, lesson, shares[term.name])
         logged: dict[str, Tensor] = {}
-        for name, share in shares.items() if of_teacher else ():
+        for name, share in shares.items() if self.teacher else ():
             logged[f"distill/{name}"] = torch.as_tensor(share.raw, device=loss.device)
             logged[f"distill/{name}_weighted"] = share.weight * logged[f"distill/{name}"]
         return LossOutput(
@@ -103,18 +110,19 @@ class Objective:
             loss_N = functional.cross_entropy(logits_NV, part.target_N, reduction="none")
             losses_N.append(loss_N.detach())
             loss = torch.zeros_like(loss_N.sum())
-            cross_entropy = shares["cross_entropy"]((part.weight_N * loss_N).sum())
-            if self.cross_entropy:
+            cross_entropy = shares[CROSS_ENTROPY]((part.weight_N * loss_N).sum())
+            if self.weights[CROSS_ENTROPY]:
                 loss = loss + cross_entropy
-            for weight, term in self.vocabulary_terms:
-                if weight:
+            for term in self.vocabulary_terms:
+                if self.weights[term.name]:
                     loss = loss + shares[term.name](term.total(logits_NV, part, lesson))
             return loss
 
         head = outputs.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
-        learned = self.cross_entropy or any(weight for weight, _ in self.vocabulary_terms)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(learned)):
+        of_logits = (CROSS_ENTROPY, *(term.name for term in self.vocabulary_terms))
+        learned = any(self.weights[name] for name in of_logits)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learned):
             loss = sum_by_blocks(
                 total,
                 [outputs.hidden_ND],
@@ -135,17 +143,17 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        self.layers = objective.layers(model)
-        """The decoder layers whose projections the terms look at, by term."""
+        self.looks = objective.looks(model)
+        """What the terms look at inside of the model."""
         if objective.teacher:
             objective.teacher.check(model, objective.corruption.mask_token_id)
 
     def forward(self, prepared: Prepared) -> Outputs:
         """Run the network on what the corruption made of the rows."""
         question = self.objective.corruption.question(prepared)
-        with captured(self.model, self.layers) as captures:
+        with looking(self.model, self.looks) as seen:
             hidden_RSD = hidden_states(
-                self.model, question.tokens_RS, question.positions_RS, question.mask_R1SS
+                self.model, question.tokens_RS, question.positions_RS, question.mask
             )
         rows, length = question.piece_BT.shape
         start = question.clean_start
@@ -153,10 +161,7 @@ class TrainStep(nn.Module):
             question,
             hidden_RSD[question.asking_row_N, question.asking_position_N],
             self.model,
-            {
-                name: capture.projections.rows(start, start + length, batch=rows)
-                for name, capture in captures.items()
-            },
+            {n: found.rows(start, start + length, batch=rows) for n, found in seen().items()},
         )
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.mixture.batch import Batch
+from wrinklefree.models.attention import AttentionRule
 from wrinklefree.models.forward import logits_of
-from wrinklefree.models.projections import Projections
+from wrinklefree.train.objectives.inside import Looks, Seen
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Question:
 
     tokens_RS: Tensor
     positions_RS: Tensor
-    mask_R1SS: Tensor
-    """bool: who attends to whom."""
+    mask: AttentionRule
+    """Who attends to whom, of R rows of S tokens."""
     asking_row_N: Tensor
     asking_position_N: Tensor
     """Where the network's output predicts each asked token."""
@@ -80,8 +81,8 @@ class Outputs:
     """The decoder's output where the asked tokens are predicted."""
     model: PreTrainedModel
     """Whose head makes logits of it."""
-    projections: Mapping[str, Projections] = field(default_factory=dict)
-    """By term: queries, keys and values of the layer that it looks at, on the clean text."""
+    inside: Mapping[str, Seen] = field(default_factory=dict)
+    """By term: what it looks at inside of the model, on the clean text."""
 
     def logits_of(self, hidden_ND: Tensor) -> Tensor:
         """Logits of some of ``hidden_ND``, at least float32; -inf at the mask token."""
@@ -151,8 +152,8 @@ class Term(Protocol):
         """What metrics call it."""
         ...
 
-    def layer(self, model: PreTrainedModel) -> int:
-        """The decoder layer whose projections it looks at, in student and teacher."""
+    def looks_at(self, model: PreTrainedModel) -> Looks:
+        """Where in student and teacher it looks."""
         ...
 
     def loss(self, outputs: Outputs, lesson: Any, share: Share) -> Tensor:
@@ -169,6 +170,6 @@ class Teacher(Protocol):
         """Raise UserError where it can't teach ``student``, which has this mask token."""
         ...
 
-    def read(self, batch: Batch, piece_BT: Tensor, layers: Mapping[str, int]) -> Any:
-        """What terms are told of the clean text; ``layers``: which they look at, by term."""
+    def read(self, batch: Batch, piece_BT: Tensor, looks: Mapping[str, Looks]) -> Any:
+        """What terms are told of the clean text; ``looks``: at what they look, by term."""
         ...

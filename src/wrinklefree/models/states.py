@@ -1,0 +1,35 @@
+"""Reading the hidden states between decoder layers while a model runs.
+
+Shapes: B rows, T tokens of a row, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wrinklefree.models.layers import decoder_layers
+
+
+@contextmanager
+def captured_states(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
+    """What leaves each of some decoder layers, [B, T, D], while the model runs inside the context.
+
+    By layer, and there after the run; gradients flow through them. A layer that runs again after
+    the context, as activation checkpointing makes it, is not read again.
+    """
+    states: dict[int, Tensor] = {}
+    every = decoder_layers(model)
+    with ExitStack() as stack:
+        for index in set(layers):
+
+            def keep(layer: nn.Module, arguments: Any, output: Tensor, index: int = index) -> None:
+                states[index] = output
+
+            handle = every[index].register_forward_hook(keep)
+            stack.callback(handle.remove)
+        yield states

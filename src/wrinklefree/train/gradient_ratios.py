@@ -1,0 +1,96 @@
+"""How strong the terms of a teacher are: ratios of gradients."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from wrinklefree.errors import UserError
+from wrinklefree.stability.norm import gradient_norm
+from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
+from wrinklefree.train.hooks import Hook, Training
+from wrinklefree.train.objectives.objective import CROSS_ENTROPY
+
+
+class GradientRatios(Hook):
+    """Measures the ratios, and gives a term with a target the weight that it takes.
+
+    The ratio of a term is the norm of its weighted gradient over that of the cross-entropy with
+    weight 1, of all parameters and the first micro-batch of a step. A target's weight follows from
+    the mean over the steps so far, and stays after the first ``steps``. The measurements are its
+    state, so that a resumed run has the same weights.
+    """
+
+    name = "gradient_ratios"
+
+    def __init__(self, settings: GradientRatioSettings) -> None:
+        self._settings = settings
+        self._measured: dict[str, list[float]] = {name: [] for name in settings.targets}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Ratios at weight 1 of terms with a target, one for each of the first steps."""
+        return {"measured": {name: list(ratios) for name, ratios in self._measured.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self._measured = {name: list(found) for name, found in state_dict["measured"].items()}
+
+    def on_restored(self, training: Training) -> None:
+        """Give the terms the weights that were measured."""
+        self._weigh(training)
+
+    def before_step(self, training: Training, step: int) -> dict[str, float]:
+        """Measure where it is time."""
+        settings = self._settings
+        decides = bool(self._measured) and step < settings.steps
+        if not decides and not (settings.interval and step % settings.interval == 0):
+            return {}
+        ratios = self._ratios(training, step)
+        if decides:
+            for name, found in self._measured.items():
+                found.append(ratios[name])
+            self._weigh(training)
+        weights = training.train_step.objective.weights
+        return {f"distill/{name}_ratio": weights[name] * ratio for name, ratio in ratios.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """The weights of terms with a target."""
+        return {"weights_by_gradient_ratio": self._weights()} if self._measured else {}
+
+    def _weights(self) -> dict[str, float]:
+        targets = self._settings.targets
+        return {
+            name: targets[name] / statistics.fmean(found)
+            for name, found in self._measured.items()
+            if found
+        }
+
+    def _weigh(self, training: Training) -> None:
+        training.train_step.objective.weights.update(self._weights())
+
+    def _ratios(self, training: Training, step: int) -> dict[str, float]:
+        """Of every term at weight 1."""
+        objective, parameters = training.train_step.objective, list(training.model.parameters())
+        micro = objective.corruption.prepare(training.batch(step, 0), step)
+        (denominator,) = training.runtime.sum(objective.corruption.denominator(micro))
+        norms: dict[str, float] = {}
+        for name, weight in objective.weights.items():
+            if not weight and name != CROSS_ENTROPY:
+                continue
+            training.optimizer.zero_grad(set_to_none=True)
+            with training.runtime.computing():
+                output = objective.alone(name).loss(training.train_step(micro), micro, denominator)
+            output.loss.backward()
+            training.runtime.sum_gradients(parameters)
+            norms[name] = gradient_norm([p.grad for p in parameters if p.grad is not None])
+        training.optimizer.zero_grad(set_to_none=True)
+        training.optimizer.forget()
+        text = norms.pop(CROSS_ENTROPY)
+        for name in self._measured:
+            if not (text and norms[name]):
+                raise UserError(
+                    f"gradient_ratios.{name} is {self._settings.targets[name]:g}, but at step"
+                    f" {step + 1} the gradient of {name if text else CROSS_ENTROPY} is 0: give the"
+                    " term a weight instead"
+                )
+        return {name: norm / text for name, norm in norms.items() if text}

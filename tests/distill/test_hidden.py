@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from wrinklefree.distill.hidden import DISTANCES, hidden_distance
+
+
+def slow_distance(teacher: list[float], student: list[float], distance: str) -> float:
+    product = math.fsum(a * b for a, b in zip(teacher, student, strict=True))
+    square, other = (math.fsum(a * a for a in vector) for vector in (teacher, student))
+    if distance == "cosine":
+        return 1 - product / math.sqrt(square * other)
+    return (square - 2 * product + other) / square
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_every_token_is_compared_by_the_formula(distance) -> None:
+    teacher, student = torch.randn(2, 3, 7, 63, dtype=torch.float64)
+    found = hidden_distance(teacher, student, distance)
+    for row in range(3):
+        for token in range(7):
+            expected = slow_distance(
+                teacher[row, token].tolist(), student[row, token].tolist(), distance
+            )
+            assert found[row, token].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_token_with_massive_activations_counts_as_any_other(distance) -> None:
+    teacher, student = torch.randn(2, 1, 5, 32)
+    size = torch.tensor([1.0, 1.0, 1000.0, 1.0, 1e-3])[:, None]
+    found = hidden_distance(teacher * size, student * size, distance)
+    torch.testing.assert_close(found, hidden_distance(teacher, student, distance))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_distances_are_computed_in_float32_and_a_token_of_zeros_is_no_division_by_it(
+    distance,
+) -> None:
+    zeros = torch.zeros(1, 1, 8, dtype=torch.bfloat16, requires_grad=True)
+    found = hidden_distance(torch.zeros(1, 1, 8), zeros, distance)
+    found.sum().backward()
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert zeros.grad is not None and zeros.grad.isfinite().all()

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.train.distill_settings import DistillationSettings
+from wrinklefree.train.hooks import Hook, Training
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective
+
+
+def teacher() -> PreTrainedModel:
+    torch.manual_seed(11)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
+
+
+def objective(weights: dict[str, float], **ratios: Any) -> Objective:
+    settings = DistillationSettings.model_validate(
+        {
+            "weights": {"cross_entropy": 0.5, "logits": 0.0, "relations": 0.0, **weights},
+            "relations": {"heads": 2, "causal": True},
+            "gradient_ratios": ratios,
+        }
+    )
+    return distillation(NextToken(), settings, teacher())
+
+
+def gradient(trainer: Trainer, name: str) -> float:
+    """Norm of the gradient of one term on the first micro-batch, by its definition."""
+    of_term = trainer.train_step.objective.alone(name)
+    micro = of_term.corruption.prepare(trainer.batch(0, 0), 0)
+    denominator = of_term.corruption.denominator(micro)
+    loss = of_term.loss(trainer.train_step(micro), micro, denominator).loss
+    found = torch.autograd.grad(loss, list(trainer.model.parameters()), allow_unused=True)
+    return sum(g.double().square().sum().item() for g in found if g is not None) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["logits", "relations", "hidden"])
+def test_a_target_gives_its_term_the_weight_that_has_this_ratio(
+    make_trainer: Callable[..., Trainer], name: str
+) -> None:
+    trainer = make_trainer(objective=objective({}, **{name: 0.3}, steps=1))
+    set_quantization_lambda(trainer.model, 0.0)  # as in the first step of the training
+    expected = 0.3 * gradient(trainer, "cross_entropy") / gradient(trainer, name)
+    facts = trainer.run()
+    assert facts["weights_by_gradient_ratio"] == {name: pytest.approx(expected, rel=1e-4)}
+    history = trainer.state.history
+    assert history[0][f"distill/{name}_ratio"] == pytest.approx(0.3)
+    assert not any(f"distill/{name}_ratio" in entry for entry in history[1:])
+    for entry in history:
+        weighted, raw = entry[f"distill/{name}_weighted"], entry[f"distill/{name}"]
+        assert weighted == pytest.approx(expected * raw, rel=1e-4)
+
+
+def test_a_target_s_weight_follows_the_mean_of_the_first_steps_and_stays(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer(objective=objective({}, logits=0.3, steps=3))
+    trainer.run()
+    weights = [
+        entry["distill/logits_weighted"] / entry["distill/logits"]
+        for entry in trainer.state.history
+    ]
+    raw = [
+        entry["distill/logits_ratio"] / weight
+        for entry, weight in zip(trainer.state.history[:3], weights, strict=False)
+    ]
+    for step, weight in enumerate(weights):
+        first = raw[: min(step + 1, 3)]
+        assert weight == pytest.approx(0.3 * len(first) / sum(first), rel=1e-4)
+    assert len(set(weights[:3])) == 3
+
+
+def test_ratios_are_measured_every_so_often_and_change_nothing(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    weights = {"logits": 1.0, "hidden": 2.0}
+    silent = make_trainer(
+        "silent", objective(weights, interval=0), **{"optimizer.name": "muonclip"}
+    )
+    watched = make_trainer(
+        "watched", objective(weights, interval=2), **{"optimizer.name": "muonclip"}
+    )
+    for trainer in (silent, watched):
+        trainer.run()
+    for step, (one, two) in enumerate(
+        zip(silent.state.history, watched.state.history, strict=True)
+    ):
+        more = two.keys() - one.keys()
+        assert more == (
+            {"distill/logits_ratio", "distill/hidden_ratio"} if step % 2 == 0 else set()
+        )
+        assert all(one[name] == two[name] for name in one)
+    assert watched.state.history[0]["distill/hidden_ratio"] > 0
+
+
+class Killed(Hook):
+    """Ends the process, as it were, in the fifth step."""
+
+    def after_step(self, training: Training, entry: dict[str, float]) -> None:
+        if training.state.step == 5:
+            raise InterruptedError
+
+
+def test_a_resumed_training_has_the_same_weights(make_trainer: Callable[..., Trainer]) -> None:
+    target = {"relations": 2.0, "steps": 3}
+    whole = make_trainer("whole", objective({}, **target))
+    facts = whole.run()
+    killed = make_trainer("killed", objective({}, **target))
+    killed.hooks.append(Killed())
+    with pytest.raises(InterruptedError):
+        killed.run()
+    resumed = make_trainer("killed", objective({}, **target))
+    assert resumed.run() == facts
+    assert resumed.state.history == whole.state.history
