@@ -33,7 +33,7 @@ class RelationSettings(Section):
 class HiddenSettings(Section):
     """Distillation of hidden states; student and teacher have the same hidden size."""
 
-    layer_fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.25, 0.5, 0.75, 1.0)
+    layer_fractions: Annotated[list[Fraction], Field(min_length=1)] = [0.25, 0.5, 0.75, 1.0]
     """Depths of the layers that are compared: 0.5 of 28 layers is layer 14, 1 the last one."""
     distance: HiddenDistance = "normalized_mse"
     """``normalized_mse``: squared error over the teacher's square; ``cosine``: directions only."""

@@ -24,7 +24,7 @@ from wrinklefree.train.objectives.objective import Objective, TrainStep
 MASK = 39
 WEIGHTS = {"cross_entropy": 1.0, "logits": 2.0, "relations": 30.0, "hidden": 0.7}
 RELATIONS = {"layer_fraction": 0.0, "heads": 4, "temperature": 1.0, "causal": True}
-HIDDEN = {"layer_fractions": (0.0, 1.0), "distance": "normalized_mse"}
+HIDDEN = {"layer_fractions": [0.0, 1.0], "distance": "normalized_mse"}
 TERMS = ("cross_entropy", "logits", "relations", "hidden")
 
 
@@ -121,12 +121,12 @@ def test_hidden_states_are_those_that_leave_the_layers(tiny_model, batch):
         for one in (teacher, model)
     ]
     first = hidden_distance(every[0][1], every[1][1], "normalized_mse")
-    settings = settings_with(hidden={"layer_fractions": (0.0,)})
+    settings = settings_with(hidden={"layer_fractions": [0.0]})
     terms = evaluate(autoregressive(settings, teacher), model, batch).terms
     asked = batch.positions_BT > 0
     torch.testing.assert_close(terms["distill/hidden"], first[asked].mean())
     # Of several layers, the mean; the diffusion student's are those of its clean half.
-    both = settings_with(hidden={"layer_fractions": (0.0, 0.0)})
+    both = settings_with(hidden={"layer_fractions": [0.0, 0.0]})
     assert evaluate(autoregressive(both, teacher), model, batch).terms["distill/hidden"] == (
         pytest.approx(terms["distill/hidden"].item())
     )
@@ -260,7 +260,7 @@ def test_a_teacher_that_nobody_asks_does_not_run(tiny_model, batch, student):
         ("relations", {"relations": {"heads": 2}}),
         ("relations", {"relations": {"temperature": 0.5}}),
         ("relations", {"relations": {"causal": False}}),
-        ("hidden", {"hidden": {"layer_fractions": (0.0,)}}),
+        ("hidden", {"hidden": {"layer_fractions": [0.0]}}),
         ("hidden", {"hidden": {"distance": "cosine"}}),
     ],
     ids=str,
