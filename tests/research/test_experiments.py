@@ -179,6 +179,7 @@ def losses(make_stage: MakeStage, mixture: Path) -> Callable[..., list[float]]:
                 Variant(subln="ones"),
                 Variant(subln="none"),
                 Variant(quantizer={"scale": "least_squares"}),
+                Variant(distillation={"weights": {"relations": 0.0}}),
                 Variant(lambda_share=0.5),
                 Variant(lambda_share=0.5, lambda_schedule="hard"),
             ),

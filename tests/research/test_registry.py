@@ -14,6 +14,7 @@ from wrinklefree.research.registry import EXPERIMENTS, MEASURES
 from wrinklefree.research.variants import folder_of, training_settings
 from wrinklefree.schema.load import overlay, read_yaml
 from wrinklefree.train.data import samples_per_step
+from wrinklefree.train.distill_settings import DistillationSettings
 
 PROJECT = Path(__file__).parents[2]
 DEFAULT = read_yaml(PROJECT / "params.yaml")
@@ -31,6 +32,8 @@ def test_every_variant_has_valid_settings_and_as_many_tokens(name: str, paramete
     experiment = EXPERIMENTS[name]
     for key, variant in experiment.variants.items():
         settings = training_settings(experiment, variant, runs)
+        if variant.distillation:
+            DistillationSettings.model_validate(dict(variant.distillation))
         rows = settings.steps * samples_per_step(settings)
         assert abs(rows - runs.steps * runs.batch_size) < samples_per_step(settings), key
         assert re.fullmatch(r"[a-z0-9_-]+", folder_of(key, 0)), "a folder, and names of metrics"

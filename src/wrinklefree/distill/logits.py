@@ -9,20 +9,48 @@ import torch
 from torch import Tensor
 
 from wrinklefree.distill.divergence import kl_divergence
+from wrinklefree.distill.settings import Direction
 
 
 def logits_divergence(
-    teacher_NV: Tensor, student_NV: Tensor, *, temperature: float, temperature_squared: bool
+    teacher_NV: Tensor,
+    student_NV: Tensor,
+    target_N: Tensor,
+    *,
+    temperature: float,
+    temperature_squared: bool,
+    direction: Direction = "forward",
 ) -> Tensor:
-    """``KL(softmax(teacher / temperature) || softmax(student / temperature))`` per token, nats [N].
+    """How far the student's distribution is from the teacher's, per token, in nats [N].
 
-    Computed in at least float32. ``temperature_squared`` multiplies by the temperature squared,
-    which keeps the gradient's size about the same at any temperature: the paper's code does so, its
-    text doesn't. Logits may be -inf where both models exclude a token.
+    Computed in at least float32. Logits may be -inf where both models exclude a token.
+
+    Parameters
+    ----------
+    target_N : the tokens of the text, int64; only ``confidence`` reads them.
+    temperature : softens both distributions.
+    temperature_squared : multiply by the temperature squared, which keeps the gradient's size about
+        the same at any temperature: the paper's code does so, its text doesn't.
+    direction : ``forward``, KL(teacher || student), spreads the student over all that the teacher
+        deems possible; ``reverse``, KL(student || teacher), keeps it where the teacher is.
+        ``confidence`` weighs both by the teacher's probability ``c`` of the text's token, at
+        temperature 1: ``c reverse + (1 - c) forward`` (BitDistiller, arXiv 2402.10631, eq. 5, has
+        the mean of ``c`` over the data in its place).
     """
-    teacher_log_NV, student_log_NV = (
-        (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+    teacher_NV, student_NV = (
+        logits.to(torch.promote_types(logits.dtype, torch.float32))
         for logits in (teacher_NV, student_NV)
     )
-    divergence_N = kl_divergence(teacher_log_NV, student_log_NV)
+    teacher_log_NV, student_log_NV = (
+        (logits / temperature).log_softmax(-1) for logits in (teacher_NV, student_NV)
+    )
+    if direction == "forward":
+        divergence_N = kl_divergence(teacher_log_NV, student_log_NV)
+    else:
+        divergence_N = kl_divergence(student_log_NV, teacher_log_NV)
+    if direction == "confidence":
+        of_target_N = teacher_NV.gather(-1, target_N[:, None])[:, 0]
+        confidence_N = (of_target_N - teacher_NV.logsumexp(-1)).exp()
+        forward_N = kl_divergence(teacher_log_NV, student_log_NV)
+        divergence_N = torch.lerp(forward_N, divergence_N, confidence_N)
     return divergence_N * temperature**2 if temperature_squared else divergence_N

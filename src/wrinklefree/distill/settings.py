@@ -15,6 +15,7 @@ from wrinklefree.schema.section import (
 )
 
 HiddenDistance = Literal["normalized_mse", "cosine"]
+Direction = Literal["forward", "reverse", "confidence"]
 
 
 class RelationSettings(Section):

@@ -7,7 +7,7 @@ same rows in the same order, unless one of these is what it is about.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Measure = Literal[
@@ -44,9 +44,11 @@ class Variant:
     training: Mapping[str, Any] = field(default_factory=dict)
     """Laid over ``Experiment.training``."""
     subln: Literal["calibrated", "calibrated_scalar", "ones", "none"] = "calibrated"
-    """Gain of SubLN, or ``none``. Of ternary models, as are the next three."""
+    """Gain of SubLN, or ``none``. Of ternary models, as are the next four."""
     quantizer: Mapping[str, Any] = field(default_factory=dict)
     """Scale and granularity."""
+    distillation: Mapping[str, Any] | None = None
+    """The terms of a loss with the dense model as teacher; without them the text alone teaches."""
     lambda_share: float = 0.1
     """Share of the steps after which quantization has its full strength."""
     lambda_schedule: str = "linear"
@@ -230,6 +232,61 @@ def _quantization() -> Experiment:
     )
 
 
+def _ingredients() -> Experiment:
+    terms = {"logits", "relations", "hidden"}
+
+    def taught(*without: str, **settings: Any) -> dict[str, Any]:
+        weights = dict.fromkeys(("cross_entropy", "logits"), 1.0)
+        ratios = {name: 0.1 for name in ("relations", "hidden") if name not in without}
+        return {
+            "weights": weights | dict.fromkeys(without, 0.0) | dict.fromkeys(ratios, 0.0),
+            "relations": {"heads": 4, "causal": True},
+            "gradient_ratios": ratios,
+            **settings,
+        }
+
+    best: dict[str, Any] = {"quantizer": {"scale": "least_squares"}}
+    plain = Variant(**best)
+    own = {
+        "text": plain,
+        "text_absmean": Variant(),
+        "text_row": Variant(quantizer={"scale": "least_squares", "granularity": "row"}),
+        "text_ones": Variant(**best, subln="ones"),
+        "text_no_subln": Variant(**best, subln="none"),
+        "kl_alone": Variant(
+            **best, distillation={"weights": {"cross_entropy": 0.0, "relations": 0.0}}
+        ),
+        **{
+            f"text_{term}": Variant(**best, distillation=taught(*terms - {term}))
+            for term in sorted(terms)
+        },
+    }
+    left_out = {
+        "all": Variant(**best, distillation=taught()),
+        "all_absmean": Variant(distillation=taught()),
+        "all_ones": Variant(**best, subln="ones", distillation=taught()),
+        **{
+            f"all_no_{term}": Variant(**best, distillation=taught(term))
+            for term in sorted({"cross_entropy", *terms})
+        },
+        **{
+            f"all_{direction}": Variant(**best, distillation=taught(direction=direction))
+            for direction in ("reverse", "confidence")
+        },
+    }
+    return Experiment(
+        question="What is each ingredient worth, alone and when it is left out?",
+        start="ternary",
+        reference="text",
+        variants=own
+        | {
+            name: replace(variant, against=None if name == "all" else "all")
+            for name, variant in left_out.items()
+        },
+        shown=("start_loss",),
+    )
+
+
 def _optimizers() -> Experiment:
     decay, beside = {"weight_decay": 0.1}, {"weight_decay": 0.1, "adamw_lr": 3e-3}
     blocks: dict[str, dict[str, Any]] = {
@@ -295,6 +352,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "strength": _strength(),
     "precision": _precision(),
     "quantization": _quantization(),
+    "ingredients": _ingredients(),
     "optimizers": _optimizers(),
     "curriculum": _curriculum(),
 }

@@ -42,9 +42,13 @@ from wrinklefree.schema.load import overlay
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.trainings import checkpoints_in
 from wrinklefree.train.data import arrange, open_data
+from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.history import write_history
 from wrinklefree.train.hooks import Hook, Movement
 from wrinklefree.train.in_stage import stage_trainer
+from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.settings import (
     CurriculumDecayWarning,
     QuantizedTrainingSettings,
@@ -114,7 +118,8 @@ class Trials:
         ordered, _ = arrange(part, training, data, None)
         operations = StepOperations()
         hooks = [operations, *_hooks(variant, training.steps)]
-        trainer = stage_trainer(part, model, ordered, training, hooks=hooks)
+        objective = self._objective(variant, seed)
+        trainer = stage_trainer(part, model, ordered, training, objective, hooks=hooks)
         if variant.bfloat16_parameters:  # which that check refuses
             trainer.hooks = [hook for hook in trainer.hooks if not isinstance(hook, Movement)]
         scores: dict[str, HeldOutScores] = {}
@@ -164,6 +169,13 @@ class Trials:
         if variant.bfloat16_parameters:
             round_to_bfloat16(model)
         return model
+
+    def _objective(self, variant: Variant, seed: int) -> Objective | None:
+        """With the dense model as teacher, where the variant has one."""
+        if variant.distillation is None:
+            return None
+        settings = DistillationSettings.model_validate(dict(variant.distillation))
+        return distillation(NextToken(), settings, copy.deepcopy(self._base(seed)))
 
     def _untrained(self, seed: int, data: TrainingData) -> PreTrainedModel:
         return build_scratch(

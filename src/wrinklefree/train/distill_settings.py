@@ -6,7 +6,12 @@ from typing import Self
 
 from pydantic import model_validator
 
-from wrinklefree.distill.settings import DistillationWeights, HiddenSettings, RelationSettings
+from wrinklefree.distill.settings import (
+    Direction,
+    DistillationWeights,
+    HiddenSettings,
+    RelationSettings,
+)
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.schema.section import Section, Temperature
 from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
@@ -22,6 +27,9 @@ class DistillationSettings(Section):
     """Softens both distributions of the logits term."""
     temperature_squared: bool = True
     """Multiply the logits term by temperature squared, as the paper's code and not its text."""
+    direction: Direction = "forward"
+    """Of the logits term: ``forward`` KL(teacher || student), ``reverse`` KL(student || teacher),
+    ``confidence`` both, the reverse one by the teacher's probability of the text's token."""
     relations: RelationSettings | None = None
     """The relations term; needed unless its weight is 0."""
     hidden: HiddenSettings = HiddenSettings()

@@ -30,7 +30,12 @@ TERMS = ("cross_entropy", "logits", "relations", "hidden")
 
 def settings_with(weights=None, relations=None, hidden=None, **changes):
     """Only what the objectives read; the rest of a training section is the loop's."""
-    values = {"temperature": 5.0, "temperature_squared": False, **changes}
+    values = {
+        "temperature": 5.0,
+        "temperature_squared": False,
+        "direction": "forward",
+        **changes,
+    }
     return DistillSettings.model_construct(
         weights=DistillationWeights.model_construct(**{**WEIGHTS, **(weights or {})}),
         relations=RelationSettings(**{**RELATIONS, **(relations or {})}),
@@ -256,6 +261,8 @@ def test_a_teacher_that_nobody_asks_does_not_run(tiny_model, batch, student):
     [
         ("logits", {"temperature": 2.0}),
         ("logits", {"temperature_squared": True}),
+        ("logits", {"direction": "reverse"}),
+        ("logits", {"direction": "confidence"}),
         ("relations", {"relations": {"layer_fraction": 1.0}}),
         ("relations", {"relations": {"heads": 2}}),
         ("relations", {"relations": {"temperature": 0.5}}),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,22 +92,24 @@ class LogitsDivergence:
 
     name = "logits"
 
-    def __init__(self, *, temperature: float, temperature_squared: bool) -> None:
-        self._temperature = temperature
-        self._temperature_squared = temperature_squared
+    def __init__(self, settings: DistillationSettings) -> None:
+        self._how: Any = {
+            "temperature": settings.temperature,
+            "temperature_squared": settings.temperature_squared,
+            "direction": settings.direction,
+        }
 
     def total(self, logits_NV: Tensor, question: Question, lesson: Lesson) -> Tensor:
         """Over the asked tokens that the teacher predicts as well."""
         taught_N = lesson.predicts_N(question)
         teacher_NV = lesson.logits_NV(question, taught_N)
-        student_NV, weight_N = logits_NV, question.weight_N
+        student_NV, target_N, weight_N = logits_NV, question.target_N, question.weight_N
         if not taught_N.all():
-            student_NV, weight_N = student_NV[taught_N], weight_N[taught_N]
+            student_NV, target_N, weight_N = (
+                part[taught_N] for part in (student_NV, target_N, weight_N)
+            )
         divergence_N = logits_divergence(
-            teacher_NV,
-            student_NV[:, : teacher_NV.shape[-1]],
-            temperature=self._temperature,
-            temperature_squared=self._temperature_squared,
+            teacher_NV, student_NV[:, : teacher_NV.shape[-1]], target_N, **self._how
         )
         return (weight_N * divergence_N).sum()
 
@@ -177,13 +180,10 @@ def distillation(
     corruption: Corruption, settings: DistillationSettings, teacher: PreTrainedModel
 ) -> Objective:
     """The objective of a training with a teacher."""
-    logits = LogitsDivergence(
-        temperature=settings.temperature, temperature_squared=settings.temperature_squared
-    )
     terms = [RelationsDivergence(settings.relations)] if settings.relations else []
     return Objective(
         corruption,
-        [logits],
+        [LogitsDivergence(settings)],
         [*terms, HiddenStatesDistance(settings.hidden)],
         DenseTeacher(teacher),
         # A target begins with some weight, until the first step tells which.
