@@ -131,6 +131,24 @@ def test_stage_2_has_a_teacher_when_it_is_asked_for(start: Callable[..., Stage])
         start("stage2", {"teacher": "base"}, model="ternary", teacher="ternary")
 
 
+def test_the_teacher_may_write_its_logits_and_leave(
+    start: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kinds = {"model": "ternary", "teacher": "dense"}
+    teacher = {"teacher": "base"}
+    live = read_history(start("stage2", teacher, **kinds).folder)
+    cached = teacher | {"distillation": {"cached_logits": 399}}
+    written = read_history(start("stage2", cached, **kinds).folder)
+    assert list(Path("work/teacher_logits").glob("*/*.safetensors"))
+    for one, other in zip(live, written, strict=True):
+        assert one["distill/logits"] == pytest.approx(other["distill/logits"], rel=0.05, abs=1e-4)
+    assert live[-1]["train/objective"] != written[-1]["train/objective"]
+    influence = {"data": {"influence": {"enabled": True}}}
+    with pytest.raises(UserError, match=r"cached_logits needs to know the rows of the run"):
+        start("stage2", cached | influence, **kinds)
+
+
 @pytest.mark.parametrize("stage", ["stage2", "dlm", "distill.ar"])
 def test_weights_that_are_not_finite_are_not_trained(run: Callable[..., Any], stage: str) -> None:
     with pytest.raises(UserError, match=r"/broken: 12800 of 12800 values of .*embed_tokens"):

@@ -19,10 +19,19 @@ def check_vocabulary_sizes(
 
     A diffusion student may have one more: its mask token, if that follows the teacher's last id.
     """
-    teacher_size, student_size = (
-        cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
-        for model in (teacher, student)
-    )
+    check_vocabulary_size(vocabulary_size(teacher), student, mask_token_id)
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """How many tokens have an embedding."""
+    return cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+
+
+def check_vocabulary_size(
+    teacher_size: int, student: PreTrainedModel, mask_token_id: int | None = None
+) -> None:
+    """As ``check_vocabulary_sizes``, of a teacher with ``teacher_size`` logits."""
+    student_size = vocabulary_size(student)
     grown = mask_token_id == teacher_size and student_size == teacher_size + 1
     if teacher_size != student_size and not grown:
         raise UserError(

@@ -20,7 +20,7 @@ from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.question import Corruption
-from wrinklefree.train.teacher import load_teacher
+from wrinklefree.train.teacher import load_teacher, teacher_of
 
 
 def distill_student(stage: Stage) -> dict[str, Any]:
@@ -34,7 +34,11 @@ def distill_student(stage: Stage) -> dict[str, Any]:
         nn.Module.to(teacher, "cuda")
     # The teacher judges how hard a row is: a block-diffusion student can't, token by token.
     data, data_facts = arrange(stage, settings, data, teacher)
-    objective = distillation(_corruption(stage, student_format), settings, teacher)
+    corruption = _corruption(stage, student_format)
+    mask_token_id = corruption.mask_token_id
+    reads = teacher_of(stage, settings, settings, data, teacher, mask_token_id)
+    objective = distillation(corruption, settings, reads)
+    del teacher  # which may be written down by now
     facts = stage_trainer(stage, student, data, settings, objective).run()
     save_model(stage.folder, student, student_format, stage.inputs["model"])
     return {**facts, **data_facts}

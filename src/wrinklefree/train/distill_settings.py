@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from wrinklefree.distill.settings import (
     Direction,
@@ -30,6 +30,9 @@ class DistillationSettings(Section):
     direction: Direction = "forward"
     """Of the logits term: ``forward`` KL(teacher || student), ``reverse`` KL(student || teacher),
     ``confidence`` both, the reverse one by the teacher's probability of the text's token."""
+    cached_logits: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Likeliest tokens of the teacher that are written down for every position before the training
+    begins, the others as one; the teacher leaves the memory then. 0: it stays and reads along."""
     relations: RelationSettings | None = None
     """The relations term; needed unless its weight is 0."""
     hidden: HiddenSettings = HiddenSettings()
@@ -41,6 +44,18 @@ class DistillationSettings(Section):
     def _something_is_trained(self) -> Self:
         if not (any(self.weights.model_dump().values()) or self.gradient_ratios.targets):
             raise ValueError("all weights are 0, so nothing would be trained; raise one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_was_written(self) -> Self:
+        asked = {name for name, weight in self.weights if weight}
+        looks_inside = {"relations", "hidden"} & {*asked, *self.gradient_ratios.targets}
+        if self.cached_logits and (looks_inside or self.direction == "confidence"):
+            raise ValueError(
+                f"cached_logits is {self.cached_logits}: then the teacher is not in memory, for"
+                " relations and hidden states (weights.relations: 0, weights.hidden: 0) and for"
+                " direction confidence; leave those out, or set cached_logits to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -102,7 +102,7 @@ class Trainer:
         self.model = model.train()
         self.runtime.place(self.model)
         objective = objective or Objective(NextToken())
-        if objective.teacher:
+        if objective.teacher and objective.teacher.model:
             self.runtime.place(objective.teacher.model)
         self.train_step = TrainStep(self.model, objective)
         self.optimizer = build_optimizer(self.model, settings.optimizer)

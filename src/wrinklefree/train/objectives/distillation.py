@@ -35,7 +35,7 @@ from wrinklefree.models.projections import Projections
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.objectives.inside import Looks, Seen, looking
 from wrinklefree.train.objectives.objective import Objective
-from wrinklefree.train.objectives.question import Corruption, Outputs, Question, Share
+from wrinklefree.train.objectives.question import Corruption, Outputs, Question, Share, Teacher
 
 LEAST_QUERIES = 32
 """Fewest queries of a block: each block adds to the gradients of all keys, however short."""
@@ -60,11 +60,16 @@ class Lesson:
         """Which asked tokens the teacher predicts: no model predicts the first of a document."""
         return self.batch.has_predecessor_BT[question.row_N, question.position_N]
 
-    def logits_NV(self, question: Question, taught_N: Tensor) -> Tensor:
-        """Logits of the asked tokens ``taught_N``, -inf at the mask token."""
-        before_ND = self.hidden_BTD[question.row_N, question.position_N - 1]
+    def divergence_N(
+        self, student_NV: Tensor, question: Question, taught_N: Tensor, **how: Any
+    ) -> Tensor:
+        """Of the student's logits at the asked tokens ``taught_N``."""
+        row_N, before_N = question.row_N[taught_N], question.position_N[taught_N] - 1
         with torch.no_grad():
-            return logits_of(self.teacher, before_ND[taught_N], question.mask_token_id)
+            hidden_ND = self.hidden_BTD[row_N, before_N]
+            teacher_NV = logits_of(self.teacher, hidden_ND, question.mask_token_id)
+        student_NV = student_NV[:, : teacher_NV.shape[-1]]
+        return logits_divergence(teacher_NV, student_NV, question.target_N[taught_N], **how)
 
 
 class DenseTeacher:
@@ -99,19 +104,12 @@ class LogitsDivergence:
             "direction": settings.direction,
         }
 
-    def total(self, logits_NV: Tensor, question: Question, lesson: Lesson) -> Tensor:
+    def total(self, logits_NV: Tensor, question: Question, lesson: Any) -> Tensor:
         """Over the asked tokens that the teacher predicts as well."""
         taught_N = lesson.predicts_N(question)
-        teacher_NV = lesson.logits_NV(question, taught_N)
-        student_NV, target_N, weight_N = logits_NV, question.target_N, question.weight_N
-        if not taught_N.all():
-            student_NV, target_N, weight_N = (
-                part[taught_N] for part in (student_NV, target_N, weight_N)
-            )
-        divergence_N = logits_divergence(
-            teacher_NV, student_NV[:, : teacher_NV.shape[-1]], target_N, **self._how
-        )
-        return (weight_N * divergence_N).sum()
+        student_NV = logits_NV if taught_N.all() else logits_NV[taught_N]
+        divergence_N = lesson.divergence_N(student_NV, question, taught_N, **self._how)
+        return (question.weight_N[taught_N] * divergence_N).sum()
 
 
 class RelationsDivergence:
@@ -177,15 +175,15 @@ def _projections(seen: Seen) -> Projections:
 
 
 def distillation(
-    corruption: Corruption, settings: DistillationSettings, teacher: PreTrainedModel
+    corruption: Corruption, settings: DistillationSettings, teacher: PreTrainedModel | Teacher
 ) -> Objective:
-    """The objective of a training with a teacher."""
+    """The objective of a training with a teacher, by itself a ``DenseTeacher``."""
     terms = [RelationsDivergence(settings.relations)] if settings.relations else []
     return Objective(
         corruption,
         [LogitsDivergence(settings)],
         [*terms, HiddenStatesDistance(settings.hidden)],
-        DenseTeacher(teacher),
+        DenseTeacher(teacher) if isinstance(teacher, PreTrainedModel) else teacher,
         # A target begins with some weight, until the first step tells which.
         settings.weights.model_dump() | dict.fromkeys(settings.gradient_ratios.targets, 1.0),
         settings.gradient_ratios,

@@ -79,7 +79,7 @@ class Objective:
         question, lesson = outputs.question, None
         shares = {name: Share(weight, denominator) for name, weight in self.weights.items()}
         if self.teacher and any(self.weights[name] for name in shares if name != CROSS_ENTROPY):
-            looks = self.looks(self.teacher.model)
+            looks = self.looks(self.teacher.model) if self.teacher.model else {}
             lesson = self.teacher.read(prepared.batch, question.piece_BT, looks)
         loss, loss_N = self._over_the_vocabulary(outputs, lesson, shares)
         for term in self.terms:

@@ -164,7 +164,10 @@ class Term(Protocol):
 class Teacher(Protocol):
     """Reads what the student is asked about."""
 
-    model: PreTrainedModel
+    @property
+    def model(self) -> PreTrainedModel | None:
+        """The model that reads, where one is in memory."""
+        ...
 
     def check(self, student: PreTrainedModel, mask_token_id: int | None) -> None:
         """Raise UserError where it can't teach ``student``, which has this mask token."""

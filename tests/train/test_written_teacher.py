@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.train.distill_settings import DistillationSettings
+from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.distillation import DenseTeacher, distillation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.runtime import Runtime
+from wrinklefree.train.written_teacher import (
+    WrittenLogits,
+    WrittenTeacher,
+    row_keys,
+    write_down,
+)
+
+VOCABULARY, STEPS, ROWS = 400, 5, 4
+
+
+@pytest.fixture
+def teacher() -> PreTrainedModel:
+    torch.manual_seed(11)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            initializer_range=0.3,
+        )
+    )
+
+
+def settings(**changes: Any) -> DistillationSettings:
+    weights = {"cross_entropy": 0.0, "logits": 1.0, "relations": 0.0}
+    return DistillationSettings.model_validate({"weights": weights, **changes})
+
+
+@pytest.fixture
+def written(
+    tmp_path: Path, mixture: Path, teacher: PreTrainedModel
+) -> Callable[..., WrittenLogits]:
+    """The logits of the first ``rows`` rows of a training, in ``folder``."""
+
+    def write(kept: int = 64, folder: str = "logits", samples: int = STEPS * ROWS) -> WrittenLogits:
+        found = WrittenLogits(tmp_path / folder)
+        data = TrainingData(mixture, seed=7)
+        runtime = Runtime.here("fp32")
+        batches = data.batches_of(samples, 3)
+        write_down(found, teacher, batches, runtime, rows=samples, kept=kept, temperature=2.0)
+        return found
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["forward", "reverse"])
+def test_a_training_with_written_logits_is_nearly_that_with_the_teacher(
+    make_trainer: Callable[..., Trainer],
+    written: Callable[..., WrittenLogits],
+    teacher: PreTrainedModel,
+    name: str,
+) -> None:
+    histories = {}
+    kinds = {"live": DenseTeacher(teacher)}
+    for kept in (VOCABULARY - 1, 64, 1):
+        kinds[str(kept)] = WrittenTeacher(written(kept, f"kept-{kept}"), VOCABULARY)
+    for kind, reads in kinds.items():
+        objective = distillation(NextToken(), settings(direction=name), reads)
+        trainer = make_trainer(f"{name}-{kind}", objective)
+        trainer.run()
+        histories[kind] = [entry["distill/logits"] for entry in trainer.state.history]
+    live = torch.tensor(histories.pop("live"))
+    gaps = {
+        kind: (torch.tensor(found) - live).abs().max() / live.mean()
+        for kind, found in histories.items()
+    }
+    assert gaps[str(VOCABULARY - 1)] < 0.01  # bfloat16
+    assert gaps[str(VOCABULARY - 1)] < gaps["64"] < gaps["1"]
+
+
+def test_rows_are_written_once_and_found_by_what_they_say(
+    written: Callable[..., WrittenLogits], mixture: Path, tmp_path: Path
+) -> None:
+    first = written(samples=8)
+    files = sorted(path.name for path in (tmp_path / "logits").iterdir())
+    written(samples=8)
+    assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == files
+    more = written(samples=16)
+    assert len(list((tmp_path / "logits").iterdir())) == len(files) + 1
+    other = TrainingData(mixture, seed=8)  # another order of the same rows
+    keys = [key for batch in other.batches_of(1000, 4) for key in row_keys(batch)]
+    for found, samples in ((first, 8), (more, 16)):
+        rows = TrainingData(mixture, seed=7).rows_of_run(samples).values()
+        assert sum(key in found for key in keys) == sum(map(len, rows))
+
+
+def test_a_row_that_was_not_written_and_a_damaged_file_are_said(
+    written: Callable[..., WrittenLogits], mixture: Path, tmp_path: Path
+) -> None:
+    reads = WrittenTeacher(written(samples=4), VOCABULARY)
+    batch = TrainingData(mixture, seed=7).batch(30, 0, batch_size=2, micro_batches=1)
+    with pytest.raises(UserError, match="a row of the training is not among"):
+        reads.read(batch, batch.document_ids_BT, {})
+    (file,) = (tmp_path / "logits").iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged; delete it"):
+        WrittenLogits(tmp_path / "logits")
+    file.unlink()
+    assert len(WrittenLogits(tmp_path / "logits")._found) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": {"relations": 1.0}, "relations": {"heads": 2, "causal": True}},
+        {"weights": {"relations": 0.0, "hidden": 1.0}},
+        {"gradient_ratios": {"hidden": 0.1}},
+        {"direction": "confidence"},
+    ],
+    ids=str,
+)
+def test_what_needs_the_teacher_in_memory_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="cached_logits is 8: then the teacher is not"):
+        settings(cached_logits=8, **changes)
