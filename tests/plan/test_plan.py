@@ -38,6 +38,7 @@ from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.settings import QuantizedTrainingSettings
+from wrinklefree.train.stage2_settings import Stage2Settings
 
 PROJECT = Path(__file__).parents[2]
 MEASURE = Path(__file__).with_name("measure_peak.py")
@@ -205,6 +206,18 @@ def test_the_table_is_of_80_columns_and_devices_share():
     assert row(two, "tokens/s") == pytest.approx([2 * row(one, "tokens/s")[1]], rel=1e-3)
     assert row(two, "parameters")[0] == pytest.approx(row(one, "parameters")[1] / 2, abs=0.01)
     assert row(one, "teacher")[1] == 0 < row(one, "teacher")[-1]
+
+
+def test_a_teacher_of_stage_2_is_counted_unless_its_logits_are_written_down():
+    stage2, config = preset(None).stage2, config_of()
+
+    def teacher(**changes: Any) -> int:
+        given = stage2.model_dump(exclude_none=True) | changes
+        training = Training("stage2", Stage2Settings.model_validate(given), 64, QUANTIZER, None)
+        return memory_of(training, config).teacher
+
+    assert teacher() == teacher(teacher="base", distillation={"cached_logits": 8}) == 0
+    assert teacher(teacher="base") > 0
 
 
 def test_mistakes_are_told():

@@ -180,6 +180,12 @@ def losses(make_stage: MakeStage, mixture: Path) -> Callable[..., list[float]]:
                 Variant(subln="none"),
                 Variant(quantizer={"scale": "least_squares"}),
                 Variant(distillation={"weights": {"relations": 0.0}}),
+                Variant(
+                    distillation={
+                        "weights": {"logits": 0.0, "relations": 0.0},
+                        "gradient_ratios": {"hidden": 0.1},
+                    }
+                ),
                 Variant(lambda_share=0.5),
                 Variant(lambda_share=0.5, lambda_schedule="hard"),
             ),

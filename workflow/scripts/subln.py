@@ -15,6 +15,12 @@ def subln(stage: Stage) -> dict[str, Any]:
     training = first_training_rows(TrainingData(mixture, seed=stage.seed), rows)
     held_out = spread_held_out_rows(HeldOutData(mixture), rows)
     facts = insert_subln_stage(settings, stage.inputs["model"], training, held_out, stage.folder)
+    for what, station in facts.get("pruned", {}).items():
+        stage.terminal.say(
+            f"{stage.terminal.label}: {what} {station['remaining']}:"
+            f" {station['parameters_after']:,} of {station['parameters_before']:,} parameters,"
+            f" held-out loss {station['loss_after']:.3f}"
+        )
     stage.terminal.say(
         f"{stage.terminal.label}: held-out loss {facts['loss_before']:.3f} dense,"
         f" {facts['loss_after_lambda1']:.3f} ternary with SubLN,"

@@ -59,6 +59,15 @@ class ModelSettings(Section):
         return self
 
 
+class PruneSettings(Section):
+    """What remains of the dense model before it is made ternary; the whole one goes on teaching."""
+
+    layers: Annotated[int, Field(gt=0, le=1000)] | None = None
+    """Decoder layers: those that turn hidden states most. All if not given."""
+    intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)] | None = None
+    """Features inside of each feed-forward network: those that add most. All if not given."""
+
+
 class SublnSettings(Section):
     """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
 
@@ -66,5 +75,7 @@ class SublnSettings(Section):
     """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
     calibration_rows: Annotated[int, Field(gt=0, le=10**6)] = 32
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
+    prune: PruneSettings = PruneSettings()
+    """What is left out first: whole layers, and features of the feed-forward networks."""
     quantizer: QuantizerSettings = QuantizerSettings()
     """How their weights become ternary, here and in every stage that trains or reads the model."""

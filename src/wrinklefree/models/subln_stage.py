@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
-from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.folder import load_model, save_model, write_json
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
-from wrinklefree.models.settings import SublnSettings
+from wrinklefree.models.prune import check_prune, prune_features, prune_layers
+from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.models.transforms import ternary
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from wrinklefree.mixture.batch import Batch
+
+IMPORTANCES = "importances.json"
 
 
 def insert_subln_stage(
@@ -40,13 +45,15 @@ def insert_subln_stage(
         token of the held-out rows. ``loss_before``: the dense base.
         ``loss_ternary_without_subln``: the base quantized naively. ``loss_after_lambda0`` and
         ``loss_after_lambda1``: with SubLN, not quantized and quantized. ``gains``: one entry per
-        norm, see ``calibrate_subln``.
+        norm, see ``calibrate_subln``. ``pruned``, where something was left out: for layers and
+        features how many remain, parameters and loss; the importances of all are in
+        ``importances.json``.
 
     Raises
     ------
-    UserError : the base is not dense, its loss is not finite, its layers are no whole number of
-        groups, or the rows have a token id that it has no embedding for or more tokens than it has
-        positions.
+    UserError : the base is not dense, has fewer layers or features than shall remain, or a loss
+        that is not finite; its layers are no whole number of groups; or the rows have a token id
+        that it has no embedding for or more tokens than it has positions.
     """
     training, held_out = list(training), list(held_out)
     model, _ = load_model(base, "dense")
@@ -64,6 +71,8 @@ def insert_subln_stage(
             f"{base}: its held-out loss is {facts['loss_before']}: the weights are finite, but too"
             " large or not those of its config.json; use another base"
         )
+    model, pruned = _pruned(model, settings.prune, training, held_out, folder)
+    facts |= pruned
     insert_bitlinear(model, settings.quantizer)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)
@@ -72,6 +81,36 @@ def insert_subln_stage(
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
     save_model(folder, model, ternary(settings.quantizer), tokenizer=base)
     return facts
+
+
+def _pruned(
+    model: PreTrainedModel,
+    settings: PruneSettings,
+    training: list[Batch],
+    held_out: list[Batch],
+    folder: Path,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """What is left of the model, and facts of every station, where something was left out."""
+    check_prune(settings, model.config)
+    stations: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
+    for name, way in {"layers": prune_layers, "intermediate_size": prune_features}.items():
+        if (remaining := getattr(settings, name)) is None:
+            continue
+        before = model.num_parameters()
+        model, importances = way(model, training, remaining)
+        tables[name] = importances
+        stations[name] = {
+            "remaining": remaining,
+            "parameters_before": before,
+            "parameters_after": model.num_parameters(),
+            "loss_after": mean_next_token_loss(model, held_out, 0.0),
+        }
+    if not stations:
+        return model, {}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / IMPORTANCES, tables)
+    return model, {"pruned": stations}
 
 
 def _count_rows(batches: list[Batch]) -> int:

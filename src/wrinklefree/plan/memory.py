@@ -8,7 +8,8 @@ Shapes: B rows, T tokens of a row, S tokens that the network reads of a row, V v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -17,6 +18,7 @@ from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.relations import relations_divergence
 from wrinklefree.distill.settings import RelationSettings
 from wrinklefree.models.forward import hidden_states, tokens_at_once
+from wrinklefree.models.settings import PruneSettings
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import decoder_phases, model_on_meta, phases_of
 from wrinklefree.quant.settings import QuantizerSettings
@@ -45,6 +47,17 @@ class Training:
     """None: the model is dense."""
     diffusion: DiffusionSettings | None
     """None: it asks for next tokens."""
+    prune: PruneSettings = field(default_factory=PruneSettings)
+    """What remains of the base; the teacher is the whole of it."""
+
+    def trained(self, base: PreTrainedConfig) -> PreTrainedConfig:
+        """The configuration of the model that it trains."""
+        changes: dict[str, Any] = {}
+        if self.prune.layers:
+            changes |= {"num_hidden_layers": self.prune.layers, "layer_types": None}
+        if self.prune.intermediate_size:
+            changes["intermediate_size"] = self.prune.intermediate_size
+        return type(base).from_dict(base.to_dict() | changes)
 
     @property
     def views(self) -> int:
@@ -60,6 +73,11 @@ class Training:
     def asked(self) -> float:
         """Asked tokens per token of a row: complementary masks ask for all, one for a half."""
         return 0.5 if self.diffusion and self.views == 1 else 1.0
+
+    @property
+    def teacher_reads(self) -> bool:
+        """Whether a teacher is there while it trains; one that wrote its logits before is not."""
+        return self.distillation is not None and not self.distillation.cached_logits
 
     @property
     def distillation(self) -> DistillationSettings | None:
@@ -91,13 +109,14 @@ class Memory:
 
 
 def memory_of(training: Training, config: PreTrainedConfig, devices: int = 1) -> Memory:
-    """What ``training`` of a model like ``config`` holds on each of some devices.
+    """What ``training`` holds on each of some devices, where the base is like ``config``.
 
     Several share parameters, gradients, optimizer state and the teacher evenly; each has its own
     micro-batch.
     """
     settings = training.settings
-    model = model_on_meta(config, training.quantizer)
+    student = training.trained(config)
+    model = model_on_meta(student, training.quantizer)
     optimizer = build_optimizer(model, settings.optimizer)
     parameters = _FLOAT * sum(p.numel() for p in model.parameters())
     state = sum(
@@ -106,15 +125,15 @@ def memory_of(training: Training, config: PreTrainedConfig, devices: int = 1) ->
         for tensor in optimizer.state_layout(parameter).values()
     )
     dense = _FLOAT * sum(p.numel() for p in model_on_meta(config).parameters())
-    activations, working = _activations(training, config)
+    activations, working = _activations(training, student)
     return Memory(
         parameters=parameters // devices,
         gradients=parameters // devices,
         optimizer=state // devices,
         average=0 if settings.averaging.name == "none" else parameters // devices,
-        teacher=dense // devices if training.distillation else 0,
+        teacher=dense // devices if training.teacher_reads else 0,
         activations=activations,
-        working=max(working, _loss(training, config)),
+        working=max(working, _loss(training, student)),
     )
 
 

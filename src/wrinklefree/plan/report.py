@@ -71,12 +71,12 @@ def model_config(settings: Parameters) -> PreTrainedConfig:
 def trainings_of(settings: Parameters) -> dict[str, Training]:
     """The stages that train, by name."""
     length, quantizer = settings.mixture.sequence_length, settings.subln.quantizer
-    diffusion, students = settings.dlm.diffusion, settings.distill
+    diffusion, students, prune = settings.dlm.diffusion, settings.distill, settings.subln.prune
     found = [
-        Training("stage2", settings.stage2, length, quantizer, None),
-        Training("dlm", settings.dlm, length, quantizer, diffusion),
-        Training("distill.ar", students.ar, length, quantizer, None),
-        Training("distill.dlm", students.dlm, length, quantizer, diffusion),
+        Training("stage2", settings.stage2, length, quantizer, None, prune),
+        Training("dlm", settings.dlm, length, quantizer, diffusion, prune),
+        Training("distill.ar", students.ar, length, quantizer, None, prune),
+        Training("distill.dlm", students.dlm, length, quantizer, diffusion, prune),
     ]
     if scratch := settings.base.scratch:
         found.insert(0, Training("base", scratch.training, length, None, None))
@@ -90,24 +90,24 @@ def operations_per_token(training: Training, config: PreTrainedConfig) -> float:
     hidden or not; the backward pass is twice the forward pass. A dense layer that is run again
     stops before its last product. Norms, softmax and the optimizer are left out.
     """
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = config.num_key_value_heads
-    last = config.hidden_size * config.intermediate_size
-    weights = config.hidden_size * 2 * (heads + keys) * size + 3 * last
+    student = training.trained(config)
     head = 2 * config.vocab_size * config.hidden_size
-
-    def decoder(length: int) -> float:
-        return layers * (2 * weights + 4 * heads * size * length)
-
-    read = training.views * training.read_length / training.length
-    total = 3 * (read * decoder(training.read_length) + training.asked * head)
+    read, length = training.views * training.read_length / training.length, training.read_length
+    total = 3 * (read * _decoder(student, length) + training.asked * head)
     if training.settings.activation_checkpointing:
-        skipped = 0 if training.quantizer else layers * 2 * last
-        total += read * (decoder(training.read_length) - skipped)
-    if training.distillation:
-        total += decoder(training.length) + training.asked * head
+        last = student.num_hidden_layers * 2 * student.hidden_size * student.intermediate_size
+        total += read * (_decoder(student, length) - (0 if training.quantizer else last))
+    if training.teacher_reads:
+        total += _decoder(config, training.length) + training.asked * head
     return total
+
+
+def _decoder(config: PreTrainedConfig, length: int) -> float:
+    """Operations of the layers in a forward pass over a row of ``length`` tokens, per token."""
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    weights = config.hidden_size * (2 * (heads + keys) * size + 3 * config.intermediate_size)
+    return config.num_hidden_layers * (2 * weights + 4 * heads * size * length)
 
 
 def _column(

@@ -122,12 +122,13 @@ class Objective:
         assert head is not None, "a causal language model has a head"
         of_logits = (CROSS_ENTROPY, *(term.name for term in self.vocabulary_terms))
         learned = any(self.weights[name] for name in of_logits)
+        hidden_ND = outputs.hidden_ND if learned else outputs.hidden_ND.detach()
         with torch.set_grad_enabled(torch.is_grad_enabled() and learned):
             loss = sum_by_blocks(
                 total,
-                [outputs.hidden_ND],
+                [hidden_ND],
                 list(head.parameters()),
-                rows=len(outputs.hidden_ND),
+                rows=len(hidden_ND),
                 size=tokens_at_once(outputs.model.config.vocab_size),
             )
         return loss, torch.cat(losses_N)
