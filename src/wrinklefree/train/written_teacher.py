@@ -140,17 +140,11 @@ class WrittenLesson:
     ids_BTK: Tensor
     log_BTO: Tensor
 
-    def predicts_N(self, question: Question) -> Tensor:
-        """Which asked tokens the teacher predicts: no model predicts the first of a document."""
-        return self.batch.has_predecessor_BT[question.row_N, question.position_N]
-
-    def divergence_N(
-        self, student_NV: Tensor, question: Question, taught_N: Tensor, **how: Any
-    ) -> Tensor:
-        """Of the student's logits at the asked tokens ``taught_N``."""
-        row_N, before_N = question.row_N[taught_N], question.position_N[taught_N] - 1
-        log_NO = self.log_BTO[row_N, before_N].log_softmax(-1)
-        return TopLogits(self.ids_BTK[row_N, before_N], log_NO).divergence(student_NV, **how)
+    def divergence_N(self, student_NV: Tensor, question: Question, **how: Any) -> Tensor:
+        """Of the student's logits, at asked tokens that have another before them."""
+        before = question.row_N, question.position_N - 1
+        top = TopLogits(self.ids_BTK[before], self.log_BTO[before].log_softmax(-1))
+        return top.divergence(student_NV, **how)
 
 
 class WrittenTeacher:

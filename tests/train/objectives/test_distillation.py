@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from asking import evaluate as ask
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.hidden import hidden_distance
@@ -138,6 +139,20 @@ def test_hidden_states_are_those_that_leave_the_layers(tiny_model, batch):
     student = of_diffusion(settings, diffusion_with(block_size=1), teacher)
     ours = evaluate(student, model, batch).terms["distill/hidden"]
     torch.testing.assert_close(ours, terms["distill/hidden"])
+
+
+def test_hidden_states_of_another_size_are_told(tiny_model, batch):
+    wide = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=48,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
+    )
+    with pytest.raises(UserError, match="the teacher have 48 features and those of the student"):
+        evaluate(autoregressive(settings_with(), wide), tiny_model(2), batch)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from wrinklefree.distill.relations import (
 )
 from wrinklefree.distill.settings import HiddenSettings, RelationSettings
 from wrinklefree.distill.vocabulary import check_vocabulary_sizes
+from wrinklefree.errors import UserError
 from wrinklefree.kernels.relation_loss import has_kernel
 from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.mixture.batch import Batch
@@ -56,20 +57,13 @@ class Lesson:
     inside: Mapping[str, Seen]
     """By term: what it looks at."""
 
-    def predicts_N(self, question: Question) -> Tensor:
-        """Which asked tokens the teacher predicts: no model predicts the first of a document."""
-        return self.batch.has_predecessor_BT[question.row_N, question.position_N]
-
-    def divergence_N(
-        self, student_NV: Tensor, question: Question, taught_N: Tensor, **how: Any
-    ) -> Tensor:
-        """Of the student's logits at the asked tokens ``taught_N``."""
-        row_N, before_N = question.row_N[taught_N], question.position_N[taught_N] - 1
+    def divergence_N(self, student_NV: Tensor, question: Question, **how: Any) -> Tensor:
+        """Of the student's logits, at asked tokens that have another before them."""
         with torch.no_grad():
-            hidden_ND = self.hidden_BTD[row_N, before_N]
+            hidden_ND = self.hidden_BTD[question.row_N, question.position_N - 1]
             teacher_NV = logits_of(self.teacher, hidden_ND, question.mask_token_id)
         student_NV = student_NV[:, : teacher_NV.shape[-1]]
-        return logits_divergence(teacher_NV, student_NV, question.target_N[taught_N], **how)
+        return logits_divergence(teacher_NV, student_NV, question.target_N, **how)
 
 
 class DenseTeacher:
@@ -105,11 +99,12 @@ class LogitsDivergence:
         }
 
     def total(self, logits_NV: Tensor, question: Question, lesson: Any) -> Tensor:
-        """Over the asked tokens that the teacher predicts as well."""
-        taught_N = lesson.predicts_N(question)
-        student_NV = logits_NV if taught_N.all() else logits_NV[taught_N]
-        divergence_N = lesson.divergence_N(student_NV, question, taught_N, **self._how)
-        return (question.weight_N[taught_N] * divergence_N).sum()
+        """Over the asked tokens that the teacher predicts: none does the first of a document."""
+        taught_N = lesson.batch.has_predecessor_BT[question.row_N, question.position_N]
+        if not taught_N.all():
+            logits_NV, question = logits_NV[taught_N], question.part(taught_N)
+        divergence_N = lesson.divergence_N(logits_NV, question, **self._how)
+        return (question.weight_N * divergence_N).sum()
 
 
 class RelationsDivergence:
@@ -161,10 +156,16 @@ class HiddenStatesDistance:
 
     def loss(self, outputs: Outputs, lesson: Lesson, share: Share) -> Tensor:
         """The mean over layers, over the clean tokens by their share in the denominator."""
-        pairs = zip(
-            lesson.inside[self.name].states_BTD, outputs.inside[self.name].states_BTD, strict=True
-        )
-        distances = [hidden_distance(*pair, self._settings.distance) for pair in pairs]
+        teacher, student = (one.inside[self.name].states_BTD for one in (lesson, outputs))
+        if (theirs := teacher[0].shape[-1]) != (ours := student[0].shape[-1]):
+            raise UserError(
+                f"hidden states of the teacher have {theirs} features and those of the student"
+                f" {ours}; set weights.hidden to 0"
+            )
+        distances = [
+            hidden_distance(*pair, self._settings.distance)
+            for pair in zip(teacher, student, strict=True)
+        ]
         mean_BT = torch.stack(distances).mean(0)
         return share(outputs.question.sum_over_clean(mean_BT, slice(None)))
 

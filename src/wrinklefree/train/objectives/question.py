@@ -55,7 +55,7 @@ class Question:
     mask_token_id: int | None
     """A token that no answer can be."""
 
-    def part(self, rows: slice) -> Question:
+    def part(self, rows: slice | Tensor) -> Question:
         """The same reading, with some of the asked tokens."""
         names = ("asking_row_N", "asking_position_N", "row_N", "position_N", "target_N", "weight_N")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
