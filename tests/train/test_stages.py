@@ -136,7 +136,7 @@ def test_the_teacher_may_write_its_logits_and_leave(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     kinds = {"model": "ternary", "teacher": "dense"}
-    teacher = {"teacher": "base"}
+    teacher = {"teacher": "base", "evaluate_interval": 2}  # held-out rows have no logits
     live = read_history(start("stage2", teacher, **kinds).folder)
     cached = teacher | {"distillation": {"cached_logits": 399}}
     written = read_history(start("stage2", cached, **kinds).folder)
@@ -144,6 +144,8 @@ def test_the_teacher_may_write_its_logits_and_leave(
     for one, other in zip(live, written, strict=True):
         assert one["distill/logits"] == pytest.approx(other["distill/logits"], rel=0.05, abs=1e-4)
     assert live[-1]["train/objective"] != written[-1]["train/objective"]
+    with pytest.raises(UserError, match=r"cached_logits is 400, and the teacher has 400 tokens"):
+        start("stage2", teacher | {"distillation": {"cached_logits": 400}}, **kinds)
     influence = {"data": {"influence": {"enabled": True}}}
     with pytest.raises(UserError, match=r"cached_logits needs to know the rows of the run"):
         start("stage2", cached | influence, **kinds)

@@ -24,7 +24,7 @@ from wrinklefree.stability.activations import ActivationTelemetry
 from wrinklefree.stability.gradients import HEALTHY_NORMS, healthy_share
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.train.journal import Journal
-from wrinklefree.train.objectives.objective import TrainStep
+from wrinklefree.train.objectives.objective import CROSS_ENTROPY, TrainStep
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.state import TrainingState
@@ -229,7 +229,8 @@ class HeldOutLoss(Hook):
     ) -> tuple[float, ...]:
         """Nats and asked tokens of a domain's rows."""
         loss = tokens = 0.0
-        objective, rows = train_step.objective, settings.evaluate_rows_per_domain
+        objective = train_step.objective.alone(CROSS_ENTROPY)  # which no teacher is asked for
+        rows = settings.evaluate_rows_per_domain
         at_once = runtime.rows_of(settings.batch_size)
         batches = self._data.batches(domain, rows=rows, batch_size=at_once)
         for batch in itertools.islice(batches, runtime.rank, None, runtime.ranks):

@@ -39,9 +39,14 @@ def teacher_of(
     """``model`` as it teaches in a stage: itself, or what it says of all rows of the run.
 
     The latter is written into ``work/teacher_logits``, once for all trainings that read the rows.
+    Raises UserError where that can't be.
     """
     if not (kept := taught.cached_logits):
         return DenseTeacher(model)
+    if kept >= (size := vocabulary_size(model)):
+        raise UserError(
+            f"cached_logits is {kept}, and the teacher has {size} tokens: lower it, or set it to 0"
+        )
     if training.data.influence.enabled:
         raise UserError(
             "cached_logits needs to know the rows of the run, which data.influence chooses on the"
@@ -64,4 +69,4 @@ def teacher_of(
         mask_token_id=mask_token_id,
         label=stage.terminal.label,
     )
-    return WrittenTeacher(written, vocabulary_size(model))
+    return WrittenTeacher(written, size)
