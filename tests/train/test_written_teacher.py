@@ -9,10 +9,12 @@ import torch
 from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DenseTeacher, distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.runtime import Runtime
@@ -53,40 +55,52 @@ def written(
 ) -> Callable[..., WrittenLogits]:
     """The logits of the first ``rows`` rows of a training, in ``folder``."""
 
-    def write(kept: int = 64, folder: str = "logits", samples: int = STEPS * ROWS) -> WrittenLogits:
+    def write(
+        kept: int = 64, folder: str = "logits", samples: int = STEPS * ROWS, **more: Any
+    ) -> WrittenLogits:
         found = WrittenLogits(tmp_path / folder)
         data = TrainingData(mixture, seed=7)
         runtime = Runtime.here("fp32")
-        batches = data.batches_of(samples, 3)
-        write_down(found, teacher, batches, runtime, rows=samples, kept=kept, temperature=2.0)
+        how = {"rows": samples, "kept": kept, "temperature": 2.0, **more}
+        write_down(found, teacher, data.batches_of(samples, 3), runtime, **how)
         return found
 
     return write
 
 
-@pytest.mark.parametrize("name", ["forward", "reverse"])
+CORRUPTIONS = {
+    "next token": NextToken(),
+    "diffusion": BlockDiffusion(DiffusionSettings(block_size=4), mask_token_id=2, seed=1),
+}
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_training_with_written_logits_is_nearly_that_with_the_teacher(
     make_trainer: Callable[..., Trainer],
     written: Callable[..., WrittenLogits],
     teacher: PreTrainedModel,
-    name: str,
+    corruption: str,
+    direction: str,
 ) -> None:
-    histories = {}
-    kinds = {"live": DenseTeacher(teacher)}
+    asks = CORRUPTIONS[corruption]
+    kinds: dict[Any, Any] = {"live": DenseTeacher(teacher)}
     for kept in (VOCABULARY - 1, 64, 1):
-        kinds[str(kept)] = WrittenTeacher(written(kept, f"kept-{kept}"), VOCABULARY)
+        logits = written(kept, f"kept-{kept}", mask_token_id=asks.mask_token_id)
+        kinds[kept] = WrittenTeacher(logits, VOCABULARY)
+    histories = {}
     for kind, reads in kinds.items():
-        objective = distillation(NextToken(), settings(direction=name), reads)
-        trainer = make_trainer(f"{name}-{kind}", objective)
+        objective = distillation(asks, settings(direction=direction), reads)
+        trainer = make_trainer(f"{kind}", objective)
         trainer.run()
         histories[kind] = [entry["distill/logits"] for entry in trainer.state.history]
     live = torch.tensor(histories.pop("live"))
     gaps = {
-        kind: (torch.tensor(found) - live).abs().max() / live.mean()
+        kind: ((torch.tensor(found) - live).abs().max() / live.mean()).item()
         for kind, found in histories.items()
     }
-    assert gaps[str(VOCABULARY - 1)] < 0.01  # bfloat16
-    assert gaps[str(VOCABULARY - 1)] < gaps["64"] < gaps["1"]
+    assert gaps[VOCABULARY - 1] < 0.01  # bfloat16
+    assert gaps[VOCABULARY - 1] < gaps[64] < gaps[1]
 
 
 def test_rows_are_written_once_and_found_by_what_they_say(
