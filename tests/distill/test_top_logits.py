@@ -60,9 +60,9 @@ def test_bfloat16_moves_the_divergence_by_less_than_a_hundredth() -> None:
     teacher, student = pair()
     top = TopLogits.of(teacher.float(), 64, 1.0)
     exact = top.divergence(student.float(), temperature=1.0, **HOW)
-    rounded = top.rounded().divergence(student.float(), temperature=1.0, **HOW)
+    stored = TopLogits(top.ids_NK, top.log_NO.bfloat16().float().log_softmax(-1))
+    rounded = stored.divergence(student.float(), temperature=1.0, **HOW)
     assert (rounded - exact).abs().max() < 0.01 < exact.max()
-    torch.testing.assert_close(top.rounded().log_NO.exp().sum(-1), torch.ones(63))
 
 
 def test_the_gradient_is_finite_where_the_others_have_no_mass() -> None:

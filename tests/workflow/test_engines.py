@@ -229,7 +229,7 @@ def candidates(value: Any) -> list[Any]:
         return [[*value, "another"], [*value, 99], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
-        " de bfloat16 adamw polar_express dynamic small absmean ema"
+        " de bfloat16 adamw polar_express dynamic small absmean ema base reverse"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
     return [flipped, 2, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]
@@ -260,8 +260,11 @@ def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] 
 
 PARTS = 24
 """Into which the settings of all edits are divided."""
-ONLY_VALUE = {"kind", "domain", "format", "generator", "granularity", "scale"}
-"""Names of settings of which another value needs other settings beside it."""
+ONLY_VALUE = {
+    *("kind", "domain", "format", "generator", "granularity", "scale", "cached_logits"),
+    ("stage2", "distillation", "weights", "relations"),
+}
+"""Names and paths of settings of which another value needs other settings beside it."""
 
 
 def readers(path: tuple[str, ...]) -> frozenset[tuple[str, str]]:
@@ -282,7 +285,8 @@ def test_every_setting_has_a_reader_and_another_valid_value():
     parameters = written_out(read_yaml(PROJECT / "params.yaml"))
     for path in leaves(parameters):
         assert readers(path), f"no stage reads {path}"
-        assert edited(parameters, path) or path[-1] in ONLY_VALUE, f"no other value for {path}"
+        needs_others = path[-1] in ONLY_VALUE or path in ONLY_VALUE
+        assert edited(parameters, path) or needs_others, f"no other value for {path}"
 
 
 @pytest.mark.exhaustive

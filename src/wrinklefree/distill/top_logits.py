@@ -1,4 +1,4 @@
-"""A teacher's next-token distributions, written down: the likeliest tokens, and all others as one.
+"""A teacher's next-token distributions, shortened: the likeliest tokens, and all others as one.
 
 Of a distribution over V tokens K+1 outcomes are kept: the K likeliest, and "any other". The
 divergence between two such is never above the one between the distributions they are of (data
@@ -36,10 +36,6 @@ class TopLogits:
         log_NV = _log_probabilities(logits_NV, temperature)
         ids_NK = log_NV.topk(kept, dim=-1).indices
         return cls(ids_NK, _outcomes(log_NV, ids_NK))
-
-    def rounded(self) -> TopLogits:
-        """In bfloat16 and back, as it is written down; probabilities add up to 1 again."""
-        return TopLogits(self.ids_NK, self.log_NO.bfloat16().float().log_softmax(-1))
 
     def divergence(
         self,

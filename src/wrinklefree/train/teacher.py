@@ -11,13 +11,13 @@ from wrinklefree.models.folder import WEIGHTS, load_model
 from wrinklefree.tracking.files import sha256_of_file, sha256_of_json
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.trainings import WORK
+from wrinklefree.train.cached_teacher import CachedTeacher, LogitsCache, fill_cache
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.objectives.distillation import DenseTeacher
 from wrinklefree.train.objectives.question import Teacher
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import TrainingSettings
-from wrinklefree.train.written_teacher import WrittenLogits, WrittenTeacher, write_down
 
 FOLDER = "teacher_logits"
 
@@ -56,10 +56,10 @@ def teacher_of(
     runtime.place(model)
     weights = sha256_of_file(stage.inputs["teacher"] / WEIGHTS)
     made_from = [weights, kept, taught.temperature, mask_token_id, runtime.precision]
-    written = WrittenLogits(WORK / FOLDER / sha256_of_json(made_from)[:16])
+    cache = LogitsCache(WORK / FOLDER / sha256_of_json(made_from)[:16])
     samples = training.steps * samples_per_step(training)
-    write_down(
-        written,
+    fill_cache(
+        cache,
         model,
         data.batches_of(samples, training.batch_size),
         runtime,
@@ -69,4 +69,4 @@ def teacher_of(
         mask_token_id=mask_token_id,
         label=stage.terminal.label,
     )
-    return WrittenTeacher(written, size)
+    return CachedTeacher(cache, size)

@@ -12,18 +12,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.train.cached_teacher import (
+    CachedTeacher,
+    LogitsCache,
+    fill_cache,
+    row_keys,
+)
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import DenseTeacher, distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.runtime import Runtime
-from wrinklefree.train.written_teacher import (
-    WrittenLogits,
-    WrittenTeacher,
-    row_keys,
-    write_down,
-)
 
 VOCABULARY, STEPS, ROWS = 400, 5, 4
 
@@ -50,19 +50,17 @@ def settings(**changes: Any) -> DistillationSettings:
 
 
 @pytest.fixture
-def written(
-    tmp_path: Path, mixture: Path, teacher: PreTrainedModel
-) -> Callable[..., WrittenLogits]:
+def written(tmp_path: Path, mixture: Path, teacher: PreTrainedModel) -> Callable[..., LogitsCache]:
     """The logits of the first ``rows`` rows of a training, in ``folder``."""
 
     def write(
         kept: int = 64, folder: str = "logits", samples: int = STEPS * ROWS, **more: Any
-    ) -> WrittenLogits:
-        found = WrittenLogits(tmp_path / folder)
+    ) -> LogitsCache:
+        found = LogitsCache(tmp_path / folder)
         data = TrainingData(mixture, seed=7)
         runtime = Runtime.here("fp32")
         how = {"rows": samples, "kept": kept, "temperature": 2.0, **more}
-        write_down(found, teacher, data.batches_of(samples, 3), runtime, **how)
+        fill_cache(found, teacher, data.batches_of(samples, 3), runtime, **how)
         return found
 
     return write
@@ -78,7 +76,7 @@ CORRUPTIONS = {
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_training_with_written_logits_is_nearly_that_with_the_teacher(
     make_trainer: Callable[..., Trainer],
-    written: Callable[..., WrittenLogits],
+    written: Callable[..., LogitsCache],
     teacher: PreTrainedModel,
     corruption: str,
     direction: str,
@@ -87,7 +85,7 @@ def test_a_training_with_written_logits_is_nearly_that_with_the_teacher(
     kinds: dict[Any, Any] = {"live": DenseTeacher(teacher)}
     for kept in (VOCABULARY - 1, 64, 1):
         logits = written(kept, f"kept-{kept}", mask_token_id=asks.mask_token_id)
-        kinds[kept] = WrittenTeacher(logits, VOCABULARY)
+        kinds[kept] = CachedTeacher(logits, VOCABULARY)
     histories = {}
     for kind, reads in kinds.items():
         objective = distillation(asks, settings(direction=direction), reads)
@@ -104,7 +102,7 @@ def test_a_training_with_written_logits_is_nearly_that_with_the_teacher(
 
 
 def test_rows_are_written_once_and_found_by_what_they_say(
-    written: Callable[..., WrittenLogits], mixture: Path, tmp_path: Path
+    written: Callable[..., LogitsCache], mixture: Path, tmp_path: Path
 ) -> None:
     first = written(samples=8)
     files = sorted(path.name for path in (tmp_path / "logits").iterdir())
@@ -120,9 +118,9 @@ def test_rows_are_written_once_and_found_by_what_they_say(
 
 
 def test_a_row_that_was_not_written_and_a_damaged_file_are_said(
-    written: Callable[..., WrittenLogits], mixture: Path, tmp_path: Path
+    written: Callable[..., LogitsCache], mixture: Path, tmp_path: Path
 ) -> None:
-    reads = WrittenTeacher(written(samples=4), VOCABULARY)
+    reads = CachedTeacher(written(samples=4), VOCABULARY)
     batch = TrainingData(mixture, seed=7).batch(30, 0, batch_size=2, micro_batches=1)
     with pytest.raises(UserError, match="a row of the training is not among"):
         reads.read(batch, batch.document_ids_BT, {})
@@ -131,9 +129,9 @@ def test_a_row_that_was_not_written_and_a_damaged_file_are_said(
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged; delete it"):
-        WrittenLogits(tmp_path / "logits")
+        LogitsCache(tmp_path / "logits")
     file.unlink()
-    assert len(WrittenLogits(tmp_path / "logits")._found) == 0
+    assert len(LogitsCache(tmp_path / "logits")._found) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A teacher whose logits were written down before the training: it need not be in memory then.
+"""A teacher whose logits were cached before the training: it need not be in memory then.
 
 A file is of some rows. A row is found by what it says, so that other seeds, orders and rates of the
 same text find it as well. Files are whole or absent: what was killed goes on with missing rows.
@@ -45,7 +45,7 @@ def row_keys(batch: Batch) -> list[bytes]:
     ]
 
 
-class WrittenLogits:
+class LogitsCache:
     """The files of a folder. Raises UserError for one that is damaged."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class WrittenLogits:
     def _open(self, path: Path) -> None:
         try:
             if sha256_of_file(path) != path.stem:
-                raise UserError(f"{path}: damaged; delete it, and its rows are written again")
+                raise UserError(f"{path}: damaged; delete it, and its rows are computed again")
             file = safe_open(path, framework="pt")  # closed when forgotten: it maps the file
             keys = file.get_tensor("keys")
         except (SafetensorError, OSError) as error:
@@ -93,8 +93,8 @@ class WrittenLogits:
 
 
 @torch.no_grad()
-def write_down(
-    written: WrittenLogits,
+def fill_cache(
+    cache: LogitsCache,
     model: PreTrainedModel,
     batches: Iterable[Batch],
     runtime: Runtime,
@@ -111,7 +111,7 @@ def write_down(
         pending: list[tuple[bytes, Tensor, Tensor]] = []
         for batch in batches:
             keys = row_keys(batch)
-            if not all(key in written for key in keys):
+            if not all(key in cache for key in keys):
                 with runtime.computing():
                     moved = batch.to(runtime.device)
                     lesson = teacher.read(moved, moved.document_ids_BT, {})
@@ -120,21 +120,21 @@ def write_down(
                         top = TopLogits.of(logits_TV, kept, temperature)
                         pending.append((key, top.ids_NK, top.log_NO))
             if len(pending) >= ROWS_OF_A_FILE:
-                _write(written, pending)
+                _write(cache, pending)
             progress.advance(len(keys))
-        _write(written, pending)
+        _write(cache, pending)
 
 
-def _write(written: WrittenLogits, pending: list[tuple[bytes, Tensor, Tensor]]) -> None:
+def _write(cache: LogitsCache, pending: list[tuple[bytes, Tensor, Tensor]]) -> None:
     if pending:
         keys, ids, logs = zip(*pending, strict=True)
-        written.add(list(keys), torch.stack(ids), torch.stack(logs))
+        cache.add(list(keys), torch.stack(ids), torch.stack(logs))
         pending.clear()
 
 
 @dataclass(frozen=True)
-class WrittenLesson:
-    """What is written of a micro-batch."""
+class CachedLesson:
+    """What is cached of a micro-batch."""
 
     batch: Batch
     ids_BTK: Tensor
@@ -147,26 +147,26 @@ class WrittenLesson:
         return top.divergence(student_NV, **how)
 
 
-class WrittenTeacher:
-    """Reads what was written; knows nothing of the inside of the teacher."""
+class CachedTeacher:
+    """Reads the cache; knows nothing of the inside of the teacher."""
 
     model = None
 
-    def __init__(self, written: WrittenLogits, vocabulary_size: int) -> None:
-        self._written = written
+    def __init__(self, cache: LogitsCache, vocabulary_size: int) -> None:
+        self._cache = cache
         self._vocabulary_size = vocabulary_size
 
     def check(self, student: PreTrainedModel, mask_token_id: int | None) -> None:
         """Raise UserError where the vocabularies differ by more than the mask token."""
         check_vocabulary_size(self._vocabulary_size, student, mask_token_id)
 
-    def read(self, batch: Batch, piece_BT: Tensor, looks: Mapping[str, Any]) -> WrittenLesson:
-        """Find the rows; raises UserError for one that was not written."""
+    def read(self, batch: Batch, piece_BT: Tensor, looks: Mapping[str, Any]) -> CachedLesson:
+        """Find the rows; raises UserError for one that is not there."""
         assert not looks, "the settings refuse terms that look inside"
         try:
-            ids_BTK, log_BTO = self._written.read(row_keys(batch))
+            ids_BTK, log_BTO = self._cache.read(row_keys(batch))
         except KeyError:
             raise UserError(
-                "a row of the training is not among those whose logits were written"
+                "a row of the training is not among those whose logits were cached"
             ) from None
-        return WrittenLesson(batch, ids_BTK.to(piece_BT.device), log_BTO.to(piece_BT.device))
+        return CachedLesson(batch, ids_BTK.to(piece_BT.device), log_BTO.to(piece_BT.device))
