@@ -36,7 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # inside of torch
 ]
 
-STAGE2 = ["--model", "models/subln", "--mixture", "data/mixture", "--output", "models/stage2"]
+STAGE2 = ["--model", "models/subln", "--teacher", "models/base"]
+STAGE2 += ["--mixture", "data/mixture", "--output", "models/stage2"]
 
 
 def stage2(project: Path, **settings: Any) -> list[str]:
@@ -115,7 +116,10 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
 
 TRAINED = {
     "base": ("models/base", {"mixture": "data/mixture", "tokenizer": "data/tokenizer"}),
-    "stage2": ("models/stage2", {"model": "models/subln", "mixture": "data/mixture"}),
+    "stage2": (
+        "models/stage2",
+        {"model": "models/subln", "teacher": "models/base", "mixture": "data/mixture"},
+    ),
     "dlm": ("models/dlm", {"model": "models/stage2", "mixture": "data/mixture"}),
     "distill": (
         "models/distill/ar",
