@@ -37,20 +37,22 @@ def logits_divergence(
         temperature 1: ``c reverse + (1 - c) forward`` (BitDistiller, arXiv 2402.10631, eq. 5, has
         the mean of ``c`` over the data in its place).
     """
-    teacher_NV, student_NV = (
-        logits.to(torch.promote_types(logits.dtype, torch.float32))
-        for logits in (teacher_NV, student_NV)
-    )
     teacher_log_NV, student_log_NV = (
-        (logits / temperature).log_softmax(-1) for logits in (teacher_NV, student_NV)
+        log_probabilities(logits_NV, temperature) for logits_NV in (teacher_NV, student_NV)
     )
     if direction == "forward":
         divergence_N = kl_divergence(teacher_log_NV, student_log_NV)
     else:
         divergence_N = kl_divergence(student_log_NV, teacher_log_NV)
     if direction == "confidence":
-        of_target_N = teacher_NV.gather(-1, target_N[:, None])[:, 0]
-        confidence_N = (of_target_N - teacher_NV.logsumexp(-1)).exp()
+        log_NV = log_probabilities(teacher_NV, 1.0)
+        confidence_N = log_NV.gather(-1, target_N[:, None])[:, 0].exp()
         forward_N = kl_divergence(teacher_log_NV, student_log_NV)
         divergence_N = torch.lerp(forward_N, divergence_N, confidence_N)
     return divergence_N * temperature**2 if temperature_squared else divergence_N
+
+
+def log_probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
+    """``log_softmax(logits / temperature)`` in at least float32."""
+    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
+    return (logits_NV.to(dtype) / temperature).log_softmax(-1)

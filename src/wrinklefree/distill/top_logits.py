@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wrinklefree.distill.divergence import kl_divergence
+from wrinklefree.distill.logits import log_probabilities
 from wrinklefree.distill.settings import Direction
 
 _LEAST_OTHERS = 1e-7
@@ -33,7 +34,7 @@ class TopLogits:
     @classmethod
     def of(cls, logits_NV: Tensor, kept: int, temperature: float) -> TopLogits:
         """The ``kept`` likeliest tokens at ``temperature``."""
-        log_NV = _log_probabilities(logits_NV, temperature)
+        log_NV = log_probabilities(logits_NV, temperature)
         ids_NK = log_NV.topk(kept, dim=-1).indices
         return cls(ids_NK, _outcomes(log_NV, ids_NK))
 
@@ -47,15 +48,10 @@ class TopLogits:
     ) -> Tensor:
         """As ``logits_divergence``, between the K+1 outcomes under teacher and student [N]."""
         assert direction != "confidence", "the settings refuse it"
-        log_NO = _outcomes(_log_probabilities(student_NV, temperature), self.ids_NK)
+        log_NO = _outcomes(log_probabilities(student_NV, temperature), self.ids_NK)
         pair = (self.log_NO, log_NO) if direction == "forward" else (log_NO, self.log_NO)
         divergence_N = kl_divergence(*pair)
         return divergence_N * temperature**2 if temperature_squared else divergence_N
-
-
-def _log_probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
-    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-    return (logits_NV.to(dtype) / temperature).log_softmax(-1)
 
 
 def _outcomes(log_NV: Tensor, ids_NK: Tensor) -> Tensor:

@@ -30,9 +30,7 @@ from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.folder import stored_tensors
 from wrinklefree.models.forward import hidden_states
 from wrinklefree.models.settings import PruneSettings
-from wrinklefree.models.surgery import supported_layers
-
-_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+from wrinklefree.models.surgery import MLP_PROJECTIONS, supported_layers
 
 
 def prune_layers(
@@ -67,7 +65,7 @@ def prune_features(
 
     def sliced(name: str, tensor: Tensor) -> tuple[str, Tensor]:
         *_, index, part, projection, _ = ["", "", "", *name.split(".")]
-        if part != "mlp" or projection not in _FEED_FORWARD:
+        if part != "mlp" or projection not in MLP_PROJECTIONS:
             return name, tensor
         if projection != "down_proj":
             return name, tensor[kept[int(index)]]

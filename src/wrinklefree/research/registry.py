@@ -246,9 +246,8 @@ def _ingredients() -> Experiment:
         }
 
     best: dict[str, Any] = {"quantizer": {"scale": "least_squares"}}
-    plain = Variant(**best)
     own = {
-        "text": plain,
+        "text": Variant(**best),
         "text_absmean": Variant(),
         "text_row": Variant(quantizer={"scale": "least_squares", "granularity": "row"}),
         "text_ones": Variant(**best, subln="ones"),
