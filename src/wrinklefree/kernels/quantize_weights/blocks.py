@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,18 +44,23 @@ def _absmean_of_one(weight_L: Tensor) -> Tensor:
 
 
 def _least_squares_of_one(weight_L: Tensor) -> Tensor:
-    scale, parts = _absmean_of_one(weight_L), weight_L.abs().split(AT_ONCE)
-    chosen = torch.empty_like(parts[0])
+    """Blocks are sorted once: from one fit to the next only the weights in between are summed."""
+    compared = torch.promote_types(weight_L.dtype, torch.float32)
+    blocks = [part.abs().to(compared).numpy() for part in weight_L.detach().split(AT_ONCE)]
+    for block in blocks:
+        block.sort()
+    starts, total = [0] * len(blocks), sum(block.sum(dtype=np.float64) for block in blocks)
+    count = len(weight_L)
+    scale = reference.rounded_scale(torch.tensor(total / count), weight_L)
     for _ in range(reference.ITERATIONS):
-        counts, totals = [], []
-        for part in parts:
-            # As a vector it is compared in its own type, whatever the weights' is.
-            marks = torch.gt(part, scale[None] / 2, out=chosen[: len(part)])
-            counts.append(marks.sum(dtype=scale.dtype))  # exact: no block has 2**24 weights
-            totals.append(marks.mul_(part).sum(dtype=torch.float64))
-        count = _sum(counts)
-        fitted = reference.rounded_scale(_sum(totals) / count, weight_L)
-        scale = torch.where(count > 0, fitted, scale)
+        threshold = (scale / 2).numpy()
+        for index, (block, start) in enumerate(zip(blocks, starts, strict=True)):
+            starts[index] = found = int(block.searchsorted(threshold, side="right"))
+            count -= found - start
+            total += block[found:start].sum(dtype=np.float64)
+            total -= block[start:found].sum(dtype=np.float64)
+        if count:
+            scale = reference.rounded_scale(torch.tensor(total / count), weight_L)
     return scale
 
 
