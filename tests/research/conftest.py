@@ -62,6 +62,21 @@ SETTINGS: dict[str, Any] = {
         }
     },
     "control": {"measure": {"rows_per_domain": 4, "batch_size": 3}, "confidence": 0.95},
+    "finetune": {
+        "questions": 30,
+        "sequence_length": 24,
+        "training": {
+            "steps": 60,
+            "batch_size": 8,
+            "optimizer": {"name": "adamw", "adamw": {"lr": 0.01, "allow_unusual_lr": True}},
+            "schedule": {"warmup_steps": 5},
+            "log_interval": 100,
+        },
+        "distillation": {
+            "weights": {"logits": 1.0, "relations": 1.0},
+            "relations": {"heads": 1, "causal": True},
+        },
+    },
     "regmix": {
         "runs": [0, 1, 2, 3, 4, 5],
         "threads": 1,

@@ -29,7 +29,7 @@ def accepted(completed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that DVC knows, committed with its dvc.lock; research never ran."""
     folder = tmp_path_factory.mktemp("accepted") / "project"
     copy_run(completed, folder, "work/kept")
-    research = ("control", "regmix", "regmix_run", "microanneal", "microanneal_run")
+    research = ("control", "finetune", "regmix", "regmix_run", "microanneal", "microanneal_run")
     for name in (*research, "experiment", "experiments"):
         shutil.rmtree(folder / "research" / name)
     shutil.copy(PROJECT / ".dvcignore", folder)

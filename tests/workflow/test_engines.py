@@ -220,13 +220,13 @@ def candidates(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [value + 1, value - 1, value * 2]
+        return [value + 1, value - 1, value * 2, 5]
     if isinstance(value, float):
         return [value * 1.01, value * 0.99, value + 0.01]
-    if isinstance(value, list) and all(isinstance(item, float) for item in value):
+    if isinstance(value, list) and value and all(isinstance(item, float) for item in value):
         return [[item * 0.9 for item in value]]
     if isinstance(value, list):
-        return [[*value, "another"], [*value, 99], value[:-1]]
+        return [[*value, "another"], [*value, 99], [*value, "sciq"], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
         " de bfloat16 adamw polar_express dynamic small absmean ema base reverse"

@@ -48,6 +48,24 @@ def stage2(project: Path, **settings: Any) -> list[str]:
     return [*script, "--settings", json.dumps(section), *STAGE2]
 
 
+def test_the_exported_student_gives_lm_eval_the_answers_that_the_results_have(
+    completed: Path, tmp_path: Path
+):
+    folder, found = completed / "data" / "tasks", {}
+    arguments = "--model hf --model_args pretrained=../../models/export,dtype=float32"
+    asked = f"--include_path . --tasks offline_sciq,offline_lambada --output_path {tmp_path}"
+    run(folder, "lm_eval", "run", *f"{arguments} {asked} --device cpu".split())
+    for file in tmp_path.rglob("results_*.json"):
+        found = json.loads(file.read_text())["results"]
+    evaluation = json.loads((completed / "results" / "evaluation.json").read_text())
+    ours = evaluation["tasks"]["distill_ar"]
+    assert set(evaluation["tasks"]) == {"base", "naive", "subln", "stage2", "distill_ar"}
+    for task in ("sciq", "lambada"):
+        # An int8 code at a rounding boundary may turn one answer.
+        close = pytest.approx(ours[task]["acc"], abs=1 / ours[task]["questions"] + 1e-9)
+        assert found[f"offline_{task}"]["acc,none"] == close
+
+
 def test_every_artifact_is_whole(completed: Path):
     copies = ("mlartifacts", "work")
     manifests = [

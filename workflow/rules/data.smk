@@ -180,3 +180,25 @@ rule data_report:
         "python -P workflow/scripts/data_report.py --settings {params.settings:q}"
         " --raw data/raw --documents data/clean --tokens data/tokens --mixture data/mixture"
         " --output data/report"
+
+
+rule tasks:
+    input:
+        expand("data/clean/{source}/manifest.json", source=SOURCES),
+    output:
+        "data/tasks/manifest.json",
+        "provenance/data/tasks.json",
+    log:
+        "logs/tasks.log",
+    benchmark:
+        "logs/benchmarks/tasks.jsonl"
+    resources:
+        mem_mb=data_memory(2000),
+    params:
+        settings=settings("tasks"),
+        code=code("tasks"),
+    message:
+        "Bring the questions of benchmarks"
+    shell:
+        "python -P workflow/scripts/tasks.py --settings {params.settings:q}"
+        " --documents data/clean --output data/tasks"

@@ -17,6 +17,7 @@ rule evaluate:
         dlm="models/dlm/manifest.json",
         distill_dlm="models/distill/dlm/manifest.json",
         mixture="data/mixture/manifest.json",
+        tasks="data/tasks/manifest.json",
     output:
         manifest="results/manifest.json",
         provenance="provenance/results.json",
@@ -45,7 +46,7 @@ rule evaluate:
         "python -P workflow/scripts/evaluate.py --settings {params.settings:q}"
         " --base models/base --subln models/subln --stage2 models/stage2"
         " --distill-ar models/distill/ar --dlm models/dlm --distill-dlm models/distill/dlm"
-        " --mixture data/mixture --output results"
+        " --mixture data/mixture --tasks data/tasks --output results"
 
 
 rule export:

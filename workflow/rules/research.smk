@@ -43,6 +43,38 @@ rule control:
         " --mixture data/mixture --output research/control"
 
 
+rule finetune:
+    input:
+        model="models/base/manifest.json",
+        subln="models/subln/manifest.json",
+        stage2="models/stage2/manifest.json",
+    output:
+        manifest="research/finetune/manifest.json",
+        provenance="provenance/research/finetune.json",
+        table=report(
+            "research/finetune/table.html",
+            caption="../report/finetune_table.rst",
+            category="Research",
+        ),
+    log:
+        "logs/finetune.log",
+    benchmark:
+        "logs/benchmarks/finetune.jsonl"
+    threads: all_cores
+    resources:
+        mem_mb=model_memory,
+        gpu=GPUS,
+    params:
+        settings=settings("finetune"),
+        code=code("finetune"),
+    message:
+        "Train the dense model and the ternary ones to classify"
+    shell:
+        "python -P workflow/scripts/finetune.py --settings {params.settings:q}"
+        " --model models/base --subln models/subln --stage2 models/stage2"
+        " --output research/finetune"
+
+
 rule regmix_run:
     input:
         mixture="data/mixture/manifest.json",

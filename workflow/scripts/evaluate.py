@@ -16,6 +16,7 @@ def evaluate(stage: Stage) -> dict[str, Any]:
         stage.inputs["mixture"],
         stage.folder,
         seed=stage.seed,
+        tasks=stage.inputs["tasks"],
         say=stage.terminal.say,
     )
     stage.terminal.say((stage.folder / "table.txt").read_text(encoding="utf-8"))
@@ -23,4 +24,4 @@ def evaluate(stage: Stage) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    stage_main("evaluate", evaluate, inputs=[*MODELS, "mixture"])
+    stage_main("evaluate", evaluate, inputs=[*MODELS, "mixture", "tasks"])

@@ -9,6 +9,7 @@ from wrinklefree.evaluate.settings import DataReportSettings, EvaluateSettings
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.mixture.settings import MixtureSettings
 from wrinklefree.models.settings import SublnSettings
+from wrinklefree.research.finetune_settings import FinetuneSettings
 from wrinklefree.research.settings import (
     OVERALL,
     TARGET,
@@ -19,6 +20,7 @@ from wrinklefree.research.settings import (
     RegmixSettings,
 )
 from wrinklefree.schema.section import Name, Section, Seed
+from wrinklefree.tasks.settings import TasksSettings
 from wrinklefree.text.clean.settings import CleaningSettings
 from wrinklefree.text.documents.settings import HeldOutSettings, Source
 from wrinklefree.tokens.settings import TokenizerSettings, TokenizeSettings
@@ -58,12 +60,16 @@ class Parameters(Section):
     """Conversion to a block-diffusion model."""
     distill: DistillStudents
     """Distillation of the dense teacher into both students."""
+    tasks: TasksSettings
+    """Benchmarks that the models answer."""
     evaluate: EvaluateSettings
     """The comparison of every model of the run."""
     export: ExportSettings
     """The student for other tools."""
     control: ControlSettings
     """Research: what ternary weights cost."""
+    finetune: FinetuneSettings
+    """Research: models trained to classify."""
     regmix: RegmixSettings
     """Research: which mixture is best."""
     microanneal: MicroannealSettings

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.evaluate import plots
+from wrinklefree.evaluate.answers import score_tasks
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
 from wrinklefree.evaluate.history import History, curves_csv, read_history
@@ -23,6 +23,7 @@ from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.table import markdown_table, plain_table
+from wrinklefree.evaluate.task_scores import TaskScore
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
@@ -46,7 +47,7 @@ KINDS: dict[str, Kind] = {
 }
 """What each model must be, or its row of the table would say it of another one."""
 SHOWN_BITS_PER_BYTE = (BASE, "distill_ar")
-"""Whose bits per byte are among the metrics: what goes in, and what is exported."""
+"""Whose bits per byte and answers are among the metrics: what goes in, and what is exported."""
 SHOWN_TERNARY = ("distill_ar", "stage2", "distill_dlm", "dlm", NAIVE)
 """Whose codes are plotted: the first of these that there is."""
 
@@ -59,14 +60,19 @@ class _Examination:
     held_out: HeldOutData
     weights: dict[str, float]
     seed: int
+    tasks: Path | None
     scores: dict[str, ModelScore] = field(default_factory=dict)
     ternary: dict[str, list[LayerTernary]] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    answers: dict[str, dict[str, TaskScore]] = field(default_factory=dict)
 
     def examine(
-        self, name: str, model: PreTrainedModel, model_format: ModelFormat, tokenizer: Tokenizer
+        self, name: str, model: PreTrainedModel, model_format: ModelFormat, folder: Path
     ) -> None:
-        """Score and sample one model, fully quantized if it is a quantized one."""
+        """Score and sample one model, fully quantized if it is a quantized one.
+
+        Its tokenizer is in ``folder``.
+        """
         set_quantization_lambda(model, 1.0)
         if model_format.find(InsertBitlinear):
             self.ternary[name] = ternary_layers(model, name)
@@ -79,9 +85,13 @@ class _Examination:
             self.settings,
             seed=self.seed,
         )
+        tokenizer = load_tokenizer(folder)
         self.samples[name] = generate_samples(
             model, model_format, tokenizer, self.held_out.end_of_text_id, self.settings
         )
+        if self.tasks and self.scores[name].kind == "autoregressive":
+            batch_size = self.settings.batch_size
+            self.answers[name] = score_tasks(model, folder, self.tasks, batch_size)
 
     def recovered(self) -> dict[str, float | None]:
         """By name of the ternary autoregressive models: a NELBO is no loss like the base's."""
@@ -101,6 +111,7 @@ def evaluate_models(
     folder: Path,
     *,
     seed: int,
+    tasks: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Score, sample and describe every model, and write what was found into ``folder``.
@@ -115,6 +126,7 @@ def evaluate_models(
         that was trained here.
     mixture : folder of the mixture artifact, for held-out rows and the weights of the domains.
     seed : of the maskings that estimate the likelihood of a diffusion model.
+    tasks : folder of the tasks artifact; autoregressive models answer what is in it.
     say : is told a line for every model that is done.
 
     Returns
@@ -148,6 +160,8 @@ def evaluate_models(
                          for a stage of one step}
         recovered  {ternary autoregressive model: share of the naive damage undone, or null}
         ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
+        tasks      {autoregressive model: {task: {questions, acc, acc_norm and their standard
+                    errors; acc_norm null where choices are not compared by length}}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended}]}
 
     ``metrics.json``, the few of these numbers that runs are compared by::
@@ -155,6 +169,7 @@ def evaluate_models(
         loss           {model: as above}
         recovered      {ternary autoregressive model but naive: as above, unless null}
         bits_per_byte  {model of :data:`SHOWN_BITS_PER_BYTE`: as above, unless null}
+        acc            {model of the same: {task: as above}}
 
     ``curves/<stage>.csv`` (see :func:`curves_csv`) of every training stage,
     ``table.md`` and ``table.txt`` (100 and 80 columns), ``samples.md``, both as pages as well,
@@ -172,16 +187,15 @@ def evaluate_models(
     quantizing = next((step for step in steps if step), InsertBitlinear())
     histories = _histories(models)
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
-    found = _Examination(settings, HeldOutData(mixture), weights, seed)
+    found = _Examination(settings, HeldOutData(mixture), weights, seed, tasks)
     for name, path in models.items():
         model, model_format = load_model(path)
         nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-        tokenizer = load_tokenizer(path)
-        found.examine(name, model, model_format, tokenizer)
+        found.examine(name, model, model_format, path)
         if name == BASE:
             naive = ModelFormat().then(quantizing)
             naive.apply(model)
-            found.examine(NAIVE, model, naive, tokenizer)
+            found.examine(NAIVE, model, naive, path)
         say(f"{LABELS.get(name, name)}: {found.scores[name].overall.loss:.3f} nats per token")
     _write(folder, found, histories)
     _plot(folder / "plots", found, histories)
@@ -212,19 +226,23 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         },
         "recovered": recovered,
         "ternary": {name: pooled(layers) for name, layers in found.ternary.items()},
+        "tasks": {
+            model: {task: score.as_json() for task, score in answers.items()}
+            for model, answers in found.answers.items()
+        },
         "samples": {
             name: [sample.as_json() for sample in samples]
             for name, samples in found.samples.items()
         },
     }
     content = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    table = plain_table(found.scores, recovered)
+    table = plain_table(found.scores, recovered, found.answers)
     samples = samples_markdown(found.samples, found.settings.new_tokens)
     metrics = json.dumps(_metrics(found, recovered), indent=1, allow_nan=False) + "\n"
     texts = {
         "evaluation.json": content,
         "metrics.json": metrics,
-        "table.md": markdown_table(found.scores, recovered),
+        "table.md": markdown_table(found.scores, recovered, found.answers),
         "table.txt": table,
         "table.html": text_page("Held-out loss", table),
         "samples.md": samples,
@@ -237,9 +255,7 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
     write_texts(folder / "curves", curves)
 
 
-def _metrics(
-    found: _Examination, recovered: dict[str, float | None]
-) -> dict[str, dict[str, float | None]]:
+def _metrics(found: _Examination, recovered: dict[str, float | None]) -> dict[str, dict[str, Any]]:
     """``metrics.json``. A number that there is not is left out: DVC shows null as a value."""
     scores = {name: score.overall for name, score in found.scores.items()}
     bits = {name: scores[name].bits_per_byte for name in SHOWN_BITS_PER_BYTE if name in scores}
@@ -248,6 +264,11 @@ def _metrics(
         "loss": {name: score.loss for name, score in scores.items()},
         "recovered": {name: share for name, share in shares.items() if share is not None},
         "bits_per_byte": {name: value for name, value in bits.items() if value is not None},
+        "acc": {
+            name: {task: score.acc for task, score in found.answers[name].items()}
+            for name in SHOWN_BITS_PER_BYTE
+            if found.answers.get(name)
+        },
     }
 
 

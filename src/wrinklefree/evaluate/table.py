@@ -6,6 +6,7 @@ the models as rows again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from textwrap import fill
 
 from wrinklefree.evaluate.columns import (
@@ -20,6 +21,7 @@ from wrinklefree.evaluate.columns import (
     plain,
 )
 from wrinklefree.evaluate.scores import LABELS, ModelScore
+from wrinklefree.evaluate.task_scores import TaskScore, task_columns
 
 MARKDOWN_WIDTH = 100
 
@@ -31,22 +33,47 @@ undone, 0 % as naive ternary, 100 % as the dense base.
 """
 
 
-def markdown_table(models: dict[str, ModelScore], recovered: dict[str, float | None]) -> str:
+_TASKS_NOTE = """\
+Right answers in per cent, ± standard error over questions; of several choices the likeliest by its
+length is taken, or the likeliest where all are equal but for their context. Of LAMBADA: whether
+greedy decoding gives the last word.
+"""
+
+Answers = Mapping[str, dict[str, TaskScore]]
+NONE: Answers = {}
+
+
+def markdown_table(
+    models: dict[str, ModelScore], recovered: dict[str, float | None], answers: Answers = NONE
+) -> str:
     """The comparison as Markdown, at most 100 columns wide, with a note on how to read it.
 
     Parameters
     ----------
     models : scores by name of the model, in the order of the rows.
     recovered : :func:`wrinklefree.evaluate.scores.recovered_share` of the models that have one.
+    answers : to benchmarks, by name of the model.
     """
     tables = _tables(models, recovered, markdown, MARKDOWN_WIDTH)
-    return "\n\n".join(tables) + "\n\n" + _NOTE
+    text = "\n\n".join(tables) + "\n\n" + _NOTE
+    if tasks := _task_tables(answers, markdown, MARKDOWN_WIDTH):
+        text += "\n" + "\n\n".join(tasks) + "\n\n" + _TASKS_NOTE
+    return text
 
 
-def plain_table(models: dict[str, ModelScore], recovered: dict[str, float | None]) -> str:
+def plain_table(
+    models: dict[str, ModelScore], recovered: dict[str, float | None], answers: Answers = NONE
+) -> str:
     """The same for a terminal, at most 80 columns wide."""
-    tables = _tables(models, recovered, plain, TERMINAL_WIDTH)
-    return "\n\n".join([*tables, fill(_NOTE, TERMINAL_WIDTH)]) + "\n"
+    tables = [*_tables(models, recovered, plain, TERMINAL_WIDTH), fill(_NOTE, TERMINAL_WIDTH)]
+    if tasks := _task_tables(answers, plain, TERMINAL_WIDTH):
+        tables += [*tasks, fill(_TASKS_NOTE, TERMINAL_WIDTH)]
+    return "\n\n".join(tables) + "\n"
+
+
+def _task_tables(answers: Answers, layout: Layout, width: int) -> list[str]:
+    names = ["model", *(LABELS.get(name, name) for name in answers)]
+    return fitted(names, task_columns(answers), layout, width)
 
 
 def _tables(

@@ -29,6 +29,11 @@ class Batch:
     """Training: number of the sample since step 0. Held out: number of the row."""
 
     @property
+    def supervised_BT(self) -> Tensor:
+        """bool: tokens that a model learns to predict."""
+        return self.has_predecessor_BT
+
+    @property
     def has_predecessor_BT(self) -> Tensor:
         """bool: tokens with another one before them in their own document piece.
 
@@ -39,7 +44,20 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same rows on ``device``."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return type(self)(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class LabelledBatch(Batch):
+    """Rows of one document each, of which only the label at its end is learnt."""
+
+    label_BT: Tensor
+    """bool: the tokens of the label."""
+
+    @property
+    def supervised_BT(self) -> Tensor:
+        """The tokens of the label."""
+        return self.label_BT
 
 
 class BatchSource(Protocol):

@@ -16,6 +16,7 @@ READS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("sources", "tokenizer", "base.source"),
     "tokenize": ("sources.{instance}", "tokenize"),
     "mixture": ("sources", "mixture"),
+    "tasks": ("sources", "tasks"),
     "data_report": ("seed", "sources", "data_report"),
     "base": ("seed", "base"),
     "subln": ("seed", "subln"),
@@ -25,6 +26,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate": ("seed", "evaluate"),
     "export": ("export",),
     "control": ("seed", "stage2", "distill.ar", "control"),
+    "finetune": ("seed", "finetune"),
     "regmix_run": (
         "seed",
         "regmix.threads",

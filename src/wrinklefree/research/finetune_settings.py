@@ -1,0 +1,129 @@
+"""``finetune``: a classification that models are trained for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from wrinklefree.distill.settings import DistillationWeights, RelationSettings
+from wrinklefree.optim.settings import OptimizerSettings, ScheduleSettings
+from wrinklefree.quant.settings import LambdaWarmupSettings
+from wrinklefree.schema.section import (
+    LONGEST_ROW,
+    NonNegativeInt,
+    PackageWord,
+    RowsAtOnce,
+    Section,
+    Sha256,
+    Steps,
+    Temperature,
+)
+from wrinklefree.train.distill_settings import DistillationSettings
+from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
+
+Training = TypeVar("Training", bound=TrainingSettings)
+FORMATS = (".jsonl", ".tab", ".tsv")
+
+
+class LabelledFile(Section):
+    """A file with a text and its label in every line.
+
+    ``.jsonl``: an object each. ``.tab`` or ``.tsv``: fields between tabs, named in the first line.
+    """
+
+    path: str
+    """The file; its path inside of the wheel where there is a package."""
+    sha256: Sha256
+    """Hash of the file, or of the wheel."""
+    package: PackageWord | None = None
+    """The package whose wheel holds the file."""
+    version: PackageWord | None = None
+    """Version of the package."""
+    text: str = "text"
+    """Name of the field that holds the text."""
+    label: str = "label"
+    """Name of the field that holds the label."""
+    skip_lines: NonNegativeInt = 0
+    """Lines after the names that are no data, between tabs."""
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> Self:
+        if (self.package is None) != (self.version is None):
+            raise ValueError("package and version go together: give both or none")
+        if Path(self.path).suffix not in FORMATS:
+            raise ValueError(f"path {self.path}: expected a file that ends {', '.join(FORMATS)}")
+        return self
+
+
+class FinetuneDistillation(DistillationSettings):
+    """What the dense model, trained for the same classification, teaches."""
+
+    weights: DistillationWeights = DistillationWeights(logits=10.0)
+    """Factors of the terms of the loss; 10 for the logits is the paper's."""
+    temperature: Temperature = 5.0
+    """Softens both distributions of the logits term; 5 is the paper's."""
+    relations: RelationSettings | None = RelationSettings(heads=4, causal=True)
+    """The relations term; needed unless its weight is 0."""
+
+
+class FinetuneTraining(Section):
+    """What a fine-tuning has of a training: it reads no mixture."""
+
+    steps: Steps
+    """Optimizer steps."""
+    batch_size: RowsAtOnce
+    """Rows per micro-batch."""
+    gradient_accumulation_steps: RowsAtOnce = 1
+    """Micro-batches per optimizer step."""
+    optimizer: OptimizerSettings
+    """Which optimizer trains, and how."""
+    schedule: ScheduleSettings
+    """The learning rate over steps."""
+    lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
+    """Quantization strength over steps; the models after stage 2 are ternary already."""
+    precision: Literal["auto", "fp32", "bfloat16"] = "fp32"
+    """Type that products are computed in; see ``stage2.precision``."""
+    checkpoint_interval: Steps = 40
+    """Steps between resumable checkpoints. Has no effect on the result."""
+    log_interval: Steps = 20
+    """Steps between lines of output. Has no effect on the result."""
+
+    def of(self, kind: type[Training]) -> Training:
+        """These settings as those of a training; a dense one has no quantization strength."""
+        shared = type(self).model_fields.keys() & kind.model_fields.keys()
+        return kind(**{field: getattr(self, field) for field in shared})
+
+    @model_validator(mode="after")
+    def _is_a_training(self) -> Self:
+        self.of(QuantizedTrainingSettings)
+        return self
+
+
+class FinetuneSettings(Section):
+    """Models trained to classify, dense and ternary, as in BitDistill's tables (2510.13998)."""
+
+    train: LabelledFile
+    """What they learn from."""
+    held_out: LabelledFile
+    """What they are asked afterwards."""
+    questions: Annotated[int, Field(gt=1, le=10**9)] = 500
+    """Texts of ``held_out``, at most, spread over all that it has."""
+    sequence_length: Annotated[int, Field(gt=1, le=LONGEST_ROW)] = 128
+    """Tokens of a row; longer texts are cut."""
+    prompt: str = "\nLabel:"
+    """What stands between text and label."""
+    training: FinetuneTraining
+    """The same for all of them; without quantization for the dense one."""
+    distillation: FinetuneDistillation = FinetuneDistillation()
+    """The terms of the distilled one."""
+
+    @model_validator(mode="after")
+    def _the_teacher_reads_along(self) -> Self:
+        if self.distillation.cached_logits:
+            raise ValueError(
+                "distillation.cached_logits is for rows of the mixture, which is not read here; set"
+                " it to 0"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Published benchmarks as multiple choice, for lm-eval."""

