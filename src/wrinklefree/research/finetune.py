@@ -7,6 +7,7 @@ the one after stage 2; that one again, under the dense model of the first traini
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.distill.vocabulary import check_tokenizers
 from wrinklefree.errors import UserError
-from wrinklefree.evaluate.columns import plain_rows
+from wrinklefree.evaluate.columns import TERMINAL_WIDTH, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.models.folder import load_model, write_json
 from wrinklefree.models.forward import require_embeddings, require_positions
@@ -178,13 +179,9 @@ def table_text(content: dict[str, Any]) -> str:
             interval = f"{points[0]} ({points[1]} to {points[2]})"
         share = f"{100 * found['accuracy']:.1f} ± {100 * found['standard_error']:.1f} %"
         table.append([LABELS[name], share, interval])
-    return "\n".join(
-        [
-            *plain_rows(table),
-            "",
-            f"{content['rows']:,} texts learnt, {content['questions']:,} asked,"
-            f" {len(content['labels'])} labels; the most frequent is {content['majority']:.1%}",
-            "of them. Each model was trained once; intervals are for the luck of the questions.",
-            "",
-        ]
+    about = (
+        f"{content['rows']:,} texts learnt, {content['questions']:,} asked,"
+        f" {len(content['labels'])} labels, the most frequent of which is {content['majority']:.1%}"
+        " of them. Each model was trained once; intervals are for the luck of the questions."
     )
+    return "\n".join([*plain_rows(table), "", fill(about, TERMINAL_WIDTH), ""])
