@@ -131,6 +131,38 @@ def test_stage_2_has_a_teacher_when_it_is_asked_for(start: Callable[..., Stage])
         start("stage2", {"teacher": "base"}, model="ternary", teacher="ternary")
 
 
+@pytest.mark.parametrize("cached_logits", [0, 300])
+def test_another_teacher_teaches_beside_the_base_and_in_its_place(
+    start: Callable[..., Stage],
+    models: dict[str, Path],
+    mixture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cached_logits: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    larger = LlamaConfig(
+        vocab_size=400, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(9)
+    tokenizer = mixture.parent / "tokenizer"
+    save_model(tmp_path / "all" / "large", LlamaForCausalLM(larger), ModelFormat(), tokenizer)
+    monkeypatch.setitem(models, "all", tmp_path / "all")
+    kinds = {"model": "ternary", "teacher": "dense", "teachers": "all"}
+
+    def divergence(**teachers: float) -> float:
+        taught = {"teachers": teachers, "cached_logits": cached_logits}
+        stage = start("stage2", {"teacher": "base", "distillation": taught}, **kinds)
+        return read_history(stage.folder)[0]["distill/logits"]
+
+    base, large = divergence(base=1.0), divergence(large=1.0)
+    assert base != large
+    assert divergence(base=0.5, large=2.0) == pytest.approx(0.5 * base + 2.0 * large)
+    with pytest.raises(UserError, match="has no missing: write it to section teachers"):
+        divergence(missing=1.0)
+
+
 def test_the_teacher_may_write_its_logits_and_leave(
     start: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,14 @@ pytestmark = [
 ]
 
 STAGE2 = ["--model", "models/subln", "--teacher", "models/base"]
-STAGE2 += ["--mixture", "data/mixture", "--output", "models/stage2"]
+STAGE2 += [
+    "--teachers",
+    "models/teachers",
+    "--mixture",
+    "data/mixture",
+    "--output",
+    "models/stage2",
+]
 
 
 def stage2(project: Path, **settings: Any) -> list[str]:

@@ -23,6 +23,26 @@ rule base:
         " --mixture data/mixture --tokenizer data/tokenizer --output models/base"
 
 
+rule teachers:
+    output:
+        "models/teachers/manifest.json",
+        "provenance/models/teachers.json",
+    log:
+        "logs/teachers.log",
+    benchmark:
+        "logs/benchmarks/teachers.jsonl"
+    resources:
+        mem_mb=model_memory,
+    params:
+        settings=settings("teachers"),
+        code=code("teachers"),
+    message:
+        "Bring the dense models that teach beside the base"
+    shell:
+        "python -P workflow/scripts/teachers.py --settings {params.settings:q}"
+        " --output models/teachers"
+
+
 rule subln:
     input:
         model="models/base/manifest.json",

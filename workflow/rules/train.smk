@@ -2,6 +2,7 @@ rule stage2:
     input:
         model="models/subln/manifest.json",
         teacher="models/base/manifest.json",
+        teachers="models/teachers/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/stage2/manifest.json",
@@ -21,7 +22,8 @@ rule stage2:
         "Continued pretraining with quantization in the loop"
     shell:
         "python -P workflow/scripts/stage2.py --settings {params.settings:q}"
-        " --model models/subln --teacher models/base --mixture data/mixture --output models/stage2"
+        " --model models/subln --teacher models/base --teachers models/teachers"
+        " --mixture data/mixture --output models/stage2"
 
 
 rule dlm:
@@ -60,6 +62,7 @@ rule distill_student:
     input:
         model=lambda wildcards: f"models/{STUDENTS[wildcards.student]}/manifest.json",
         teacher="models/base/manifest.json",
+        teachers="models/teachers/manifest.json",
         mixture="data/mixture/manifest.json",
     output:
         "models/distill/{student}/manifest.json",
@@ -81,4 +84,4 @@ rule distill_student:
     shell:
         "python -P workflow/scripts/distill.py --settings {params.settings:q}"
         " --student {wildcards.student} --model {params.model} --teacher models/base"
-        " --mixture data/mixture --output models/distill/{wildcards.student}"
+        " --teachers models/teachers --mixture data/mixture --output models/distill/{wildcards.student}"

@@ -5,5 +5,8 @@ from wrinklefree.train.distill import distill_student
 
 if __name__ == "__main__":
     stage_main(
-        "distill", distill_student, inputs=["model", "teacher", "mixture"], instance="student"
+        "distill",
+        distill_student,
+        inputs=["model", "teacher", "teachers", "mixture"],
+        instance="student",
     )

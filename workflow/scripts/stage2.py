@@ -4,4 +4,4 @@ from wrinklefree.tracking.stage import stage_main
 from wrinklefree.train.stage2 import continue_pretraining
 
 if __name__ == "__main__":
-    stage_main("stage2", continue_pretraining, inputs=["model", "teacher", "mixture"])
+    stage_main("stage2", continue_pretraining, inputs=["model", "teacher", "teachers", "mixture"])

@@ -9,6 +9,7 @@ from wrinklefree.evaluate.settings import DataReportSettings, EvaluateSettings
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.mixture.settings import MixtureSettings
 from wrinklefree.models.settings import SublnSettings
+from wrinklefree.models.teacher_settings import TeacherSettings
 from wrinklefree.research.finetune_settings import FinetuneSettings
 from wrinklefree.research.settings import (
     OVERALL,
@@ -25,7 +26,7 @@ from wrinklefree.text.clean.settings import CleaningSettings
 from wrinklefree.text.documents.settings import HeldOutSettings, Source
 from wrinklefree.tokens.settings import TokenizerSettings, TokenizeSettings
 from wrinklefree.train.base_settings import BaseSettings
-from wrinklefree.train.distill_settings import DistillStudents
+from wrinklefree.train.distill_settings import BASE, DistillationSettings, DistillStudents
 from wrinklefree.train.dlm_settings import DlmSettings
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.stage2_settings import Stage2Settings
@@ -52,6 +53,8 @@ class Parameters(Section):
     """What the report on the data looks at."""
     base: BaseSettings
     """The dense model that everything starts from."""
+    teachers: dict[Name, TeacherSettings]
+    """Dense models that may teach beside the base, by a name of yours."""
     subln: SublnSettings
     """How it is made ternary."""
     stage2: Stage2Settings
@@ -98,6 +101,26 @@ class Parameters(Section):
                 f"a source has the domain {taken[0]}, which is what the research stages call the"
                 " weighted sum of all domains; give it another name"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_are_known(self) -> Parameters:
+        if BASE in self.teachers:
+            raise ValueError(
+                f"a teacher is called {BASE}, as the dense model of the run; rename it"
+            )
+        taught: dict[str, DistillationSettings] = {
+            "stage2.distillation": self.stage2.distillation,
+            "distill.ar": self.distill.ar,
+            "distill.dlm": self.distill.dlm,
+            "finetune.distillation": self.finetune.distillation,
+        }
+        for where, settings in taught.items():
+            own = {BASE} if where.startswith("finetune") else {BASE, *self.teachers}
+            if unknown := sorted(set(settings.teachers) - own):
+                raise ValueError(
+                    f"{where}.teachers names {unknown[0]}, expected of: {', '.join(sorted(own))}"
+                )
         return self
 
     @model_validator(mode="after")

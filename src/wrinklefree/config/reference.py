@@ -185,6 +185,8 @@ def _default(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if "$ref" in schema and isinstance(value, dict):
         own = definitions[schema["$ref"].rpartition("/")[2]]["properties"]
         value = {key: item for key, item in value.items() if item != own[key].get("default")}
+    if isinstance(value, str) and "\n" in value:
+        return f"`{json.dumps(value)}`"
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return f"`{text.removesuffix(_END).strip()}`"
 

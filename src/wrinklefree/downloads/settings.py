@@ -56,6 +56,10 @@ class GgufBaseSettings(Section):
     """Path of the GGUF file inside the wheel."""
 
 
+BroughtSource = Annotated[
+    HubBaseSettings | FolderBaseSettings | GgufBaseSettings, Field(discriminator="kind")
+]
+"""A model that is there already."""
 BaseSource = Annotated[
     ScratchBaseSettings | HubBaseSettings | FolderBaseSettings | GgufBaseSettings,
     Field(discriminator="kind"),

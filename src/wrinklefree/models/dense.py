@@ -26,6 +26,7 @@ from wrinklefree.downloads.base_files import (
     repository_of,
 )
 from wrinklefree.downloads.settings import (
+    BroughtSource,
     FolderBaseSettings,
     GgufBaseSettings,
     HubBaseSettings,
@@ -108,6 +109,15 @@ def load_folder(settings: FolderBaseSettings) -> PreTrainedModel:
         with explained(f"{where}: {path.name}"), safe_open(path, framework="pt"):
             pass  # Opening reads the header, and finds a file that was cut or padded.
     return _load(folder, where, **PRETRAINED, local_files_only=True)
+
+
+def load_source(source: BroughtSource, cache: Path) -> PreTrainedModel:
+    """The dense model of a source, in float32; archives are kept in ``cache``."""
+    if isinstance(source, HubBaseSettings):
+        return load_hub(source)
+    if isinstance(source, FolderBaseSettings):
+        return load_folder(source)
+    return load_gguf(source, cache)
 
 
 def load_gguf(settings: GgufBaseSettings, cache: Path) -> PreTrainedModel:

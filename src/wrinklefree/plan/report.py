@@ -12,6 +12,7 @@ from wrinklefree.config.resources import model_shape
 from wrinklefree.errors import UserError
 from wrinklefree.plan.memory import Memory, Training, memory_of
 from wrinklefree.train.data import samples_per_step
+from wrinklefree.train.distill_settings import BASE
 
 DEVICES_GB = (24, 48, 80)
 SPARE = 0.08
@@ -44,7 +45,10 @@ def report(settings: Parameters, stage: str | None, devices: int, tflops: float)
         f"Time at {tflops:g}e12 operations a second on each device (--tflops). A device fits if"
         f"\n{SPARE:.0%} of it is left over. docs/plan.md says what is counted and how well.",
     )
-    return "\n".join([notes[0], "", *lines, "", notes[1]])
+    others = {name for one in chosen if one.distillation for name in one.distillation.teachers}
+    if uncounted := sorted(others - {BASE}):
+        notes += (f"Not counted: the teachers {', '.join(uncounted)}.",)
+    return "\n".join([notes[0], "", *lines, "", *notes[1:]])
 
 
 def model_config(settings: Parameters) -> PreTrainedConfig:

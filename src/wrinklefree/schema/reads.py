@@ -19,6 +19,7 @@ READS: dict[str, tuple[str, ...]] = {
     "tasks": ("sources", "tasks"),
     "data_report": ("seed", "sources", "data_report"),
     "base": ("seed", "base"),
+    "teachers": ("teachers",),
     "subln": ("seed", "subln"),
     "stage2": ("seed", "stage2"),
     "dlm": ("seed", "dlm"),

@@ -8,18 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from wrinklefree.downloads.settings import (
-    BaseSource,
-    FolderBaseSettings,
-    GgufBaseSettings,
-    HubBaseSettings,
-)
-from wrinklefree.models.dense import (
-    build_scratch,
-    load_folder,
-    load_gguf,
-    load_hub,
-)
+from wrinklefree.downloads.settings import ScratchBaseSettings
+from wrinklefree.models.dense import build_scratch, load_source
 from wrinklefree.models.exportable import export_obstacles
 from wrinklefree.models.folder import save_model
 from wrinklefree.models.forward import require_embeddings
@@ -38,7 +28,8 @@ def make_base(stage: Stage) -> dict[str, Any]:
     settings: BaseSettings = stage.section("base", BaseSettings)
     if settings.scratch:
         return _train(stage, settings.scratch)
-    model = _load(stage, settings.source)
+    assert not isinstance(settings.source, ScratchBaseSettings), "then there is a scratch"
+    model = load_source(settings.source, cache=stage.downloads)
     require_embeddings(model, vocabulary_size(stage.inputs["tokenizer"]), "tokenizer")
     _warn_of_export(model)
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
@@ -55,15 +46,6 @@ def _warn_of_export(model: PreTrainedModel) -> None:
             " evaluate); for an export choose another base or shape",
             stacklevel=2,
         )
-
-
-def _load(stage: Stage, source: BaseSource) -> PreTrainedModel:
-    if isinstance(source, HubBaseSettings):
-        return load_hub(source)
-    if isinstance(source, FolderBaseSettings):
-        return load_folder(source)
-    assert isinstance(source, GgufBaseSettings)
-    return load_gguf(source, cache=stage.downloads)
 
 
 def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:

@@ -20,25 +20,29 @@ from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.question import Corruption
-from wrinklefree.train.teacher import load_teacher, teacher_of
+from wrinklefree.train.teacher import load_teachers, teacher_of
 
 
 def distill_student(stage: Stage) -> dict[str, Any]:
-    """Train the student ``stage.instance`` under the dense teacher, into ``stage.folder``."""
+    """Train the student ``stage.instance`` under its dense teachers, into ``stage.folder``."""
     settings: DistillSettings = stage.section(f"distill.{stage.instance}", DistillSettings)
     data = open_data(stage, settings)
     kind = "ternary" if stage.instance == "ar" else "diffusion"
     student, student_format = load_model(stage.inputs["model"], kind)
-    teacher = load_teacher(stage)
+    teachers = load_teachers(stage, settings)
     if torch.cuda.is_available():
-        nn.Module.to(teacher, "cuda")
-    # The teacher judges how hard a row is: a block-diffusion student can't, token by token.
-    data, data_facts = arrange(stage, settings, data, teacher)
+        for teacher in teachers.values():
+            nn.Module.to(teacher, "cuda")
+    # A teacher judges how hard a row is: a block-diffusion student can't, token by token.
+    data, data_facts = arrange(stage, settings, data, next(iter(teachers.values())))
     corruption = _corruption(stage, student_format)
     mask_token_id = corruption.mask_token_id
-    reads = teacher_of(stage, settings, settings, data, teacher, mask_token_id)
-    objective = distillation(corruption, settings, reads)
-    del teacher  # which may be written down by now
+    reads = [
+        teacher_of(stage, settings, settings, data, name, teacher, mask_token_id)
+        for name, teacher in teachers.items()
+    ]
+    objective = distillation(corruption, settings, *reads)
+    del teachers  # which may be written down by now
     facts = stage_trainer(stage, student, data, settings, objective).run()
     save_model(stage.folder, student, student_format, stage.inputs["model"])
     return {**facts, **data_facts}

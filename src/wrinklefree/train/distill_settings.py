@@ -13,14 +13,20 @@ from wrinklefree.distill.settings import (
     RelationSettings,
 )
 from wrinklefree.quant.settings import LambdaWarmupSettings
-from wrinklefree.schema.section import Section, Temperature
+from wrinklefree.schema.section import Name, PositiveFloat, Section, Temperature
 from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.settings import QuantizedTrainingSettings
+
+BASE = "base"
+"""The dense model of the run."""
 
 
 class DistillationSettings(Section):
     """The terms of a loss with a teacher."""
 
+    teachers: dict[Name, PositiveFloat] = Field({BASE: 1.0}, min_length=1)
+    """Who teaches, and the weight of what each adds to every term: ``base``, and names of
+    ``teachers``."""
     weights: DistillationWeights = DistillationWeights()
     """Factors of the terms of the loss."""
     temperature: Temperature = 2.0

@@ -102,8 +102,9 @@ class Trainer:
         self.model = model.train()
         self.runtime.place(self.model)
         objective = objective or Objective(NextToken())
-        if objective.teacher and objective.teacher.model:
-            self.runtime.place(objective.teacher.model)
+        for _, teacher in objective.teachers:
+            if teacher.model:
+                self.runtime.place(teacher.model)
         self.train_step = TrainStep(self.model, objective)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         wrap_for_training(self.train_step, settings)

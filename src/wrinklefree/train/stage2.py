@@ -11,7 +11,7 @@ from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.stage2_settings import Stage2Settings
-from wrinklefree.train.teacher import load_teacher, teacher_of
+from wrinklefree.train.teacher import load_teachers, teacher_of
 
 
 def continue_pretraining(stage: Stage) -> dict[str, Any]:
@@ -22,8 +22,11 @@ def continue_pretraining(stage: Stage) -> dict[str, Any]:
     data, data_facts = arrange(stage, settings, data, model)
     objective = None
     if taught := settings.taught:
-        teacher = teacher_of(stage, settings, taught, data, load_teacher(stage))
-        objective = distillation(NextToken(), taught, teacher)
+        teachers = [
+            teacher_of(stage, settings, taught, data, name, teacher)
+            for name, teacher in load_teachers(stage, taught).items()
+        ]
+        objective = distillation(NextToken(), taught, *teachers)
     facts = stage_trainer(stage, model, data, settings, objective).run()
     save_model(stage.folder, model, model_format, stage.inputs["model"])
     return {**facts, **data_facts}

@@ -1,6 +1,8 @@
-"""The dense model that teaches a student, as an input of a stage."""
+"""The dense models that teach a student, as inputs of a stage."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -13,7 +15,7 @@ from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.trainings import WORK
 from wrinklefree.train.cached_teacher import CachedTeacher, LogitsCache, fill_cache
 from wrinklefree.train.data import samples_per_step
-from wrinklefree.train.distill_settings import DistillationSettings
+from wrinklefree.train.distill_settings import BASE, DistillationSettings
 from wrinklefree.train.objectives.distillation import DenseTeacher
 from wrinklefree.train.objectives.question import Teacher
 from wrinklefree.train.runtime import Runtime
@@ -22,10 +24,20 @@ from wrinklefree.train.settings import TrainingSettings
 FOLDER = "teacher_logits"
 
 
-def load_teacher(stage: Stage) -> PreTrainedModel:
-    """The dense model of the input ``teacher``; raises UserError where tokenizers differ."""
-    check_tokenizers(stage.inputs["teacher"], stage.inputs["model"])
-    return load_model(stage.inputs["teacher"], "dense")[0]
+def load_teachers(stage: Stage, taught: DistillationSettings) -> dict[str, PreTrainedModel]:
+    """The dense models that teach, by name; raises UserError where tokenizers differ."""
+    folders = {name: _folder(stage, name) for name in taught.teachers}
+    for folder in folders.values():
+        check_tokenizers(folder, stage.inputs["model"])
+    return {name: load_model(folder, "dense")[0] for name, folder in folders.items()}
+
+
+def _folder(stage: Stage, name: str) -> Path:
+    if name == BASE:
+        return stage.inputs["teacher"]
+    if not (folder := stage.inputs["teachers"] / name).is_dir():
+        raise UserError(f"{stage.inputs['teachers']} has no {name}: write it to section teachers")
+    return folder
 
 
 def teacher_of(
@@ -33,10 +45,11 @@ def teacher_of(
     training: TrainingSettings,
     taught: DistillationSettings,
     data: TrainingData,
+    name: str,
     model: PreTrainedModel,
     mask_token_id: int | None = None,
 ) -> Teacher:
-    """``model`` as it teaches in a stage: itself, or what it says of all rows of the run.
+    """``model``, called ``name``, as it teaches: itself, or what it says of all rows of the run.
 
     The latter is written into ``work/teacher_logits``, once for all trainings that read the rows.
     Raises UserError where that can't be.
@@ -54,7 +67,7 @@ def teacher_of(
         )
     runtime = Runtime.here(training.precision)
     runtime.place(model)
-    weights = sha256_of_file(stage.inputs["teacher"] / WEIGHTS)
+    weights = sha256_of_file(_folder(stage, name) / WEIGHTS)
     made_from = [weights, kept, taught.temperature, mask_token_id, runtime.precision]
     cache = LogitsCache(WORK / FOLDER / sha256_of_json(made_from)[:16])
     samples = training.steps * samples_per_step(training)

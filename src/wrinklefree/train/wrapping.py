@@ -41,8 +41,8 @@ def wrap_for_training(
     ------
     UserError : the machine lacks what compilation needs, or the model can't be checkpointed.
     """
-    model, teacher = train_step.model, train_step.objective.teacher
-    for one in (model, teacher.model if teacher else None):
+    model = train_step.model
+    for one in (model, *(teacher.model for _, teacher in train_step.objective.teachers)):
         if one and one.device.type == "cuda":
             skip_hidden_pairs(one)
     if settings.activation_checkpointing:

@@ -117,6 +117,24 @@ def test_terms_of_the_autoregressive_student_follow_their_definitions(tiny_model
     torch.testing.assert_close(terms["distill/cross_entropy"], plain.loss)
 
 
+def test_of_several_teachers_each_adds_its_weight_to_every_term(tiny_model, batch):
+    first, second, model = tiny_model(1), tiny_model(2), tiny_model(3)
+    weights = {"logits": 1.0, "relations": 0.5, "hidden": 0.25, "cross_entropy": 0.0}
+
+    def gradients(teachers, *models):
+        settings = settings_with(weights=weights, teachers=teachers)
+        output = evaluate(distillation(NextToken(), settings, *models), model, batch)
+        return torch.autograd.grad(output.loss, list(model.parameters())), output.terms
+
+    alone = [gradients({"base": 1.0}, teacher) for teacher in (first, second)]
+    found, terms = gradients({"base": 2.0, "other": 0.5}, first, second)
+    for one, other, both in zip(alone[0][0], alone[1][0], found, strict=True):
+        torch.testing.assert_close(both, 2 * one + 0.5 * other)
+    for name in ("distill/logits", "distill/relations", "distill/hidden"):
+        torch.testing.assert_close(terms[name], 2 * alone[0][1][name] + 0.5 * alone[1][1][name])
+        assert alone[0][1][name] != alone[1][1][name]
+
+
 @torch.no_grad()
 def test_hidden_states_are_those_that_leave_the_layers(tiny_model, batch):
     teacher, model = tiny_model(1), tiny_model(2)

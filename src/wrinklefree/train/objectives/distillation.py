@@ -8,7 +8,7 @@ Shapes: as in ``question``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,10 @@ from wrinklefree.models.projections import Projections
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.objectives.inside import Looks, Seen, looking
 from wrinklefree.train.objectives.objective import Objective
-from wrinklefree.train.objectives.question import Corruption, Outputs, Question, Share, Teacher
+from wrinklefree.train.objectives.question import Corruption, Outputs, Question, Teacher
 
+Sharing = Callable[[Tensor], Tensor]
+"""Turns a sum over tokens into a part of the loss."""
 LEAST_QUERIES = 32
 """Fewest queries of a block: each block adds to the gradients of all keys, however short."""
 
@@ -119,7 +121,7 @@ class RelationsDivergence:
         """The layer at ``layer_fraction`` of the depth."""
         return Looks(projections=layer_at(model, self._settings.layer_fraction))
 
-    def loss(self, outputs: Outputs, lesson: Lesson, share: Share) -> Tensor:
+    def loss(self, outputs: Outputs, lesson: Lesson, share: Sharing) -> Tensor:
         """Over the clean tokens, by their share in the denominator; some queries at a time."""
         question, settings = outputs.question, self._settings
         teacher, student = (
@@ -154,7 +156,7 @@ class HiddenStatesDistance:
         """What leaves the layers at ``layer_fractions`` of the depth."""
         return Looks(states=[layer_at(model, part) for part in self._settings.layer_fractions])
 
-    def loss(self, outputs: Outputs, lesson: Lesson, share: Share) -> Tensor:
+    def loss(self, outputs: Outputs, lesson: Lesson, share: Sharing) -> Tensor:
         """The mean over layers, over the clean tokens by their share in the denominator."""
         teacher, student = (one.inside[self.name].states_BTD for one in (lesson, outputs))
         if (theirs := teacher[0].shape[-1]) != (ours := student[0].shape[-1]):
@@ -176,15 +178,19 @@ def _projections(seen: Seen) -> Projections:
 
 
 def distillation(
-    corruption: Corruption, settings: DistillationSettings, teacher: PreTrainedModel | Teacher
+    corruption: Corruption, settings: DistillationSettings, *teachers: PreTrainedModel | Teacher
 ) -> Objective:
-    """The objective of a training with a teacher, by itself a ``DenseTeacher``."""
+    """The objective of a training with teachers, in the order of their weights in the settings.
+
+    A model is a ``DenseTeacher``.
+    """
     terms = [RelationsDivergence(settings.relations)] if settings.relations else []
+    reading = [DenseTeacher(t) if isinstance(t, PreTrainedModel) else t for t in teachers]
     return Objective(
         corruption,
         [LogitsDivergence(settings)],
         [*terms, HiddenStatesDistance(settings.hidden)],
-        DenseTeacher(teacher) if isinstance(teacher, PreTrainedModel) else teacher,
+        list(zip(settings.teachers.values(), reading, strict=True)),
         # A target begins with some weight, until the first step tells which.
         settings.weights.model_dump() | dict.fromkeys(settings.gradient_ratios.targets, 1.0),
         settings.gradient_ratios,

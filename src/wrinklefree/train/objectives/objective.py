@@ -58,8 +58,8 @@ class Objective:
     corruption: Corruption
     vocabulary_terms: Sequence[VocabularyTerm] = ()
     terms: Sequence[Term] = ()
-    teacher: Teacher | None = None
-    """Of the terms."""
+    teachers: Sequence[tuple[float, Teacher]] = ()
+    """Of the terms, each with the weight of what it adds to any of them."""
     weights: dict[str, float] = field(default_factory=lambda: {CROSS_ENTROPY: 1.0})
     """Of the text itself, as ``cross_entropy``, and of each term by its name. They may change
     between steps, but none becomes 0 or comes back from it."""
@@ -76,17 +76,20 @@ class Objective:
 
     def loss(self, outputs: Outputs, prepared: Prepared, denominator: float) -> LossOutput:
         """The weighted sum of the terms over ``denominator``; the row sums are not weighted."""
-        question, lesson = outputs.question, None
+        question, lessons = outputs.question, []
         shares = {name: Share(weight, denominator) for name, weight in self.weights.items()}
-        if self.teacher and any(self.weights[name] for name in shares if name != CROSS_ENTROPY):
-            looks = self.looks(self.teacher.model) if self.teacher.model else {}
-            lesson = self.teacher.read(prepared.batch, question.piece_BT, looks)
-        loss, loss_N = self._over_the_vocabulary(outputs, lesson, shares)
+        if any(self.weights[name] for name in shares if name != CROSS_ENTROPY):
+            for weight, teacher in self.teachers:
+                looks = self.looks(teacher.model) if teacher.model else {}
+                lesson = teacher.read(prepared.batch, question.piece_BT, looks)
+                lessons.append((weight, lesson))
+        loss, loss_N = self._over_the_vocabulary(outputs, lessons, shares)
         for term in self.terms:
             if self.weights[term.name]:
-                loss = loss + term.loss(outputs, lesson, shares[term.name])
+                for weight, lesson in lessons:
+                    loss = loss + term.loss(outputs, lesson, shares[term.name].times(weight))
         logged: dict[str, Tensor] = {}
-        for name, share in shares.items() if self.teacher else ():
+        for name, share in shares.items() if self.teachers else ():
             logged[f"distill/{name}"] = torch.as_tensor(share.raw, device=loss.device)
             logged[f"distill/{name}_weighted"] = share.weight * logged[f"distill/{name}"]
         return LossOutput(
@@ -97,7 +100,7 @@ class Objective:
         )
 
     def _over_the_vocabulary(
-        self, outputs: Outputs, lesson: Any, shares: Mapping[str, Share]
+        self, outputs: Outputs, lessons: list[tuple[float, Any]], shares: Mapping[str, Share]
     ) -> tuple[Tensor, Tensor]:
         """The part of the loss that needs logits; the cross-entropy of every asked token, [N].
 
@@ -115,7 +118,9 @@ class Objective:
                 loss = loss + cross_entropy
             for term in self.vocabulary_terms:
                 if self.weights[term.name]:
-                    loss = loss + shares[term.name](term.total(logits_NV, part, lesson))
+                    for weight, lesson in lessons:
+                        share = shares[term.name].times(weight)
+                        loss = loss + share(term.total(logits_NV, part, lesson))
             return loss
 
         head = outputs.model.get_output_embeddings()
@@ -137,7 +142,7 @@ class Objective:
 class TrainStep(nn.Module):
     """The model and what is asked of it: all that is wrapped, compiled or sharded as one.
 
-    Raises UserError where the objective's teacher can't teach ``model``.
+    Raises UserError where one of the objective's teachers can't teach ``model``.
     """
 
     def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
@@ -146,8 +151,8 @@ class TrainStep(nn.Module):
         self.objective = objective
         self.looks = objective.looks(model)
         """What the terms look at inside of the model."""
-        if objective.teacher:
-            objective.teacher.check(model, objective.corruption.mask_token_id)
+        for _, teacher in objective.teachers:
+            teacher.check(model, objective.corruption.mask_token_id)
 
     def forward(self, prepared: Prepared) -> Outputs:
         """Run the network on what the corruption made of the rows."""

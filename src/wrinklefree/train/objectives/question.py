@@ -6,7 +6,7 @@ than B and T where a row is read in several views), N asked tokens, D hidden siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -130,6 +130,10 @@ class Share:
         self.raw = self.raw + raw.detach()
         return self.weight * raw
 
+    def times(self, factor: float) -> Callable[[Tensor], Tensor]:
+        """Of the sums of one of several teachers."""
+        return lambda total: self(factor * total)
+
 
 class VocabularyTerm(Protocol):
     """What a teacher adds to the loss at the asked tokens, some of them at a time."""
@@ -156,7 +160,7 @@ class Term(Protocol):
         """Where in student and teacher it looks."""
         ...
 
-    def loss(self, outputs: Outputs, lesson: Any, share: Share) -> Tensor:
+    def loss(self, outputs: Outputs, lesson: Any, share: Callable[[Tensor], Tensor]) -> Tensor:
         """Its part of the loss, a scalar: ``share`` of the sum over tokens."""
         ...
 
