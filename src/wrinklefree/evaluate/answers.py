@@ -1,76 +1,88 @@
-"""Benchmarks answered by a model, through lm-eval (EleutherAI)."""
+"""Benchmarks answered by a model, through lm-eval's class for models (EleutherAI)."""
 
 from __future__ import annotations
 
+import json
 import logging
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel
 
 from wrinklefree.evaluate.task_scores import TaskScore
 
-METRICS = ("acc", "acc_norm")
+Likelihood = tuple[float, bool]
+"""Of a continuation: log-likelihood, and whether greedy decoding gives it."""
 
 
 def score_tasks(
-    model: PreTrainedModel, tokenizer: Path, tasks: Path, batch_size: int
+    model: PreTrainedModel,
+    tokenizer: Path,
+    tasks: Path,
+    batch_size: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, TaskScore]:
     """By name, how ``model`` answers each task of a folder that stage ``tasks`` wrote.
 
-    The answers are those of ``lm_eval --model hf`` on the model, which does the same.
+    Scores are those that ``lm_eval --model hf`` gives with the folder's own task files.
 
     Parameters
     ----------
     tokenizer : a model folder.
     batch_size : rows at a time.
+    say : is told a line for every task that is done.
     """
-    configs = [_with_file(path) for path in sorted(tasks.glob("*.yaml"))]
-    if not configs:
+    files = sorted(tasks.glob("*.jsonl"))
+    if not files:
         return {}
-    import datasets  # heavy, as the next, and optional
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.api.instance import Instance  # heavy, as the next, and optional
     from lm_eval.models.huggingface import HFLM
 
-    datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of models that are no name
-    names = {
-        config["task"]: Path(config["dataset_kwargs"]["data_files"]["test"]).stem
-        for config in configs
-    }
-    with tempfile.TemporaryDirectory() as cache:  # else its copies would stay for ever
-        for config in configs:
-            config["dataset_kwargs"]["cache_dir"] = cache
-        found = simple_evaluate(
-            model=HFLM(
-                pretrained=model,
-                tokenizer=AutoTokenizer.from_pretrained(tokenizer),
-                batch_size=batch_size,
-            ),
-            tasks=configs,
-            log_samples=False,
-        )
-    assert found is not None, "there is one process"
-    numbers = found["n-samples"]
-    return {
-        names[name]: _score(scores, numbers[name]["effective"])
-        for name, scores in sorted(found["results"].items())
-    }
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    reader_of: Any = HFLM
+    reader = reader_of(pretrained=model, tokenizer=words, batch_size=batch_size)
+    found = {}
+    for file in files:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        asked = [pair for row in rows for pair in _pairs(row)]
+        requests = [
+            Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index)
+            for index, pair in enumerate(asked)
+        ]
+        answers = iter(reader.loglikelihood(requests, disable_tqdm=True))
+        score = _score(rows, [[next(answers) for _ in _pairs(row)] for row in rows])
+        found[file.stem] = score
+        say(f"{file.stem}: {score.acc:.1%} of {score.questions} questions")
+    return found
 
 
-def _with_file(path: Path) -> dict[str, Any]:
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    files = config["dataset_kwargs"]["data_files"]
-    files["test"] = str(path.parent.absolute() / files["test"])
-    return config
+def _pairs(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Contexts and continuations of a question as ``wrinklefree.tasks.registry`` writes it."""
+    if "choices" in row:
+        return [(row["context"], choice) for choice in row["choices"]]
+    contexts = row["contexts"] if "contexts" in row else [row["context"]]
+    return [(context, row["continuation"]) for context in contexts]
 
 
-def _score(scores: dict[str, Any], questions: int) -> TaskScore:
-    numbers = {}
-    for metric in METRICS:
-        numbers[metric] = scores.get(f"{metric},none")
-        error = scores.get(f"{metric}_stderr,none")
-        numbers[f"{metric}_standard_error"] = error if isinstance(error, float) else None
-    return TaskScore(questions, **numbers)
+def _score(rows: list[dict[str, Any]], answers: list[list[Likelihood]]) -> TaskScore:
+    right, right_by_length = [], []
+    for row, likelihoods in zip(rows, answers, strict=True):
+        if "label" not in row:
+            right.append(likelihoods[0][1])
+            continue
+        sums = [likelihood for likelihood, _ in likelihoods]
+        right.append(int(np.argmax(sums)) == row["label"])
+        if "choices" in row:
+            lengths = [len(choice) for choice in row["choices"]]
+            right_by_length.append(int(np.argmax(np.divide(sums, lengths))) == row["label"])
+    by_length = _share(right_by_length) if right_by_length else (None, None)
+    return TaskScore(len(rows), *_share(right), *by_length)
+
+
+def _share(right: list[bool]) -> tuple[float, float | None]:
+    """The share and its standard error; None where there is none."""
+    error = float(np.std(right, ddof=1) / len(right) ** 0.5) if len(right) > 1 else None
+    return float(np.mean(right)), error

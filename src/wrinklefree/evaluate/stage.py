@@ -61,6 +61,7 @@ class _Examination:
     weights: dict[str, float]
     seed: int
     tasks: Path | None
+    say: Callable[[str], None]
     scores: dict[str, ModelScore] = field(default_factory=dict)
     ternary: dict[str, list[LayerTernary]] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class _Examination:
         )
         if self.tasks and self.scores[name].kind == "autoregressive":
             batch_size = self.settings.batch_size
-            self.answers[name] = score_tasks(model, folder, self.tasks, batch_size)
+            self.answers[name] = score_tasks(model, folder, self.tasks, batch_size, self.say)
 
     def recovered(self) -> dict[str, float | None]:
         """By name of the ternary autoregressive models: a NELBO is no loss like the base's."""
@@ -187,7 +188,7 @@ def evaluate_models(
     quantizing = next((step for step in steps if step), InsertBitlinear())
     histories = _histories(models)
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
-    found = _Examination(settings, HeldOutData(mixture), weights, seed, tasks)
+    found = _Examination(settings, HeldOutData(mixture), weights, seed, tasks, say)
     for name, path in models.items():
         model, model_format = load_model(path)
         nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")

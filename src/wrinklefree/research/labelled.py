@@ -53,14 +53,16 @@ def read_labelled(file: LabelledFile, cache: Path) -> list[Labelled]:
         raise UserError(f"{name}: not UTF-8: {error}") from error
     found = []
     for number, record in _records(file, text, name):
-        values = [record.get(field) for field in (file.text, file.label)]
-        for field, value in zip((file.text, file.label), values, strict=True):
+        values = []
+        for field in (file.text, file.label):
+            value = record.get(field)
             if not isinstance(value, str) or not value.strip():
                 raise UserError(
                     f"{name}, line {number}: expected text under {field!r}, found {value!r}; its"
                     f" fields are {', '.join(map(repr, record))}"
                 )
-        found.append(Labelled(*(value.strip() for value in values)))
+            values.append(value.strip())
+        found.append(Labelled(*values))
     if not found:
         raise UserError(f"{name}: no lines")
     return found

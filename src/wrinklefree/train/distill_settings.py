@@ -24,7 +24,7 @@ BASE = "base"
 class DistillationSettings(Section):
     """The terms of a loss with a teacher."""
 
-    teachers: dict[Name, PositiveFloat] = Field({BASE: 1.0}, min_length=1)
+    teachers: Annotated[dict[Name, PositiveFloat], Field(min_length=1)] = {BASE: 1.0}
     """Who teaches, and the weight of what each adds to every term: ``base``, and names of
     ``teachers``."""
     weights: DistillationWeights = DistillationWeights()
