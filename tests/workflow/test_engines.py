@@ -232,7 +232,17 @@ def candidates(value: Any) -> list[Any]:
         " de bfloat16 adamw polar_express dynamic small absmean ema base reverse"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
-    return [flipped, 2, *words.split(), "autobitlinear", "bitlinear", "text", "json", "mathematics"]
+    return [
+        flipped,
+        f"x{value}",
+        2,
+        *words.split(),
+        "autobitlinear",
+        "bitlinear",
+        "text",
+        "json",
+        "mathematics",
+    ]
 
 
 def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
@@ -371,7 +381,9 @@ def test_an_edited_module_reruns_the_stages_that_use_its_folder_and_no_others(fi
     expected = {
         "src/wrinklefree/export/hf.py": {"models/export"},
         "src/wrinklefree/evaluate/table.py": {"data/report", "results"} | research,
-        "src/wrinklefree/diffusion/masks.py": students | {"results", "models/export"} | research,
+        "src/wrinklefree/diffusion/masks.py": students
+        | {"results", "models/export"}
+        | research - {"research/finetune"},
         "workflow/scripts/microanneal.py": {"research/microanneal"},
         "workflow/scripts/dlm.py": {"models/dlm", "models/distill/dlm", "results"},
     }
