@@ -50,6 +50,9 @@ MISTAKES = [
     ("stage2.steps", "many", ["stage2.steps", "valid integer", "'many'"]),
     ("stage2.steps", 0, ["stage2.steps", "greater than 0"]),
     ("stage2.optimizer.muon.lr", "1e-3", ["stage2.optimizer.muon.lr", "write it with a point"]),
+    ("distill.ar.teachers", {"huge": 1.0}, ["distill.ar.teachers names huge", "of: base"]),
+    ("finetune.distillation.teachers", {"huge": 1.0}, ["finetune.distillation.teachers names"]),
+    ("teachers", {"base": {"source": GGUF}}, ["a teacher is called base"]),
     ("stage2.optimizer.steps", 3, ["stage2.optimizer.steps", "no setting of this place"]),
     ("stage2.optimizer.muon.lrr", 0.1, ["stage2.optimizer.muon.lrr", "unknown setting"]),
     (

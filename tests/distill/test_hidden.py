@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from wrinklefree.distill.hidden import DISTANCES, hidden_distance
+from wrinklefree.distill.hidden import DISTANCES, fitted_map, hidden_distance
 
 
 def slow_distance(teacher: list[float], student: list[float], distance: str) -> float:
@@ -45,3 +45,28 @@ def test_distances_are_computed_in_float32_and_a_token_of_zeros_is_no_division_b
     found.sum().backward()
     assert found.dtype == torch.float32 and found.isfinite().all()
     assert zeros.grad is not None and zeros.grad.isfinite().all()
+
+
+def test_a_map_between_widths_is_the_best_and_the_gradient_that_of_what_it_leaves() -> None:
+    teacher = torch.randn(40, 7, dtype=torch.float64) * torch.logspace(-2, 3, 40)[:, None]
+    student = torch.randn(40, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(40, dtype=torch.float64)
+
+    def left(mapped: torch.Tensor) -> torch.Tensor:
+        return (weight * hidden_distance(teacher, mapped, "normalized_mse")).sum()
+
+    ours = left(student @ fitted_map(teacher, student, weight))
+    (found,) = torch.autograd.grad(ours, student)
+    root = (weight / teacher.square().sum(-1)).sqrt()[:, None]
+    solved = torch.linalg.lstsq(root * student, root * teacher).solution  # differentiated through
+    (expected,) = torch.autograd.grad(left(student @ solved), student)
+    torch.testing.assert_close(found, expected)
+    for _ in range(5):
+        other = solved.detach() + 0.01 * torch.randn_like(solved)
+        assert left(student @ other) > ours
+
+
+def test_a_feature_that_is_nothing_is_no_division_by_it() -> None:
+    teacher, student = torch.randn(30, 4), torch.randn(30, 3)
+    student[:, 1] = 0.0
+    assert fitted_map(teacher, student, torch.ones(30)).isfinite().all()

@@ -220,6 +220,15 @@ def test_a_teacher_of_stage_2_is_counted_unless_its_logits_are_written_down():
     assert teacher(teacher="base") > 0
 
 
+def test_teachers_of_unknown_size_are_named():
+    ar = preset(None).distill.ar.model_copy(update={"teachers": {"base": 0.5, "large": 0.5}})
+    settings = preset(None)
+    students = settings.distill.model_copy(update={"ar": ar})
+    text = report(settings.model_copy(update={"distill": students}), None, 1, 1.0)
+    assert text.endswith("Not counted: the teachers large.")
+    assert "Not counted" not in report(settings, None, 1, 1.0)
+
+
 def test_mistakes_are_told():
     settings = preset("smollm2_135m")
     with pytest.raises(UserError, match=r"stage3 is no training of this run; these are: stage2"):

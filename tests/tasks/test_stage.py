@@ -89,6 +89,12 @@ def test_no_names_give_no_files_and_ask_for_no_package(prepared) -> None:
     assert facts == {"tasks": {}}
 
 
+def test_without_lm_eval_nothing_is_fetched(prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="benchmarks need lm-eval: pip install"):
+        prepared()
+
+
 def test_a_limit_takes_questions_from_all_of_a_file(prepared) -> None:
     many = [requests_of(number, [(f"{number}", " x")], None) for number in range(10)]
     folder, _ = prepared({member_of("lambada", 0): packed(many)}, names=["lambada"], questions=3)

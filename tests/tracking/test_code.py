@@ -191,7 +191,7 @@ def test_imports_point_one_way():
         {"errors"},
         {"schema", "kernels", "tracking"},
         {"downloads", "quant", "text"},
-        {"tokens", "mixture", "models", "optim", "stability", "diffusion", "distill"},
+        {"tokens", "tasks", "mixture", "models", "optim", "stability", "diffusion", "distill"},
         {"train", "evaluate", "export"},
         {"research"},
         {"config", "engines", "plan", "cli"},

@@ -32,7 +32,11 @@ class RelationSettings(Section):
 
 
 class HiddenSettings(Section):
-    """Distillation of hidden states; student and teacher have the same hidden size."""
+    """Distillation of hidden states.
+
+    Where the teacher's have other widths, the student's are mapped to them first, by the linear map
+    that fits each micro-batch best.
+    """
 
     layer_fractions: Annotated[list[Fraction], Field(min_length=1)] = [0.25, 0.5, 0.75, 1.0]
     """Depths of the layers that are compared: 0.5 of 28 layers is layer 14, 1 the last one."""

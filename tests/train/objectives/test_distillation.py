@@ -159,8 +159,8 @@ def test_hidden_states_are_those_that_leave_the_layers(tiny_model, batch):
     torch.testing.assert_close(ours, terms["distill/hidden"])
 
 
-def test_hidden_states_of_another_size_are_told(tiny_model, batch):
-    wide = LlamaForCausalLM(
+def of_another_width():
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=40,
             hidden_size=48,
@@ -169,8 +169,29 @@ def test_hidden_states_of_another_size_are_told(tiny_model, batch):
             num_attention_heads=4,
         )
     )
+
+
+def test_a_map_between_hidden_states_needs_tokens(tiny_model, batch):
     with pytest.raises(UserError, match="the teacher have 48 features and those of the student"):
-        evaluate(autoregressive(settings_with(), wide), tiny_model(2), batch)
+        evaluate(autoregressive(settings_with(), of_another_width()), tiny_model(2), batch)
+
+
+@each_student
+def test_hidden_states_of_another_width_are_compared_through_the_best_map(
+    tiny_model, pack, student
+):
+    weights = {"cross_entropy": 0.0, "logits": 0.0, "relations": 0.0, "hidden": 1.0}
+    batch, model = pack([[60], [60], [60]], 60), tiny_model(2)
+    objective = STUDENTS[student](settings_with(weights=weights), of_another_width())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = evaluate(objective, model, batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert 0 < losses[-1] < 0.8 * losses[0] < 1.0  # a map of zeros leaves 1
 
 
 @torch.no_grad()

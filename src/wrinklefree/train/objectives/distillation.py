@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.distill.hidden import hidden_distance
+from wrinklefree.distill.hidden import fitted_map, hidden_distance
 from wrinklefree.distill.logits import logits_divergence
 from wrinklefree.distill.relations import (
     relation_vectors,
@@ -40,6 +40,8 @@ from wrinklefree.train.objectives.question import Corruption, Outputs, Question,
 
 Sharing = Callable[[Tensor], Tensor]
 """Turns a sum over tokens into a part of the loss."""
+LEAST_TOKENS_PER_FEATURE = 2
+"""Of a micro-batch, for a map between hidden states of other widths: fewer fit nearly anything."""
 LEAST_QUERIES = 32
 """Fewest queries of a block: each block adds to the gradients of all keys, however short."""
 
@@ -159,17 +161,31 @@ class HiddenStatesDistance:
     def loss(self, outputs: Outputs, lesson: Lesson, share: Sharing) -> Tensor:
         """The mean over layers, over the clean tokens by their share in the denominator."""
         teacher, student = (one.inside[self.name].states_BTD for one in (lesson, outputs))
-        if (theirs := teacher[0].shape[-1]) != (ours := student[0].shape[-1]):
-            raise UserError(
-                f"hidden states of the teacher have {theirs} features and those of the student"
-                f" {ours}; set weights.hidden to 0"
-            )
+        weight_BT = outputs.question.clean_weight_BT
         distances = [
-            hidden_distance(*pair, self._settings.distance)
-            for pair in zip(teacher, student, strict=True)
+            hidden_distance(theirs, _widened(theirs, ours, weight_BT), self._settings.distance)
+            for theirs, ours in zip(teacher, student, strict=True)
         ]
         mean_BT = torch.stack(distances).mean(0)
         return share(outputs.question.sum_over_clean(mean_BT, slice(None)))
+
+
+def _widened(teacher_BTD: Tensor, student_BTE: Tensor, weight_BT: Tensor) -> Tensor:
+    """The student's hidden states in the teacher's features, by the map that fits them best."""
+    features = student_BTE.shape[-1]
+    if teacher_BTD.shape[-1] == features:
+        return student_BTE
+    counted_BT = weight_BT > 0
+    if (tokens := int(counted_BT.sum())) < LEAST_TOKENS_PER_FEATURE * features:
+        raise UserError(
+            f"hidden states of the teacher have {teacher_BTD.shape[-1]} features and those of the"
+            f" student {features}: the map between them is fitted to each micro-batch, and needs"
+            f" {LEAST_TOKENS_PER_FEATURE * features:,} tokens; it has {tokens:,}. Raise batch_size,"
+            " or set weights.hidden to 0"
+        )
+    with torch.autocast(student_BTE.device.type, enabled=False):
+        map_ED = fitted_map(teacher_BTD[counted_BT], student_BTE[counted_BT], weight_BT[counted_BT])
+        return student_BTE @ map_ED.to(student_BTE.dtype)
 
 
 def _projections(seen: Seen) -> Projections:
