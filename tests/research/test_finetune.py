@@ -202,7 +202,7 @@ def test_a_label_that_is_never_learnt_is_refused(
         finetune_models(make_stage("finetune", None, inputs, changes))
 
 
-def test_cached_logits_are_refused_where_there_is_no_mixture(tmp_path: Path) -> None:
+def test_what_has_no_effect_on_the_dense_model_s_teaching_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", "{}").model_dump()
     training = {
         "steps": 2,
@@ -214,3 +214,5 @@ def test_cached_logits_are_refused_where_there_is_no_mixture(tmp_path: Path) -> 
     taught = {"cached_logits": 8, "weights": {"relations": 0.0}}
     with pytest.raises(ValidationError, match="cached_logits is for rows of the mixture"):
         FinetuneSettings.model_validate(given | {"distillation": taught})
+    with pytest.raises(ValidationError, match="universal is for teachers with other tokenizers"):
+        FinetuneSettings.model_validate(given | {"distillation": {"universal": True}})

@@ -163,6 +163,45 @@ def test_another_teacher_teaches_beside_the_base_and_in_its_place(
         divergence(missing=1.0)
 
 
+def test_a_teacher_with_another_tokenizer_teaches_where_that_is_allowed(
+    start: Callable[..., Stage],
+    models: dict[str, Path],
+    save_tokenizer: Callable[[Path, list[str]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    (tmp_path / "words").mkdir()
+    save_tokenizer(tmp_path / "words", ["<|endoftext|>"])
+    model = LlamaForCausalLM(config)
+    save_model(tmp_path / "all" / "other", model, ModelFormat(), tmp_path / "words")
+    monkeypatch.setitem(models, "all", tmp_path / "all")
+    kinds = {"model": "ternary", "teacher": "dense", "teachers": "all"}
+
+    def taught(**changes: Any) -> list[dict[str, float]]:
+        given = {"teachers": {"other": 1.0}, **changes}
+        return read_history(
+            start("stage2", {"teacher": "base", "distillation": given}, **kinds).folder
+        )
+
+    with pytest.raises(UserError, match="use a teacher with the student's tokenizer"):
+        taught()
+    with pytest.raises(UserError, match="cached_logits is 8, and teacher other has another"):
+        taught(universal=True, cached_logits=8)
+    with pytest.raises(UserError, match="has no relations for the student's tokens"):
+        given = {"weights": {"relations": 1.0}, "relations": {"heads": 2, "causal": True}}
+        taught(universal=True, **given)
+    history = taught(universal=True)
+    assert 0 < history[0]["distill/logits"] < 2
+    assert history[0]["train/objective"] == pytest.approx(history[0]["distill/logits"])
+    # A teacher with the student's own tokenizer goes on teaching token by token.
+    alike = {"teachers": {"base": 1.0}}
+    assert taught(universal=True, **alike)[0] == taught(**alike)[0]
+
+
 def test_the_teacher_may_write_its_logits_and_leave(
     start: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,6 +273,7 @@ PARTS = 24
 ONLY_VALUE = {
     *("kind", "domain", "format", "generator", "granularity", "scale", "cached_logits"),
     ("stage2", "distillation", "weights", "relations"),
+    ("finetune", "distillation", "universal"),
 }
 """Names and paths of settings of which another value needs other settings beside it."""
 

@@ -55,5 +55,5 @@ def check_tokenizers(teacher: Path, student: Path) -> None:
             raise UserError(
                 f"token {token!r} is number {identity} for the teacher in {teacher} and"
                 f" {student_ids.get(token, 'absent')} for the student in {student};"
-                " use a teacher with the student's tokenizer"
+                " use a teacher with the student's tokenizer, or set universal in the distillation"
             )

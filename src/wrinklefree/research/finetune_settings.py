@@ -126,4 +126,9 @@ class FinetuneSettings(Section):
                 "distillation.cached_logits is for rows of the mixture, which is not read here; set"
                 " it to 0"
             )
+        if self.distillation.universal:
+            raise ValueError(
+                "distillation.universal is for teachers with other tokenizers, and the dense model"
+                " teaches here; leave it out"
+            )
         return self

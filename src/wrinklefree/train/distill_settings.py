@@ -31,6 +31,9 @@ class DistillationSettings(Section):
     """Factors of the terms of the loss."""
     temperature: Temperature = 2.0
     """Softens both distributions of the logits term."""
+    universal: bool = False
+    """Let teachers have other tokenizers: where tokens of both begin at the same byte, the logits
+    term compares the sorted probabilities (ULD, arXiv 2402.12030), in any direction the same."""
     temperature_squared: bool = True
     """Multiply the logits term by temperature squared, as the paper's code and not its text."""
     direction: Direction = "forward"
@@ -80,6 +83,15 @@ class DistillSettings(QuantizedTrainingSettings, DistillationSettings):
 
     lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
     """Quantization strength over steps; the student is ternary already."""
+
+    @model_validator(mode="after")
+    def _who_orders_rows_can_read_them(self) -> Self:
+        if self.universal and self.data.order == "loss":
+            raise ValueError(
+                "data.order loss asks a teacher how hard the student's tokens are, and with"
+                " universal it may not know them; use another order"
+            )
+        return self
 
 
 class DistillStudents(Section):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from wrinklefree.distill.universal import Spelling
 from wrinklefree.distill.vocabulary import check_tokenizers, vocabulary_size
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
@@ -20,16 +21,26 @@ from wrinklefree.train.objectives.distillation import DenseTeacher
 from wrinklefree.train.objectives.question import Teacher
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.universal_teacher import UniversalTeacher
 
 FOLDER = "teacher_logits"
 
 
 def load_teachers(stage: Stage, taught: DistillationSettings) -> dict[str, PreTrainedModel]:
-    """The dense models that teach, by name; raises UserError where tokenizers differ."""
+    """The dense models that teach, by name; raises UserError where tokenizers must not differ."""
     folders = {name: _folder(stage, name) for name in taught.teachers}
-    for folder in folders.values():
-        check_tokenizers(folder, stage.inputs["model"])
+    if not taught.universal:
+        for folder in folders.values():
+            check_tokenizers(folder, stage.inputs["model"])
     return {name: load_model(folder, "dense")[0] for name, folder in folders.items()}
+
+
+def _speaks_otherwise(teacher: Path, student: Path) -> bool:
+    try:
+        check_tokenizers(teacher, student)
+    except UserError:
+        return True
+    return False
 
 
 def _folder(stage: Stage, name: str) -> Path:
@@ -54,7 +65,16 @@ def teacher_of(
     The latter is written into ``work/teacher_logits``, once for all trainings that read the rows.
     Raises UserError where that can't be.
     """
-    if not (kept := taught.cached_logits):
+    kept = taught.cached_logits
+    if taught.universal and _speaks_otherwise(_folder(stage, name), stage.inputs["model"]):
+        if kept:
+            raise UserError(
+                f"cached_logits is {kept}, and teacher {name} has another tokenizer: what it says"
+                " can't be written down by tokens of the student; set it to 0"
+            )
+        theirs, ours = Spelling(_folder(stage, name)), Spelling(stage.inputs["model"])
+        return UniversalTeacher(model, theirs, ours)
+    if not kept:
         return DenseTeacher(model)
     if kept >= (size := vocabulary_size(model)):
         raise UserError(
