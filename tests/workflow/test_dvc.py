@@ -81,8 +81,8 @@ def test_who_asks_for_research_is_told_what_hides_it_and_can_have_it(accepted: P
 def test_metrics_are_few_numbers(accepted: Path):
     (metrics,) = as_json(accepted, "metrics", "show")[""]["data"].values()
     numbers = [number for group in metrics["data"].values() for number in group.values()]
-    assert {"loss", "recovered", "bits_per_byte"} == set(metrics["data"])
-    assert len(numbers) == 12 and all(isinstance(number, float) for number in numbers)
+    assert {"loss", "recovered", "bits_per_byte", "acc"} == set(metrics["data"])
+    assert len(numbers) == 12 + 2 and all(isinstance(number, float) for number in numbers)
 
 
 def test_plots_show_the_loss_of_every_training_stage_and_lambda(accepted: Path):

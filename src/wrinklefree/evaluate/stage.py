@@ -46,8 +46,9 @@ KINDS: dict[str, Kind] = {
     "distill_dlm": "diffusion",
 }
 """What each model must be, or its row of the table would say it of another one."""
-SHOWN_BITS_PER_BYTE = (BASE, "distill_ar")
-"""Whose bits per byte and answers are among the metrics: what goes in, and what is exported."""
+EXPORTED = "distill_ar"
+SHOWN_BITS_PER_BYTE = (BASE, EXPORTED)
+"""Whose bits per byte are among the metrics: what goes in, and what is exported."""
 SHOWN_TERNARY = ("distill_ar", "stage2", "distill_dlm", "dlm", NAIVE)
 """Whose codes are plotted: the first of these that there is."""
 
@@ -170,7 +171,7 @@ def evaluate_models(
         loss           {model: as above}
         recovered      {ternary autoregressive model but naive: as above, unless null}
         bits_per_byte  {model of :data:`SHOWN_BITS_PER_BYTE`: as above, unless null}
-        acc            {model of the same: {task: as above}}
+        acc            {task: of the exported model, as above}; none without tasks
 
     ``curves/<stage>.csv`` (see :func:`curves_csv`) of every training stage,
     ``table.md`` and ``table.txt`` (100 and 80 columns), ``samples.md``, both as pages as well,
@@ -256,21 +257,21 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
     write_texts(folder / "curves", curves)
 
 
-def _metrics(found: _Examination, recovered: dict[str, float | None]) -> dict[str, dict[str, Any]]:
+def _metrics(
+    found: _Examination, recovered: dict[str, float | None]
+) -> dict[str, dict[str, float]]:
     """``metrics.json``. A number that there is not is left out: DVC shows null as a value."""
     scores = {name: score.overall for name, score in found.scores.items()}
     bits = {name: scores[name].bits_per_byte for name in SHOWN_BITS_PER_BYTE if name in scores}
     shares = {name: share for name, share in recovered.items() if name != NAIVE}
-    return {
+    metrics = {
         "loss": {name: score.loss for name, score in scores.items()},
         "recovered": {name: share for name, share in shares.items() if share is not None},
         "bits_per_byte": {name: value for name, value in bits.items() if value is not None},
-        "acc": {
-            name: {task: score.acc for task, score in found.answers[name].items()}
-            for name in SHOWN_BITS_PER_BYTE
-            if found.answers.get(name)
-        },
     }
+    if answers := found.answers.get(EXPORTED):
+        metrics["acc"] = {task: score.acc for task, score in answers.items()}
+    return metrics
 
 
 def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> None:
