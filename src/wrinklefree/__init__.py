@@ -13,3 +13,5 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# MKL may else use fewer threads than it was given, as it sees fit, and sums depend on their number.
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")

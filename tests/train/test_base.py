@@ -31,7 +31,7 @@ def brought(
     """Runs the stage on a model as if it had been brought from somewhere."""
 
     def bring(model: Any) -> Stage:
-        monkeypatch.setattr(base, "load_folder", lambda settings: model)
+        monkeypatch.setattr(base, "load_source", lambda source, cache: model)
         source = {"kind": "folder", "path": "somewhere", "sha256": "0" * 64}
         stage = make_stage(base={"source": source})
         stage = replace(stage, inputs={"tokenizer": mixture.parent / "tokenizer"})
