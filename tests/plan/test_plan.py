@@ -218,6 +218,7 @@ def test_a_teacher_of_stage_2_is_counted_unless_its_logits_are_written_down():
 
     assert teacher() == teacher(teacher="base", distillation={"cached_logits": 8}) == 0
     assert teacher(teacher="base") > 0
+    assert teacher(teacher="base", distillation={"teachers": {"large": 1.0}}) == 0
 
 
 def test_teachers_of_unknown_size_are_named():

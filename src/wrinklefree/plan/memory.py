@@ -22,7 +22,7 @@ from wrinklefree.models.settings import PruneSettings
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import decoder_phases, model_on_meta, phases_of
 from wrinklefree.quant.settings import QuantizerSettings
-from wrinklefree.train.distill_settings import DistillationSettings, DistillSettings
+from wrinklefree.train.distill_settings import BASE, DistillationSettings, DistillSettings
 from wrinklefree.train.objectives.distillation import queries_at_once
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.stage2_settings import Stage2Settings
@@ -76,8 +76,9 @@ class Training:
 
     @property
     def teacher_reads(self) -> bool:
-        """Whether a teacher is there while it trains; one that wrote its logits before is not."""
-        return self.distillation is not None and not self.distillation.cached_logits
+        """Whether the base is there while it trains; if it wrote its logits before, it is not."""
+        taught = self.distillation
+        return taught is not None and BASE in taught.teachers and not taught.cached_logits
 
     @property
     def distillation(self) -> DistillationSettings | None:
