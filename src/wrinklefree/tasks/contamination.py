@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from wrinklefree.text.clean.ngrams import HashIndex, ngram_hashes
 
 WORDS = 8
 COMMON_SHARE = 0.7
 """Of a question's 8-grams: if so many stand in the text, it is contaminated (arXiv 2204.02311)."""
-_WORD = re.compile(r"\w+")
-
-Ngram = tuple[str, ...]
 
 
 def contaminated(questions: Mapping[str, list[str]], texts: Iterable[str]) -> dict[str, int]:
     """How many of the questions of each task have ``COMMON_SHARE`` of their 8-grams in ``texts``.
 
-    Words are compared in lower case, without what stands between them. A question of fewer than
-    eight words is never counted. Memory holds the questions, not the texts.
+    Words are compared as in cleaning. A question of fewer than eight words is never counted. Memory
+    holds the questions, not the texts.
     """
-    asked = {task: [_ngrams(text) for text in texts_] for task, texts_ in questions.items()}
-    wanted = {ngram for found in asked.values() for ngrams in found for ngram in ngrams}
-    seen: set[Ngram] = set()
-    if wanted:
-        for text in texts:
-            seen |= wanted & _ngrams(text)
+    asked = {task: [_ngrams(text) for text in found] for task, found in questions.items()}
+    every = [ngrams_G for found in asked.values() for ngrams_G in found]
+    index = HashIndex(np.unique(np.concatenate([np.empty(0, np.uint64), *every])))
+    seen = np.zeros(len(index.hashes), dtype=bool)
+    for text in texts:
+        seen[index.find(ngram_hashes([text], WORDS)[0])[1]] = True
     return {
-        task: sum(bool(own) and len(own & seen) >= COMMON_SHARE * len(own) for own in found)
+        task: sum(
+            len(own_G) > 0 and bool(seen[index.find(own_G)[1]].mean() >= COMMON_SHARE)
+            for own_G in found
+        )
         for task, found in asked.items()
     }
 
 
-def _ngrams(text: str) -> set[Ngram]:
-    words = _WORD.findall(text.lower())
-    return set(zip(*(words[start:] for start in range(WORDS)), strict=False))
+def _ngrams(text: str) -> np.ndarray:
+    """Hashes of the different 8-grams, uint64 [G]; none of a shorter text."""
+    long_enough = len(ngram_hashes([text], 1)[0]) >= WORDS
+    return np.unique(ngram_hashes([text], WORDS)[0]) if long_enough else np.empty(0, np.uint64)

