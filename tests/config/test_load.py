@@ -301,6 +301,13 @@ def test_scales_that_the_export_cannot_hold_are_refused_unless_there_is_none(
     assert found.subln.quantizer.granularity == granularity
 
 
+def test_a_strength_that_would_undo_a_reconstruction_is_refused(parameters: dict[str, Any]):
+    asked = changed(parameters, "subln.reconstruct", {"kind": "layers"})
+    with pytest.raises(UserError, match="warmup_steps is 20, but subln.reconstruct .* set it to 0"):
+        validate(asked)
+    validate(changed(asked, "stage2.lambda_warmup.warmup_steps", 0))
+
+
 @pytest.mark.parametrize("scale", ["absmean", "least_squares", "learned"])
 def test_one_value_swaps_the_scale(parameters: dict[str, Any], scale: str):
     found = validate(changed(parameters, "subln.quantizer.scale", scale))

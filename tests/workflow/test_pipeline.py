@@ -178,6 +178,26 @@ def test_a_stage_that_is_killed_at_any_moment_ends_with_the_same_bytes(project: 
     assert [(project / output / name).read_bytes() for name in names] == expected
 
 
+def test_killed_reconstruction_of_layers_goes_on_and_ends_with_the_same_bytes(project: Path):
+    settings = read_manifest(project / "models" / "subln").settings
+    settings["subln"]["reconstruct"] = {"kind": "layers", "rows": 6, "epochs": 40}
+    command = ["python", "-P", "workflow/scripts/subln.py", "--settings", json.dumps(settings)]
+    command += ["--model", "models/base", "--mixture", "data/mixture", "--output", "models/subln"]
+    process = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not list((project / "work" / "subln").glob("*/layer_*")):
+        assert process.poll() is None, "the stage ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert "reconstruct: going on behind layer 0" in run(project, *command)
+    weights = project / "models" / "subln" / "model.safetensors"
+    resumed = weights.read_bytes()
+    facts = open_artifact(weights.parent).manifest.facts
+    assert facts["loss_after_lambda1"] < facts["loss_before_reconstruction"]
+    run(project, *command)  # by hand it is made anew
+    assert weights.read_bytes() == resumed
+
+
 def checkpoint_steps(project: Path) -> list[int]:
     found = (project / "work" / "stage2").glob(f"{16 * '?'}/step-*/manifest.json")
     return sorted(int(path.parent.name.removeprefix("step-")) for path in found)

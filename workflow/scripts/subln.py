@@ -1,9 +1,11 @@
 """SubLN and ternary layers in the dense model, and what they cost."""
 
+from functools import partial
 from typing import Any
 
 from wrinklefree.mixture.few_rows import first_training_rows, spread_held_out_rows
 from wrinklefree.mixture.loader import HeldOutData, TrainingData
+from wrinklefree.models.reconstruct import reconstruct_layers
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
 from wrinklefree.tracking.stage import Stage, stage_main
@@ -14,7 +16,18 @@ def subln(stage: Stage) -> dict[str, Any]:
     mixture, rows = stage.inputs["mixture"], settings.calibration_rows
     training = first_training_rows(TrainingData(mixture, seed=stage.seed), rows)
     held_out = spread_held_out_rows(HeldOutData(mixture), rows)
-    facts = insert_subln_stage(settings, stage.inputs["model"], training, held_out, stage.folder)
+    reconstruct = None
+    if (chosen := settings.reconstruct).kind == "layers":
+        batches = first_training_rows(
+            TrainingData(mixture, seed=stage.seed), chosen.rows, chosen.batch_size
+        )
+        log = stage.run.log_metrics
+        reconstruct = partial(
+            reconstruct_layers, batches=batches, settings=chosen, work=stage.work, log=log
+        )
+    facts = insert_subln_stage(
+        settings, stage.inputs["model"], training, held_out, stage.folder, reconstruct
+    )
     for what, station in facts.get("pruned", {}).items():
         stage.terminal.say(
             f"{stage.terminal.label}: {what} {station['remaining']}:"

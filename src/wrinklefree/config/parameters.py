@@ -215,6 +215,16 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
+    def _reconstruction_is_not_undone(self) -> Parameters:
+        steps = self.stage2.lambda_warmup.warmup_steps
+        if self.subln.reconstruct.kind != "none" and steps:
+            raise ValueError(
+                f"stage2.lambda_warmup.warmup_steps is {steps}, but subln.reconstruct trains layers"
+                " that are ternary: a strength from 0 on would undo it; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_fit_the_model(self) -> Parameters:
         quantizer = self.subln.quantizer
         if self.base.scratch and quantizer.granularity == "group":

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wrinklefree.distill.settings import HiddenDistance
+from wrinklefree.models.states import relative_error
 
 _SMALLEST = 1e-12
 _RIDGE = 1e-9
@@ -49,16 +50,11 @@ def fitted_map(teacher_ND: Tensor, student_NE: Tensor, weight_N: Tensor) -> Tens
     return torch.linalg.solve(gram_EE, weighted_EN @ teacher_ND)
 
 
-def _normalized_mse(teacher_BTD: Tensor, student_BTD: Tensor) -> Tensor:
-    square_BT = teacher_BTD.square().sum(-1).clamp(min=_SMALLEST)
-    return (student_BTD - teacher_BTD).square().sum(-1) / square_BT
-
-
 def _cosine(teacher_BTD: Tensor, student_BTD: Tensor) -> Tensor:
     return 1 - functional.cosine_similarity(teacher_BTD, student_BTD, dim=-1, eps=_SMALLEST)
 
 
 DISTANCES: dict[HiddenDistance, Callable[[Tensor, Tensor], Tensor]] = {
-    "normalized_mse": _normalized_mse,
+    "normalized_mse": relative_error,
     "cosine": _cosine,
 }

@@ -11,11 +11,13 @@ ROWS_AT_A_TIME = 8
 """Rows of a batch: bounds memory and changes nothing else."""
 
 
-def first_training_rows(data: TrainingData, rows: int) -> Iterator[Batch]:
+def first_training_rows(
+    data: TrainingData, rows: int, batch_size: int = ROWS_AT_A_TIME
+) -> Iterator[Batch]:
     """The first ``rows`` rows that a training with this seed sees; the last batch may be short."""
     chosen = data.batch(0, 0, batch_size=rows, micro_batches=1)
-    for start in range(0, rows, ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
+    for start in range(0, rows, batch_size):
+        part = slice(start, start + batch_size)
         yield Batch(**{name: tensor[part] for name, tensor in vars(chosen).items()})
 
 

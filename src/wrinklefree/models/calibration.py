@@ -45,6 +45,17 @@ class LayerInput:
     real_BT: Tensor
     """bool: tokens that are no padding."""
 
+    def to(self, device: str) -> LayerInput:
+        """This on a device."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return value.to(device) if hasattr(value, "to") else value
+
+        arguments = {name: moved(value) for name, value in self.arguments.items()}
+        return LayerInput(self.hidden_BTD.to(device), arguments, self.real_BT.to(device))
+
 
 @dataclass
 class GainStatistics:
@@ -104,7 +115,7 @@ def calibrate_subln(
     """
     telemetry: list[dict[str, Any]] = []
     with quantization_lambda_of(model, 0.0):
-        inputs = [_first_layer_input(model, batch) for batch in batches]
+        inputs = [first_layer_input(model, batch) for batch in batches]
         assert inputs, "no batch to calibrate on"
         for index, layer in enumerate(decoder_layers(model)):
             for name, module in subln_modules(layer).items():
@@ -132,7 +143,8 @@ class _Reached(Exception):
     """The module of interest was reached; the rest of the forward pass is not needed."""
 
 
-def _first_layer_input(model: PreTrainedModel, batch: Batch) -> LayerInput:
+@torch.no_grad()
+def first_layer_input(model: PreTrainedModel, batch: Batch) -> LayerInput:
     """What the first decoder layer gets, found by running the model up to it."""
     caught: list[LayerInput] = []
     document_ids_BT = batch.document_ids_BT.to(model.device)

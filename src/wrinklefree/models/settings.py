@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.schema.section import (
     Heads,
+    RowsAtOnce,
     Section,
 )
 
@@ -68,6 +69,24 @@ class PruneSettings(Section):
     """Features inside of each feed-forward network: those that add most. All if not given."""
 
 
+class ReconstructSettings(Section):
+    """Ternary decoder layers trained one after the other to give what the dense ones give."""
+
+    kind: Literal["none", "layers"] = "none"
+    """``layers``: every layer, on what the trained ones before it make of the rows, until its
+    outputs are near the dense model's."""
+    rows: Annotated[int, Field(gt=0, le=10**7)] = 64
+    """Training rows."""
+    epochs: Annotated[int, Field(gt=0, le=10**4)] = 2
+    """How often every layer sees them."""
+    batch_size: RowsAtOnce = 2
+    """Rows of a step."""
+    lr: Annotated[float, Field(gt=0, le=0.1)] = 0.004
+    """Learning rate of AdamW, falling to 0 over the steps of a layer."""
+    precision: Literal["auto", "fp32", "bfloat16"] = "auto"
+    """What products are computed in; ``auto``: bfloat16 where the machine multiplies it faster."""
+
+
 class SublnSettings(Section):
     """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
 
@@ -77,5 +96,7 @@ class SublnSettings(Section):
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
     prune: PruneSettings = PruneSettings()
     """What is left out first: whole layers, and features of the feed-forward networks."""
+    reconstruct: ReconstructSettings = ReconstructSettings()
+    """A start of trained ternary layers for stage 2."""
     quantizer: QuantizerSettings = QuantizerSettings()
     """How their weights become ternary, here and in every stage that trains or reads the model."""

@@ -15,6 +15,18 @@ from transformers import PreTrainedModel
 from wrinklefree.models.layers import decoder_layers
 
 
+_SMALLEST = 1e-12
+
+
+def relative_error(wanted_BTD: Tensor, given_BTD: Tensor) -> Tensor:
+    """Squared error of every token over the square of what was wanted, [B, T].
+
+    It is relative to the token, so that the few with massive activations count as any other.
+    """
+    square_BT = wanted_BTD.square().sum(-1).clamp(min=_SMALLEST)
+    return (given_BTD - wanted_BTD).square().sum(-1) / square_BT
+
+
 @contextmanager
 def captured_states(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
     """What leaves each of some decoder layers, [B, T, D], while the model runs inside the context.

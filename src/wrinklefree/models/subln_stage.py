@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ def insert_subln_stage(
     training: Iterable[Batch],
     held_out: Iterable[Batch],
     folder: Path,
+    reconstruct: Callable[[PreTrainedModel], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write the model of folder ``base`` with SubLN and ternary layers to ``folder``.
 
@@ -38,6 +39,7 @@ def insert_subln_stage(
     ----------
     training : rows on which the gains are fitted.
     held_out : other rows, on which the losses are measured: on its own rows a fit looks too good.
+    reconstruct : trains the ternary layers of a model with calibrated gains, and returns facts.
 
     Returns
     -------
@@ -47,7 +49,8 @@ def insert_subln_stage(
         ``loss_after_lambda1``: with SubLN, not quantized and quantized. ``gains``: one entry per
         norm, see ``calibrate_subln``. ``pruned``, where something was left out: for layers and
         features how many remain, parameters and loss; the importances of all are in
-        ``importances.json``.
+        ``importances.json``. ``reconstruction``, where layers were trained: what ``reconstruct``
+        returned, and ``loss_before_reconstruction`` is the quantized loss before it.
 
     Raises
     ------
@@ -77,6 +80,9 @@ def insert_subln_stage(
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)
     facts["gains"] = calibrate_subln(model, training, settings.gain)
+    if reconstruct:
+        facts["loss_before_reconstruction"] = mean_next_token_loss(model, held_out, 1.0)
+        facts["reconstruction"] = reconstruct(model)
     facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
     save_model(folder, model, ternary(settings.quantizer), tokenizer=base)
