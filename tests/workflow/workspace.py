@@ -39,7 +39,7 @@ COPIED = (
     ".dvcignore",
     ".dvc",
 )
-RESEARCH = ("control", "finetune", "regmix", "microanneal", "experiments")
+RESEARCH = ("control", "finetune", "synthesize", "regmix", "microanneal", "experiments")
 TARGETS = ("all", *(f"research/{name}/manifest.json" for name in RESEARCH))
 """Everything that Snakemake can make."""
 CHECKED = "data/params.checked"

@@ -1,6 +1,7 @@
 # Research targets: no part of `all`.
 #
 #   snakemake control         what ternary weights cost against a dense model
+#   snakemake synthesize      text that a teacher writes where the student is behind it
 #   snakemake regmix          the best mixture that small trainings predict
 #   snakemake microanneal     whether the candidate mixture is better than the present one
 #   snakemake experiments     which optimizer, clipping, quantizer and so on is best
@@ -73,6 +74,31 @@ rule finetune:
         "python -P workflow/scripts/finetune.py --settings {params.settings:q}"
         " --model models/base --subln models/subln --stage2 models/stage2"
         " --output research/finetune"
+
+
+rule synthesize:
+    input:
+        expand("data/clean/{source}/manifest.json", source=SOURCES),
+        student="models/distill/ar/manifest.json",
+    output:
+        "research/synthesize/manifest.json",
+        "provenance/research/synthesize.json",
+    log:
+        "logs/synthesize.log",
+    benchmark:
+        "logs/benchmarks/synthesize.jsonl"
+    threads: all_cores
+    resources:
+        mem_mb=model_memory,
+    params:
+        settings=settings("synthesize"),
+        code=code("synthesize"),
+    message:
+        "Let a teacher write where the student is behind it"
+    shell:
+        "python -P workflow/scripts/synthesize.py --settings {params.settings:q}"
+        " --student models/distill/ar --documents data/clean"
+        " --output research/synthesize"
 
 
 rule regmix_run:

@@ -20,6 +20,7 @@ from wrinklefree.research.settings import (
     MicroannealSettings,
     RegmixSettings,
 )
+from wrinklefree.research.synthesize_settings import SynthesizeSettings
 from wrinklefree.schema.section import Name, Section, Seed
 from wrinklefree.tasks.settings import TasksSettings
 from wrinklefree.text.clean.settings import CleaningSettings
@@ -73,6 +74,8 @@ class Parameters(Section):
     """Research: what ternary weights cost."""
     finetune: FinetuneSettings
     """Research: models trained to classify."""
+    synthesize: SynthesizeSettings
+    """Research: text that a teacher writes for the next run."""
     regmix: RegmixSettings
     """Research: which mixture is best."""
     microanneal: MicroannealSettings

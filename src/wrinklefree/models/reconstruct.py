@@ -1,4 +1,4 @@
-"""Decoder layers trained one after the other, so that stage 2 starts from a model and not from noise.
+"""Decoder layers trained one after the other: stage 2 starts from a model and not from noise.
 
 Through a whole model that was rounded at once, gradients pass the noise of every layer, and the
 target is one token. A layer alone has as many targets as its hidden state has numbers, and a step
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError

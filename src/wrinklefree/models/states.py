@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from wrinklefree.models.layers import decoder_layers
 
-
 _SMALLEST = 1e-12
 
 

@@ -28,6 +28,7 @@ READS: dict[str, tuple[str, ...]] = {
     "export": ("export",),
     "control": ("seed", "stage2", "distill.ar", "control"),
     "finetune": ("seed", "finetune"),
+    "synthesize": ("seed", "sources", "synthesize"),
     "regmix_run": (
         "seed",
         "regmix.threads",

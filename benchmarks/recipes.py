@@ -1,0 +1,112 @@
+"""Held-out loss of several runs over their training tokens and minutes, in one plot and one table.
+
+Every run is a clone in which a recipe was run to the end of its distillation::
+
+    python benchmarks/recipes.py layers=../layers bitdistill=../bitdistill --output recipes.svg
+
+A run begins with what rounding leaves, and layers that were trained alone count with every token
+that they saw. Minutes are those of the stages' own records, spread evenly over a stage's steps: they
+compare only where nothing else ran. Losses of a training are of the held-out rows that it looked
+at, those of ``subln`` of others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _timing import print_header
+
+from wrinklefree.evaluate.canvas import heading, panels, save_svg, styled, tokens_axis
+from wrinklefree.evaluate.history import read_history
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLORS = ("#1b6ca8", "#c1512f", "#4d8c57", "#8a63a8")
+TRAININGS = {"stage2": "stage2", "distill/ar": "distill.ar"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run was, and its held-out loss there in nats per token."""
+
+    tokens: int
+    minutes: float
+    loss: float
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def minutes_of(run: Path, name: str) -> float:
+    return read(run / "provenance" / "models" / f"{name}.json")["seconds"] / 60
+
+
+def points_of(run: Path) -> list[Point]:
+    manifest = read(run / "models" / "subln" / "manifest.json")
+    facts, chosen = manifest["facts"], manifest["settings"]["subln"].get("reconstruct", {})
+    start = facts.get("loss_before_reconstruction", facts["loss_after_lambda1"])
+    points = [Point(0, 0.0, start)]
+    if reconstruction := facts.get("reconstruction"):
+        tokens = reconstruction["tokens"] * chosen["epochs"]
+        points += [Point(tokens, minutes_of(run, "subln"), facts["loss_after_lambda1"])]
+    for name in TRAININGS:
+        history = read_history(run / "models" / name)
+        before, took = points[-1], minutes_of(run, name)
+        for step, tokens, loss in zip(
+            history.steps, history.tokens, history.series("held_out/loss"), strict=True
+        ):
+            if math.isfinite(loss):
+                minutes = before.minutes + took * step / history.steps[-1]
+                points.append(Point(before.tokens + tokens, minutes, loss))
+    return points
+
+
+@styled
+def plot(runs: dict[str, list[Point]], dense: float) -> Figure:
+    figure, axes = panels(1, 2, (7.2, 3.2), sharey=True)
+    heading(figure, "Held-out loss of a ternary model by recipe")
+    for (name, points), color in zip(runs.items(), COLORS, strict=False):
+        losses = [point.loss for point in points]
+        for one, places in zip(
+            axes, ([p.tokens for p in points], [p.minutes for p in points]), strict=True
+        ):
+            one.plot(places, losses, "o-", color=color, markersize=3, linewidth=1.6, label=name)
+    for one in axes:
+        one.axhline(dense, color="#777777", linewidth=0.8, linestyle=":", label="dense")
+        one.set_xlim(left=0)
+    tokens_axis(axes[0])
+    axes[0].set_xlabel("training tokens")
+    axes[1].set_xlabel("minutes")
+    axes[0].set_ylabel("nats per token")
+    axes[1].legend()
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("recipes.svg"))
+    arguments = parser.parse_args()
+    print_header("recipes by tokens and minutes")
+    runs = {}
+    for run in arguments.runs:
+        name, _, folder = run.partition("=")
+        runs[name] = points_of(Path(folder))
+        dense = read(Path(folder) / "models" / "subln" / "manifest.json")["facts"]["loss_before"]
+        for point in runs[name]:
+            print(
+                f"{name:<12} {point.tokens:>9,} tokens {point.minutes:6.1f} min {point.loss:7.3f}"
+            )
+    save_svg(plot(runs, dense), arguments.output)
+    print(f"dense {dense:.3f}; {arguments.output} written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""The ``synthesize`` stage: text that a teacher writes, where the student is behind it.
+
+A teacher of another tokenizer can teach through its text. It continues beginnings of training
+documents; which ones is drawn in proportion to how many nats per byte more the student needs for
+the document than the teacher. What comes out is no part of this run: as a source of kind ``files``,
+pinned by its hash, it is one more domain of the next, and is cleaned as any other.
+
+Shapes: N tokens of a text, B documents, P tokens of a prompt, S tokens of prompt and continuation.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, PreTrainedModel
+
+from wrinklefree.errors import UserError
+from wrinklefree.models.dense import load_source
+from wrinklefree.models.folder import load_model
+from wrinklefree.models.losses import cross_entropies
+from wrinklefree.research.synthesize_settings import SynthesizeSettings
+from wrinklefree.text.documents.parquet import read_documents
+from wrinklefree.tokens.base_tokenizer import tokenizer_of_base
+from wrinklefree.tokens.tokenizer import end_of_text_id, load_tokenizer
+from wrinklefree.tracking.files import sha256_of_json, write_atomically
+from wrinklefree.tracking.progress import Progress, progress
+from wrinklefree.tracking.stage import Stage
+
+DOCUMENTS = "documents.jsonl"
+CANDIDATES = "candidates.jsonl"
+_CUT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    end_of_text_id: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, folder: Path) -> Writer:
+        """With the tokenizer of ``folder``."""
+        return cls(model, load_tokenizer(folder), end_of_text_id(folder))
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of plain text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    @torch.no_grad()
+    def nats_per_byte(self, text: str) -> float:
+        """What it needs for the text behind its first token, as far as its positions reach."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        length = min(len(encoding.ids), self.model.config.max_position_embeddings)
+        (begin, end) = (encoding.offsets[index][1] for index in (0, length - 1))
+        ids_N = torch.tensor(encoding.ids[:length])
+        hidden_ND = self.model.get_decoder()(ids_N[None], use_cache=False).last_hidden_state[0]
+        nats = cross_entropies(self.model, hidden_ND[:-1], ids_N[1:]).double().sum().item()
+        return nats / max(len(text[begin:end].encode()), 1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A training document that may be continued."""
+
+    id: str
+    source: str
+    text: str
+    """Its beginning."""
+    student: float = 0.0
+    """Nats per byte."""
+    teacher: float = 0.0
+
+    @property
+    def excess(self) -> float:
+        """How many nats per byte the student is behind; 0 where it is not."""
+        return max(self.student - self.teacher, 0.0)
+
+
+def synthesize(stage: Stage) -> dict[str, Any]:
+    """Write the documents, into ``stage.folder``.
+
+    Files
+    -----
+    ``documents.jsonl``: ``id``, ``text``, and of its ``prompt`` the candidate's id.
+    ``candidates.jsonl``: ``id``, ``source``, and nats per byte of ``student`` and ``teacher``.
+
+    Raises
+    ------
+    UserError : the teacher can't be had, no training document is long enough, or the student is
+        nowhere behind the teacher.
+    """
+    settings = stage.section("synthesize", SynthesizeSettings)
+    teacher = _teacher(settings, stage.downloads)
+    candidates = _candidates(settings, stage.collection("documents"), teacher, stage.seed)
+    if settings.prompts == "excess":
+        folder = stage.inputs["student"]
+        student = Writer.of(load_model(folder, "dense", "ternary")[0], folder)
+        candidates = [
+            Candidate(
+                one.id,
+                one.source,
+                one.text,
+                student.nats_per_byte(one.text),
+                teacher.nats_per_byte(one.text),
+            )
+            for one in progress(candidates, "synthesize: excess", "documents", len(candidates))
+        ]
+    prompts = drawn_prompts(settings, candidates, stage.seed)
+    documents = list(_written(stage, settings, teacher, prompts))
+    kept = [document for document in documents if document["tokens"] >= settings.least_new_tokens]
+    if not kept:
+        raise UserError(
+            f"all {len(documents)} continuations have fewer than {settings.least_new_tokens}"
+            " tokens; lower synthesize.least_new_tokens"
+        )
+    _write_lines(stage.folder / DOCUMENTS, kept)
+    _write_lines(
+        stage.folder / CANDIDATES,
+        ({key: value for key, value in asdict(one).items() if key != "text"} for one in candidates),
+    )
+    facts = {
+        "documents": len(kept),
+        "dropped_short": len(documents) - len(kept),
+        "tokens": sum(document["tokens"] for document in kept),
+        "candidates": len(candidates),
+        "prompts": {
+            source: sum(prompt.source == source for prompt in prompts)
+            for source in sorted({one.source for one in candidates})
+        },
+    }
+    stage.terminal.say(
+        f"synthesize: {len(kept):,} documents with {facts['tokens']:,} new tokens;"
+        f" {facts['dropped_short']} were too short"
+    )
+    return facts
+
+
+def _teacher(settings: SynthesizeSettings, cache: Path) -> Writer:
+    try:
+        model = load_source(settings.teacher, cache)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer_of_base(settings.teacher, Path(folder), cache)
+            teacher = Writer.of(model, Path(folder))
+    except UserError as error:  # a base is brought by the same lines
+        raise UserError(str(error).replace("base.source", "synthesize.teacher")) from error
+    longest, wanted = model.config.max_position_embeddings, settings.prompt_tokens
+    if wanted + settings.new_tokens > longest:
+        raise UserError(
+            f"synthesize: prompt_tokens {wanted} and new_tokens {settings.new_tokens} are more than"
+            f" the teacher's {longest} positions; lower one"
+        )
+    return teacher
+
+
+def _candidates(
+    settings: SynthesizeSettings, folders: dict[str, Path], teacher: Writer, seed: int
+) -> list[Candidate]:
+    """Those training documents whose ids have the lowest keyed hashes, in that order."""
+
+    def long_enough() -> Iterator[tuple[str, Candidate]]:
+        for source, folder in sorted(folders.items()):
+            for document, split in read_documents(folder):
+                text = document.text[: settings.candidate_characters]
+                # A token has at least one byte.
+                if split == "train" and len(text.encode()) > settings.prompt_tokens:
+                    key = sha256_of_json([seed, source, document.id])
+                    yield key, Candidate(document.id, source, text)
+
+    # Of four times as many that shall be left, tokens are counted.
+    likely = heapq.nsmallest(4 * settings.candidates, long_enough(), key=lambda pair: pair[0])
+    found = [one for _, one in likely if len(teacher.ids(one.text)) > settings.prompt_tokens]
+    if not found:
+        raise UserError(
+            f"no training document has more than synthesize.prompt_tokens {settings.prompt_tokens}"
+            f" tokens in its first {settings.candidate_characters} characters; lower it"
+        )
+    return found[: settings.candidates]
+
+
+def drawn_prompts(
+    settings: SynthesizeSettings, candidates: list[Candidate], seed: int
+) -> list[Candidate]:
+    """``settings.documents`` candidates, with replacement."""
+    weights = np.ones(len(candidates))
+    if settings.prompts == "excess":
+        weights = np.array([one.excess for one in candidates])
+        if not weights.any():
+            raise UserError(
+                f"the student is behind the teacher in none of {len(candidates)} documents; use"
+                " synthesize.prompts: uniform, or a better teacher"
+            )
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(len(candidates), settings.documents, p=weights / weights.sum())
+    return [candidates[index] for index in chosen]
+
+
+def _written(
+    stage: Stage, settings: SynthesizeSettings, teacher: Writer, prompts: list[Candidate]
+) -> Iterator[dict[str, Any]]:
+    """The documents in order; a killed stage finds those that it wrote before in its ``work``."""
+    size = settings.batch_size
+    with closing(Progress("synthesize", "documents", len(prompts))) as shown:
+        for start in range(0, len(prompts), size):
+            file, batch = stage.work / f"documents_{start:08}.json", prompts[start : start + size]
+            if not file.is_file():
+                ids = [teacher.ids(one.text)[: settings.prompt_tokens] for one in batch]
+                texts = continued(teacher, ids, settings, stage.seed + start)
+                written = [
+                    {"id": f"{stage.seed}/{start + number}", "prompt": one.id, **text}
+                    for number, (one, text) in enumerate(zip(batch, texts, strict=True))
+                ]
+                write_atomically(file, json.dumps(written))
+            yield from json.loads(file.read_text(encoding="utf-8"))
+            shown.advance(len(batch))
+    shown.finish()
+
+
+def continued(
+    teacher: Writer, prompts: list[list[int]], settings: SynthesizeSettings, seed: int
+) -> list[dict[str, Any]]:
+    """``text`` and its number of new ``tokens``, of prompts that have equally many tokens."""
+    end = teacher.end_of_text_id
+    how = GenerationConfig(
+        do_sample=True,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        max_new_tokens=settings.new_tokens,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    prompt_BP = torch.tensor(prompts)
+    model: Any = teacher.model
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        ids_BS = model.generate(prompt_BP, torch.ones_like(prompt_BP), generation_config=how)
+    found = []
+    for ids in ids_BS.tolist():
+        new = ids[prompt_BP.shape[1] :]
+        new = new[: new.index(end)] if end in new else new
+        text = teacher.tokenizer.decode(ids[: prompt_BP.shape[1]] + new)
+        found.append({"text": text.rstrip(_CUT_CHARACTER), "tokens": len(new)})
+    return found
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False, sort_keys=True) for record in records)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
