@@ -5,9 +5,9 @@ Every run is a clone in which a recipe was run to the end of its distillation::
     python benchmarks/recipes.py layers=../layers bitdistill=../bitdistill --output recipes.svg
 
 A run begins with what rounding leaves, and layers that were trained alone count with every token
-that they saw. Minutes are those of the stages' own records, spread evenly over a stage's steps: they
-compare only where nothing else ran. Losses of a training are of the held-out rows that it looked
-at, those of ``subln`` of others.
+that they saw. Minutes are those of the stages' own records, spread evenly over a stage's steps:
+they compare only where nothing else ran. Losses of a training are of the held-out rows that it
+looked at, those of ``subln`` of others. Without runs nothing is drawn.
 """
 
 from __future__ import annotations
@@ -91,10 +91,13 @@ def plot(runs: dict[str, list[Point]], dense: float) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("runs", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--output", type=Path, default=Path("recipes.svg"))
     arguments = parser.parse_args()
     print_header("recipes by tokens and minutes")
+    if not arguments.runs:
+        print("no NAME=FOLDER was given, nothing drawn")
+        return
     runs = {}
     for run in arguments.runs:
         name, _, folder = run.partition("=")
