@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from wrinklefree.errors import UserError
 
 PARAMS = Path("params.yaml")
+_GENERATED_CONTEXT = 2048
 
 
 def main() -> None:
@@ -54,6 +56,10 @@ def main() -> None:
         help="what a device sustains, 10^12 operations a second; 200 if not given, a fifth of the"
         " bfloat16 peak of an H100",
     )
+    generate = commands.add_parser("generate", help="go on from a text with a GGUF file")
+    generate.add_argument("file", type=Path)
+    generate.add_argument("prompt")
+    generate.add_argument("--tokens", type=_count, default=64, help="most new ones; 64")
     hash_ = commands.add_parser(
         "hash", help="the sha256 that local files, or a base model, are pinned by"
     )
@@ -76,6 +82,7 @@ def main() -> None:
             "catalog": _catalog,
             "recipe": _recipe,
             "plan": _plan,
+            "generate": _generate,
         }[arguments.command](arguments)
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that can't be written
         _tell_error(error)
@@ -280,6 +287,18 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     settings = validate(read_settings(PARAMS, *map(find_preset, arguments.presets)))
     print(report(settings, arguments.stage, arguments.devices, arguments.tflops))
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from wrinklefree.export.llama_cpp import opened
+    from wrinklefree.tracking.terminal import printable
+
+    with opened(arguments.file, context=_GENERATED_CONTEXT) as model:
+        print(arguments.prompt, end="", flush=True)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for piece in model.generate(arguments.prompt, arguments.tokens):
+            print(printable(decoder.decode(piece)), end="", flush=True)
+    print()
 
 
 def _hash(arguments: argparse.Namespace) -> None:

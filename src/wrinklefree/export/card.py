@@ -65,6 +65,37 @@ PRECISION = """
 Load it in float32 or bfloat16: some of its gains are too small for float16."""
 
 
+GGUF = """
+## In llama.cpp
+
+| file | bytes | logits against ours | KL, nats | same likeliest token |
+|---|---|---|---|---|
+{rows}
+
+`llama-cli -m {first}`. Checked with llama.cpp when it was written: every tensor was read back, of
+{texts} texts all were split alike, and logits of a float32 file were within {exact:.2g} of those of
+this model with activations in floats. llama.cpp quantizes activations in blocks, which the table has.
+"""
+
+
+def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:
+    """Say in ``README.md`` of the folder what its GGUF files are, from the facts of the export."""
+    files = {f"model-{name}.gguf": one for name, one in facts.items() if isinstance(one, dict)}
+    rows = [
+        f"| `{name}` | {one['bytes']:,} | {one['relative_difference']:.2g} | {one['kl']:.2g}"
+        f" | {one['same_choices']:.1%} |"
+        for name, one in files.items()
+    ]
+    text = GGUF.format(
+        rows="\n".join(rows),
+        first=next(iter(files)),
+        texts=facts["texts"],
+        exact=facts["float32_relative_difference"],
+    )
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(text)
+
+
 def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, Any]) -> None:
     """Write ``README.md`` from the model's configuration and the facts of its export."""
     gate = facts["gate"]

@@ -61,7 +61,7 @@ def compare_with_stock(ours: PreTrainedModel, folder: Path, tokens_BT: Tensor) -
         layer_difference = _compare_layers(ours, stock, folder, tokens_BT)
         ours_BTV, stock_BTV = _logits(ours, tokens_BT), _logits(stock, tokens_BT)
         relative = _relative(stock_BTV, ours_BTV)
-        sensitivity = _relative(_noisy_logits(ours, tokens_BT), ours_BTV)
+        sensitivity = _relative(noisy_logits(ours, tokens_BT), ours_BTV)
         allowed = max(LOGITS_TOLERANCE, AMPLIFICATION_MARGIN * sensitivity)
         if not relative <= allowed:
             raise RuntimeError(
@@ -133,7 +133,9 @@ def _logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     return model(input_ids=tokens_BT, use_cache=False).logits
 
 
-def _noisy_logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+@torch.no_grad()
+def noisy_logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    """Logits, float [B, T, V], with rounding noise on the embeddings."""
     generator = torch.Generator().manual_seed(0)
 
     def disturb(module: nn.Module, arguments: tuple[Any, ...], output_BTD: Tensor) -> Tensor:

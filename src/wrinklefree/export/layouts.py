@@ -19,11 +19,8 @@ import torch
 from torch import Tensor
 from transformers import BitNetConfig, PreTrainedConfig, PreTrainedModel
 
+from wrinklefree.models.exportable import fits_bitnet
 from wrinklefree.models.folder import CONFIG
-from wrinklefree.models.layers import decoder_layers
-
-ACTIVATIONS = ("silu", "relu2")
-"""What BitNet's gated MLP is known with, in transformers and in other runtimes."""
 
 BITNET_NAMES = {
     "self_attn.o_proj.norm": "self_attn.attn_sub_norm",
@@ -78,7 +75,7 @@ class Layout:
 
 def layout_of(model: PreTrainedModel, folder: Path) -> Layout:
     """How ``model``, loaded from ``folder``, is exported."""
-    if _fits_bitnet(model):
+    if fits_bitnet(model):
         return Layout(
             architecture="BitNetForCausalLM",
             config=_bitnet_config(model.config),
@@ -90,19 +87,6 @@ def layout_of(model: PreTrainedModel, folder: Path) -> Layout:
         config=json.loads((folder / CONFIG).read_text(encoding="utf-8")),
         names=DENSE_NAMES,
         epsilon=model.config.rms_norm_eps,
-    )
-
-
-def _fits_bitnet(model: PreTrainedModel) -> bool:
-    config = model.config
-    names = {name.rpartition(".")[2] for name, _ in decoder_layers(model)[0].named_modules()}
-    head_size = getattr(config, "head_dim", None)  # which Qwen2 has not
-    return (
-        head_size in (None, config.hidden_size // config.num_attention_heads)
-        and not names & {"q_norm", "k_norm"}
-        and config.hidden_act in ACTIVATIONS
-        and not any(name.endswith(".bias") for name, _ in model.named_parameters())
-        and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or [])
     )
 
 

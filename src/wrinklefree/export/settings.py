@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from wrinklefree.schema.section import Section
+
+GgufType = Literal["TQ2_0", "TQ1_0", "Q4_0", "F32"]
 
 
 class ExportSettings(Section):
@@ -15,3 +19,15 @@ class ExportSettings(Section):
 
     Both have one scale per matrix.
     """
+    gguf: list[GgufType] = ["TQ2_0"]
+    """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
+    1.69, 4.5, or in float32. Rows that are no multiple of 256 are Q4_0 in any case."""
+    gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
+    """Type of the embedding in these files, which is the head as well."""
+
+    @field_validator("gguf")
+    @classmethod
+    def _each_once(cls, types: list[GgufType]) -> list[GgufType]:
+        if len(set(types)) < len(types):
+            raise ValueError("a type comes twice")
+        return types

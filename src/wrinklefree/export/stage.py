@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from wrinklefree.export.gguf_stage import export_gguf
 from wrinklefree.export.hf import export_hf
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.mixture.loader import HeldOutData
@@ -15,9 +16,10 @@ from wrinklefree.mixture.loader import HeldOutData
 def export_student(
     settings: ExportSettings, model: Path, mixture: Path, folder: Path
 ) -> dict[str, Any]:
-    """Write ``model`` to ``folder`` for stock transformers; errors are those of ``export_hf``.
+    """Write ``model`` to ``folder`` for stock transformers, and as GGUF files for llama.cpp.
 
-    Where no export is wanted, ``folder`` only says so.
+    Where no export is wanted, ``folder`` only says so. Errors are those of ``export_hf`` and
+    ``export_gguf``.
     """
     if settings.linear_class == "none":
         (folder / "README.md").write_text(
@@ -30,4 +32,6 @@ def export_student(
         for domain in held_out.domains
         for batch in held_out.batches(domain, rows=1, batch_size=1)
     ]
-    return export_hf(settings, model, folder, tokens_BT=torch.cat(rows))
+    tokens_BT = torch.cat(rows)
+    facts = export_hf(settings, model, folder, tokens_BT=tokens_BT)
+    return facts | export_gguf(settings, model, folder, tokens_BT=tokens_BT)

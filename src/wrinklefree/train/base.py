@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from wrinklefree.downloads.settings import ScratchBaseSettings
 from wrinklefree.models.dense import build_scratch, load_source
-from wrinklefree.models.exportable import export_obstacles
+from wrinklefree.models.exportable import export_obstacles, llama_cpp_obstacles
 from wrinklefree.models.folder import save_model
 from wrinklefree.models.forward import require_embeddings
 from wrinklefree.models.transforms import ModelFormat
@@ -31,19 +32,25 @@ def make_base(stage: Stage) -> dict[str, Any]:
     assert not isinstance(settings.source, ScratchBaseSettings), "then there is a scratch"
     model = load_source(settings.source, cache=stage.downloads)
     require_embeddings(model, vocabulary_size(stage.inputs["tokenizer"]), "tokenizer")
-    _warn_of_export(model)
+    _warn_of_export(model, stage.inputs["tokenizer"])
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
     write_history(stage.folder, [])
     return {"parameters": model.num_parameters()}
 
 
-def _warn_of_export(model: PreTrainedModel) -> None:
+def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
     """Say before any training what would end it: the rest of the pipeline can do without."""
     if reasons := export_obstacles(model):
         warnings.warn(
             f"the stage export will refuse what is trained from this base: {'; '.join(reasons)}."
             " Everything up to evaluate works (snakemake evaluate, or dvc repro"
             " evaluate); for an export choose another base or shape",
+            stacklevel=2,
+        )
+    elif reasons := llama_cpp_obstacles(model, tokenizer):
+        warnings.warn(
+            f"the stage export will write no GGUF file: llama.cpp would not run what is trained"
+            f" from this base: {'; '.join(reasons)}. transformers will",
             stacklevel=2,
         )
 
@@ -58,7 +65,7 @@ def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
         end_of_text_id=data.end_of_text_id,
         seed=stage.seed,
     )
-    _warn_of_export(model)
+    _warn_of_export(model, stage.inputs["tokenizer"])
     trainer = stage_trainer(
         stage,
         model,

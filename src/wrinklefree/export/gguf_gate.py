@@ -1,0 +1,193 @@
+"""A GGUF file must hold our codes, and llama.cpp must compute with it what our model computes.
+
+llama.cpp quantizes activations too, but in blocks, where our model does for a whole token. So there
+are two comparisons: of a file in float32 with our model whose activations are left alone, where
+nothing but the order of sums differs; and of the packed file with our model as it is. Allowed is
+what was seen where no model amplifies anything, and more for a model that itself answers as much:
+to rounding noise on its embeddings, and to its own quantization of activations. Logits don't see
+everything (a wrong scale of ``up`` is cancelled by SubLN), so every tensor is read back as well.
+
+Shapes: B rows, T tokens of a row, V vocabulary, O outputs, N inputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize, quantize
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wrinklefree.export.blocks import unpack_blocks
+from wrinklefree.export.gate import AMPLIFICATION_MARGIN, noisy_logits
+from wrinklefree.export.gguf import BlockType, gguf_name
+from wrinklefree.export.llama_cpp import LlamaCpp, opened
+from wrinklefree.models.folder import stored_tensors
+from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
+from wrinklefree.tokens.tokenizer import load_tokenizer
+
+FLOAT_TOLERANCE = 2e-4
+"""Bound of the relative difference of logits (RMS over RMS) with a file in float32."""
+PACKED_TOLERANCE = 0.03
+DIVERGENCE_TOLERANCE = 1e-3
+"""Bound of the mean KL divergence (nats per token) from our model to the packed file."""
+QUANTIZATION_MARGIN = 2.0
+"""How many times the effect of its own quantization of activations a packed file may be off."""
+TEXTS = (
+    "In 1984, 12345 people -- 3.14% -- lived there.",
+    "def f(x):\n\n    return  x\t+ 1  # naïve café",
+    "«Ça va?» 你好, мир! 🙂 it's we'll",
+    " \n leading and trailing  ",
+)
+"""What tokenizers split differently, if they do."""
+
+
+class Reference:
+    """Logits of our model on the rows of the gate, float64 [B][T, V], with and without quantized
+    activations, and how far rounding noise moves them."""
+
+    def __init__(self, model: PreTrainedModel, tokens_BT: Tensor) -> None:
+        self.rows: list[list[int]] = tokens_BT.tolist()
+        self.quantized = [_ours(model, row_T) for row_T in tokens_BT]
+        plain = with_codes_as_weights(model)
+        self.plain = [_ours(plain, row_T) for row_T in tokens_BT]
+        noisy = [noisy_logits(plain, row_T[None])[0].double().numpy() for row_T in tokens_BT]
+        self.noise = relative(noisy, self.plain)
+        self.quantization = relative(self.plain, self.quantized)
+        self.quantization_divergence = mean_divergence(self.quantized, self.plain)
+
+
+def check_float32(path: Path, reference: Reference) -> float:
+    """The relative difference of the float32 file's logits; RuntimeError where it is too large."""
+    with opened(path, len(reference.rows[0])) as theirs:
+        found = relative(_theirs(theirs, reference), reference.plain)
+    allowed = max(FLOAT_TOLERANCE, AMPLIFICATION_MARGIN * reference.noise)
+    _require(f"{path}: logits in llama.cpp", found, allowed)
+    return found
+
+
+def check_packed(path: Path, reference: Reference) -> dict[str, float]:
+    """``relative_difference`` of logits, ``kl`` from ours to theirs (mean, nats per token) and
+    ``same_choices``: share of positions with the same likeliest token. RuntimeError where one of
+    the first two is too large."""
+    with opened(path, len(reference.rows[0])) as theirs:
+        logits = _theirs(theirs, reference)
+    found = relative(logits, reference.quantized)
+    divergence = mean_divergence(reference.quantized, logits)
+    allowed = QUANTIZATION_MARGIN * reference.quantization
+    _require(f"{path}: logits in llama.cpp", found, max(PACKED_TOLERANCE, allowed))
+    allowed = QUANTIZATION_MARGIN * reference.quantization_divergence
+    _require(f"{path}: the KL divergence", divergence, max(DIVERGENCE_TOLERANCE, allowed))
+    pairs = zip(logits, reference.quantized, strict=True)
+    same = [a_TV.argmax(-1) == b_TV.argmax(-1) for a_TV, b_TV in pairs]
+    return {
+        "relative_difference": found,
+        "kl": divergence,
+        "same_choices": float(np.mean(same)),
+    }
+
+
+def check_tokens(path: Path, tokenizer: Path, rows: list[list[int]]) -> int:
+    """How many texts llama.cpp splits as our tokenizer does; RuntimeError for one that it doesn't.
+
+    The texts are those of the rows and :data:`TEXTS`.
+    """
+    ours = load_tokenizer(tokenizer)
+    texts = [*TEXTS, *(ours.decode(row) for row in rows)]
+    with opened(path) as theirs:
+        for text in texts:
+            expected = ours.encode(text, add_special_tokens=False).ids
+            if (found := theirs.tokens(text)) != expected:
+                where = next(
+                    (n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
+                    min(len(found), len(expected)),
+                )
+                raise RuntimeError(
+                    f"{path}: llama.cpp splits {text[:40]!r}… otherwise than our tokenizer, from"
+                    f" token {where} on"
+                )
+    return len(texts)
+
+
+def check_tensors(path: Path, model: PreTrainedModel) -> None:
+    """Read every tensor back; RuntimeError for one that is not ours, to the last bit.
+
+    Ternary ones are codes times a scale, which blocks round to float16.
+    """
+    written = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
+    for name, tensor in stored_tensors(model).items():
+        parent, _, part = name.rpartition(".")
+        layer = layers.get(parent)
+        if layer and part != "weight":
+            continue
+        theirs = written.pop(f"{gguf_name(parent)}.weight")
+        kind = theirs.tensor_type
+        if layer:
+            codes_ON, scale = layer.ternary_codes()
+            value = np.float32(scale.item())
+            if kind != BlockType.F32:
+                value = np.float32(np.float16(value))
+            expected = codes_ON.cpu().numpy() * value
+            found = unpack_blocks(theirs.data, kind)
+        else:
+            expected = tensor.detach().float().cpu().numpy()
+            if kind != BlockType.F32:
+                expected = dequantize(quantize(expected, kind), kind)
+            found = dequantize(theirs.data, kind)
+        if not np.array_equal(found, expected):
+            wrong = int((found != expected).sum())
+            raise RuntimeError(f"{path}: {wrong} of {expected.size} values of {name} are not ours")
+    if written:
+        raise RuntimeError(f"{path}: {', '.join(sorted(written))} are no tensors of ours")
+
+
+def with_codes_as_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with ternary weights and activations that are not quantized."""
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in plain.modules():
+            if isinstance(module, BitLinear):
+                codes_ON, scale = module.ternary_codes()
+                module.weight.copy_(codes_ON.to(module.weight) * scale)
+    set_quantization_lambda(plain, 0.0)
+    return plain
+
+
+def relative(values: list[np.ndarray], truth: list[np.ndarray]) -> float:
+    """RMS of the difference over the RMS of ``truth``, of all rows together."""
+    pairs = list(zip(values, truth, strict=True))
+    difference = sum(np.square(value - true).sum() for value, true in pairs)
+    return float(np.sqrt(difference / sum(np.square(true).sum() for _, true in pairs)))
+
+
+def mean_divergence(truth: list[np.ndarray], values: list[np.ndarray]) -> float:
+    """Mean over tokens of KL(truth || values), in nats."""
+    divergences = []
+    for true_TV, value_TV in zip(truth, values, strict=True):
+        log_p_TV, log_q_TV = _log_softmax(true_TV), _log_softmax(value_TV)
+        divergences.append((np.exp(log_p_TV) * (log_p_TV - log_q_TV)).sum(-1))
+    return float(np.mean(divergences))
+
+
+def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
+    shifted_TV = logits_TV - logits_TV.max(-1, keepdims=True)
+    return shifted_TV - np.log(np.exp(shifted_TV).sum(-1, keepdims=True))
+
+
+@torch.no_grad()
+def _ours(model: PreTrainedModel, row_T: Tensor) -> np.ndarray:
+    return model(input_ids=row_T[None], use_cache=False).logits[0].double().numpy()
+
+
+def _theirs(model: LlamaCpp, reference: Reference) -> list[np.ndarray]:
+    return [model.logits(row).astype(np.float64) for row in reference.rows]
+
+
+def _require(what: str, found: float, allowed: float) -> None:
+    if not found <= allowed:
+        raise RuntimeError(f"{what} differ from ours by {found:.2g}, allowed {allowed:.2g}")

@@ -1,0 +1,72 @@
+"""The student's GGUF files, each read back and run by llama.cpp before it counts."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wrinklefree.export.card import add_gguf_to_card
+from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.gguf_gate import (
+    Reference,
+    check_float32,
+    check_packed,
+    check_tensors,
+    check_tokens,
+)
+from wrinklefree.export.settings import ExportSettings
+from wrinklefree.models.exportable import llama_cpp_obstacles
+from wrinklefree.models.folder import load_model
+from wrinklefree.tracking.terminal import say
+
+
+def export_gguf(
+    settings: ExportSettings, model: Path, folder: Path, *, tokens_BT: Tensor
+) -> dict[str, Any]:
+    """Write ``model-<type>.gguf`` into ``folder`` for every type of the settings.
+
+    Parameters
+    ----------
+    tokens_BT : int64 rows of real text on which llama.cpp is compared with our model.
+
+    Returns
+    -------
+    facts : ``gguf``, by type ``bytes``, how many ``matrices`` have which type, and what the gate
+        found; with ``float32_relative_difference`` of the file without blocks, and ``texts`` that
+        both tokenizers split alike. ``gguf_obstacles`` in its place where llama.cpp has no graph
+        for the model.
+
+    Raises
+    ------
+    UserError : llama.cpp is not installed.
+    RuntimeError : a file does not hold our codes, or llama.cpp does not compute what ours does.
+    """
+    if not settings.gguf:
+        return {}
+    loaded, _ = load_model(model, "ternary")
+    if obstacles := llama_cpp_obstacles(loaded, model):
+        say(f"export: no GGUF file, llama.cpp would not run it: {'; '.join(obstacles)}")
+        return {"gguf_obstacles": obstacles}
+    reference = Reference(loaded, tokens_BT)
+    facts: dict[str, Any] = {}
+    embedding = BlockType[settings.gguf_embedding]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        exact = Path(scratch) / "model-F32.gguf"
+        write_gguf(exact, loaded, model, BlockType.F32, BlockType.F32)
+        facts["float32_relative_difference"] = check_float32(exact, reference)
+        facts["texts"] = check_tokens(exact, model, reference.rows)
+    for name in settings.gguf:
+        path = folder / f"model-{name}.gguf"
+        matrices = write_gguf(path, loaded, model, BlockType[name], embedding)
+        check_tensors(path, loaded)
+        found = check_packed(path, reference)
+        facts[name] = {"bytes": path.stat().st_size, "matrices": matrices, **found}
+        say(
+            f"export: {path.name}, {path.stat().st_size / 1e6:,.1f} MB, in llama.cpp: logits"
+            f" within {found['relative_difference']:.2g} of their size, KL {found['kl']:.2g}"
+        )
+    add_gguf_to_card(folder, facts)
+    return {"gguf": facts}

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
+
+from wrinklefree.errors import UserError
+from wrinklefree.export import gguf, llama_cpp
+from wrinklefree.export.blocks import ROW_MULTIPLES, block_type, pack_blocks, unpack_blocks
+from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.gguf_gate import (
+    Reference,
+    check_float32,
+    check_packed,
+    check_tensors,
+    check_tokens,
+    with_codes_as_weights,
+)
+from wrinklefree.export.gguf_stage import export_gguf
+from wrinklefree.export.llama_cpp import opened
+from wrinklefree.export.settings import ExportSettings
+from wrinklefree.models import exportable
+from wrinklefree.models.exportable import llama_cpp_obstacles
+from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.transforms import ternary
+from wrinklefree.tokens.tokenizer import load_tokenizer
+from wrinklefree.tracking.files import write_atomically
+
+BLOCKS = (BlockType.TQ2_0, BlockType.TQ1_0, BlockType.Q4_0)
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(
+    save_tokenizer: Callable[[Path, list[str]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder, ["<|endoftext|>"])
+    return folder
+
+
+def small(**changes: Any) -> PreTrainedModel:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | changes)).eval()
+    ternary().apply(model)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+@pytest.fixture
+def student(tokenizer: Path, tmp_path: Path) -> Path:
+    save_model(tmp_path / "student", small(), ternary(), tokenizer)
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def rows() -> Tensor:
+    return torch.randint(1, 300, (3, 41))
+
+
+@given(
+    rows=st.integers(1, 7),
+    blocks=st.integers(1, 3),
+    scale=st.floats(2**-13, 128.0, width=32),
+    seed=st.integers(0, 2**31),
+)
+def test_blocks_hold_the_codes_and_the_scale_in_float16(
+    rows: int, blocks: int, scale: float, seed: int
+):
+    generator = np.random.default_rng(seed)
+    for kind in BLOCKS:
+        codes_ON = generator.integers(-1, 2, (rows, blocks * ROW_MULTIPLES[kind])).astype(np.int8)
+        codes_ON[0] = 0  # a block without a scale to be seen
+        packed_OB = pack_blocks(codes_ON, scale, kind)
+        assert packed_OB.dtype == np.uint8 and len(packed_OB) == rows
+        expected_ON = codes_ON * np.float32(np.float16(scale))
+        assert np.array_equal(unpack_blocks(packed_OB, kind), expected_ON)
+
+
+def test_rows_that_no_block_holds_are_refused_and_others_are_q4_0():
+    assert block_type(576, BlockType.TQ2_0) == BlockType.Q4_0
+    assert block_type(1536, BlockType.TQ1_0) == BlockType.TQ1_0
+    with pytest.raises(ValueError, match="rows of 288: no multiple of 256"):
+        pack_blocks(np.zeros((2, 288), np.int8), 1.0, BlockType.TQ2_0)
+
+
+def test_llama_cpp_computes_what_ours_does_with_every_type(student: Path, rows: Tensor):
+    settings = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q4_0", "F32"], gguf_embedding="F32")
+    folder = student.parent / "export"
+    folder.mkdir()
+    facts = export_gguf(settings, student, folder, tokens_BT=rows)["gguf"]
+    names = [f"model-{name}.gguf" for name in settings.gguf]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", *names])
+    card = (folder / "README.md").read_text()
+    assert all(f"| `{name}` | {(folder / name).stat().st_size:,} |" in card for name in names)
+    assert facts["float32_relative_difference"] < 2e-4
+    assert facts["TQ2_0"]["matrices"] == {"Q4_0": 12, "TQ2_0": 2}  # of 256 features: down_proj
+    assert facts["Q4_0"]["matrices"] == {"Q4_0": 14}
+    for name in settings.gguf:
+        assert facts[name]["bytes"] == (folder / f"model-{name}.gguf").stat().st_size
+        assert facts[name]["kl"] < 1e-3
+    assert facts["TQ1_0"]["bytes"] < facts["TQ2_0"]["bytes"] < facts["Q4_0"]["bytes"]
+
+
+def test_the_type_of_the_embedding_has_its_effect(student: Path, rows: Tensor):
+    sizes = []
+    for name in ("Q8_0", "F16", "F32"):
+        settings = ExportSettings.model_validate({"gguf": ["Q4_0"], "gguf_embedding": name})
+        folder = student.parent / name
+        folder.mkdir()
+        facts = export_gguf(settings, student, folder, tokens_BT=rows)
+        sizes.append(facts["gguf"]["Q4_0"]["bytes"])
+    assert sizes[1] - sizes[0] > 0.9 * 300 * 64 * 0.9
+    assert sizes[2] - sizes[1] == 300 * 64 * 2
+
+
+def test_no_type_writes_no_file(student: Path, rows: Tensor, tmp_path: Path):
+    assert export_gguf(ExportSettings(gguf=[]), student, tmp_path, tokens_BT=rows) == {}
+    with pytest.raises(ValueError, match="a type comes twice"):
+        ExportSettings(gguf=["TQ2_0", "TQ2_0"])
+
+
+def planted(student: Path, path: Path, kind: BlockType = BlockType.F32) -> PreTrainedModel:
+    model = load_model(student)[0]
+    write_gguf(path, model, student, kind, BlockType.F32)
+    return model
+
+
+def test_one_flipped_code_is_found(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def flipped(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarray:
+        codes_ON = codes_ON.copy()
+        codes_ON[-1, -1] = -1 if codes_ON[-1, -1] == 1 else 1
+        return pack_blocks(codes_ON, scale, kind)
+
+    monkeypatch.setattr(gguf, "pack_blocks", flipped)
+    model = planted(student, tmp_path / "a.gguf", BlockType.Q4_0)
+    with pytest.raises(RuntimeError, match="1 of 4096 values of .*q_proj.weight are not ours"):
+        check_tensors(tmp_path / "a.gguf", model)
+
+
+def test_a_scale_of_up_that_subln_cancels_is_found(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def scaled(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarray:
+        return pack_blocks(codes_ON, scale * 1.01, kind)
+
+    monkeypatch.setattr(gguf, "pack_blocks", scaled)
+    model = planted(student, tmp_path / "a.gguf", BlockType.Q4_0)
+    with pytest.raises(RuntimeError, match="are not ours"):
+        check_tensors(tmp_path / "a.gguf", model)
+
+
+def test_a_wrong_epsilon_is_found_in_the_logits(student: Path, tmp_path: Path, rows: Tensor):
+    model = load_model(student)[0]
+    reference = Reference(model, rows)
+    model.config.rms_norm_eps = 1e-3
+    write_gguf(tmp_path / "a.gguf", model, student, BlockType.F32, BlockType.F32)
+    check_tensors(tmp_path / "a.gguf", model)
+    with pytest.raises(RuntimeError, match=r"logits in llama.cpp differ .*, allowed 0.0002"):
+        check_float32(tmp_path / "a.gguf", reference)
+
+
+def test_queries_in_the_order_of_another_graph_are_found(
+    student: Path, tmp_path: Path, rows: Tensor
+):
+    model = load_model(student)[0]
+    reference = Reference(model, rows)
+    with torch.no_grad():  # as architecture llama wants them
+        weight = model.get_submodule("model.layers.0.self_attn.q_proj").get_parameter("weight")
+        weight.copy_(weight.view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64))
+    for kind, check in ((BlockType.F32, check_float32), (BlockType.Q4_0, check_packed)):
+        write_gguf(tmp_path / "a.gguf", model, student, kind, BlockType.F32)
+        with pytest.raises(RuntimeError, match="differ from ours"):
+            check(tmp_path / "a.gguf", reference)
+        with pytest.raises(RuntimeError, match="values of .*layers.0.self_attn.q_proj"):
+            check_tensors(tmp_path / "a.gguf", load_model(student)[0])
+
+
+def test_text_that_is_split_otherwise_is_found(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["in 1984 there were 12345 of 12345 people"] * 9, trainer)
+    tokenizer.save(str(student / "tokenizer.json"))
+    planted(student, tmp_path / "a.gguf")
+    assert check_tokens(tmp_path / "a.gguf", student, [[5, 6, 7]]) == 5
+    monkeypatch.setitem(exportable._PRETOKENIZERS, ("ByteLevel",), "smollm")  # single digits
+    planted(student, tmp_path / "b.gguf")
+    with pytest.raises(RuntimeError, match=r"splits 'In 1984, .* than our tokenizer, from token"):
+        check_tokens(tmp_path / "b.gguf", student, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tie_word_embeddings": False}, "no head beside the embedding"),
+        ({"hidden_act": "relu2"}, "Llama's with SiLU"),
+        ({"attention_bias": True}, "has biases"),
+        ({"intermediate_size": 100}, "intermediate_size is 100, no multiple of 32"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "rotary embeddings of type linear",
+        ),
+    ],
+)
+def test_a_model_that_llama_cpp_has_no_graph_for_gets_no_file_and_the_reason(
+    tokenizer: Path, tmp_path: Path, rows: Tensor, changes: dict[str, Any], reason: str
+):
+    model = small(**changes)
+    save_model(tmp_path / "student", model, ternary(), tokenizer)
+    facts = export_gguf(ExportSettings(), tmp_path / "student", tmp_path, tokens_BT=rows)
+    (found,) = facts["gguf_obstacles"]
+    assert reason in found
+    with pytest.raises(UserError, match=r"llama.cpp cannot run this model"):
+        write_gguf(tmp_path / "a.gguf", model, tokenizer, BlockType.F32, BlockType.F32)
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_norms_of_queries_and_another_way_to_split_text_are_obstacles(
+    tokenizer: Path, tmp_path: Path
+):
+    qwen = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16))
+    assert "norms of queries" in llama_cpp_obstacles(qwen, tokenizer)[0]
+    text = (tokenizer / "tokenizer.json").read_text()
+    write_atomically(
+        tmp_path / "tokenizer.json",
+        text.replace('"add_prefix_space":false', '"add_prefix_space":true').replace(
+            '"add_prefix_space": false', '"add_prefix_space": true'
+        ),
+    )
+    (found,) = llama_cpp_obstacles(small(), tmp_path)
+    assert "splits text" in found
+
+
+def test_without_llama_cpp_there_is_one_clear_sentence(
+    student: Path, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    llama_cpp._library.cache_clear()
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(UserError, match=r"llama.cpp, which is not installed: pip install"):
+        export_gguf(ExportSettings(), student, tmp_path, tokens_BT=rows)
+    llama_cpp._library.cache_clear()
+
+
+def test_a_file_that_is_none_is_refused_in_the_words_of_llama_cpp(tmp_path: Path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + 60 * b"\0")
+    with (
+        pytest.raises(UserError, match=r"a.gguf: llama.cpp does not load it: .*\w"),
+        opened(tmp_path / "a.gguf"),
+    ):
+        pass
+
+
+def test_a_text_goes_on_greedily_over_the_cache_until_it_ends(student: Path, tmp_path: Path):
+    model = planted(student, tmp_path / "a.gguf")
+    tokenizer = load_tokenizer(student)
+    ids = tokenizer.encode("the population of", add_special_tokens=False).ids
+    count, plain = len(ids), with_codes_as_weights(model)
+    while len(ids) < count + 20 and ids[-1] != 0:
+        with torch.no_grad():
+            ids.append(int(plain(torch.tensor([ids])).logits[0, -1].argmax()))
+    expected = tokenizer.decode(ids[count:])
+    with opened(tmp_path / "a.gguf", 64) as theirs:
+        found = b"".join(theirs.generate("the population of", 20)).decode(errors="replace")
+        assert found == expected
+        with pytest.raises(UserError, match="has 0 tokens, expected 1 to 44 for 20 new ones"):
+            list(theirs.generate("", 20))
