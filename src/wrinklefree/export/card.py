@@ -74,7 +74,7 @@ GGUF = """
 
 `llama-cli -m {first}`. Checked with llama.cpp when it was written: every tensor was read back, of
 {texts} texts all were split alike, and logits of a float32 file were within {exact:.2g} of those of
-this model with activations in floats. llama.cpp quantizes activations in blocks, which the table has.
+this model with activations in floats. llama.cpp quantizes activations in blocks, as in the table.
 """
 
 
