@@ -245,7 +245,9 @@ def continued(
     model: Any = teacher.model
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        ids_BS = model.generate(prompt_BP, torch.ones_like(prompt_BP), generation_config=how)
+        ids_BS = model.generate(
+            prompt_BP, attention_mask=torch.ones_like(prompt_BP), generation_config=how
+        )
     found = []
     for ids in ids_BS.tolist():
         new = ids[prompt_BP.shape[1] :]
