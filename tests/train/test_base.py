@@ -53,7 +53,14 @@ def test_a_base_that_cannot_be_exported_is_brought_with_a_warning(brought: Calla
 def test_a_base_that_can_be_exported_is_brought_in_silence(brought: Callable[..., Stage]):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        brought(LlamaForCausalLM(LlamaConfig(**SIZES)))
+        brought(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)))
+
+
+def test_a_base_that_llama_cpp_would_not_run_is_brought_with_a_warning(
+    brought: Callable[..., Stage],
+):
+    with pytest.warns(UserWarning, match="will write no GGUF file: .* no head beside"):
+        brought(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)))
 
 
 def test_a_shape_that_cannot_be_exported_is_warned_of_before_it_is_trained(

@@ -273,7 +273,7 @@ DISTILLATION = {
     "relations": {"layer_fraction": 0.5, "heads": 2, "temperature": 1.0, "causal": True},
 }
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 48, "layers": 1, "heads": 2, "key_value_heads": 1,
+    "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "key_value_heads": 1,
     "rope_theta": 10000.0, "initializer_range": 0.02,
 }  # fmt: skip
 STAGES: dict[str, tuple[Callable[[Stage], dict[str, Any]], str, dict[str, Any]]] = {
