@@ -18,7 +18,7 @@ from gguf.quants import quantize
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.export.blocks import block_type, pack_blocks
+from wrinklefree.export.blocks import ROW_MULTIPLES, block_type, pack_blocks
 from wrinklefree.models.exportable import llama_cpp_obstacles, pretokenizer_of
 from wrinklefree.models.folder import stored_tensors
 from wrinklefree.quant.bitlinear import BitLinear
@@ -51,7 +51,8 @@ def write_gguf(
 
     Parameters
     ----------
-    kind : of the ternary matrices: F32, or blocks; rows that are no whole number of these are Q4_0.
+    kind : of the ternary matrices: blocks of codes (rows that are no whole number of them are
+        Q4_0), or F32, F16, Q8_0.
     embedding : type of the embedding, which is the head: F32, F16 or Q8_0.
 
     Returns
@@ -76,15 +77,15 @@ def write_gguf(
         if layer := layers.get(parent):
             codes_ON, scale = layer.ternary_codes()
             codes, value = codes_ON.cpu().numpy(), float(scale)
-            own = kind if kind == BlockType.F32 else block_type(codes.shape[1], kind)
-            data = codes * np.float32(value)
-            if own != BlockType.F32:
+            if kind in ROW_MULTIPLES:
+                own = block_type(codes.shape[1], kind)
                 data = pack_blocks(codes, value, own)
+            else:
+                own, data = kind, _rounded(codes * np.float32(value), kind)
             counts[own.name] = counts.get(own.name, 0) + 1
         else:
             own = embedding if name.startswith("model.embed_tokens") else BlockType.F32
-            data = tensor.detach().float().cpu().numpy()
-            data = data if own == BlockType.F32 else quantize(data, own)
+            data = _rounded(tensor.detach().float().cpu().numpy(), own)
         raw = None if own == BlockType.F32 else own
         writer.add_tensor(f"{gguf_name(parent)}.weight", data, raw_dtype=raw)
     writer.write_header_to_file()
@@ -92,6 +93,10 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return counts
+
+
+def _rounded(values: np.ndarray, kind: BlockType) -> np.ndarray:
+    return values if kind == BlockType.F32 else quantize(values, kind)
 
 
 def gguf_name(name: str) -> str:

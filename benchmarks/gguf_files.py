@@ -1,0 +1,72 @@
+"""Sizes of GGUF files of a student, and their speed in llama.cpp: floats, bytes, ternary blocks.
+
+The same ternary weights are written in F16 and Q8_0, as a dense model would be, and in the blocks
+that ``export`` writes; norms are float32 and the embedding F16 in all. Needs ``models/distill/ar``,
+or another model folder::
+
+    python benchmarks/gguf_files.py --model models/distill/ar
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from _timing import ROOT, print_header, print_table, require_close, time_in_turns
+
+from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.llama_cpp import LlamaCpp, opened
+from wrinklefree.models.folder import load_model
+
+TYPES = ("F16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0")
+PROMPT = "The history of the city begins with"
+NEW_TOKENS, PROMPT_TOKENS = 32, 256
+
+
+def generate(model: LlamaCpp) -> None:
+    tokens, position = model.tokens(PROMPT), 0
+    for _ in range(NEW_TOKENS):
+        chosen = int(model.logits(tokens, position)[-1].argmax())
+        position, tokens = position + len(tokens), [chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "distill" / "ar")
+    parser.add_argument("--repeats", type=int, default=7, help="turns that are timed")
+    arguments = parser.parse_args()
+    print_header("GGUF files in llama.cpp")
+    if not (arguments.model / "model.safetensors").is_file():
+        print(f"{arguments.model} is missing, nothing timed; make it with: snakemake")
+        return
+    model, _ = load_model(arguments.model, "ternary")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        files = {name: Path(folder) / f"{name}.gguf" for name in TYPES}
+        for name, path in files.items():
+            matrices = write_gguf(path, model, arguments.model, BlockType[name], BlockType.F16)
+            size, of_f16 = path.stat().st_size, path.stat().st_size / files["F16"].stat().st_size
+            print(f"{name:<8}{size:>14,} bytes, {of_f16:.3f} of F16's; matrices: {matrices}")
+        theirs = {name: stack.enter_context(opened(path)) for name, path in files.items()}
+        prompt = (theirs["F16"].tokens(PROMPT) * PROMPT_TOKENS)[:PROMPT_TOKENS]
+        wanted = torch.from_numpy(theirs["F16"].logits(prompt))
+        for name, one in theirs.items():
+            require_close(
+                torch.from_numpy(one.logits(prompt)), wanted, 0.1, f"{name}: F16's logits"
+            )
+        seconds = time_in_turns(
+            {name: lambda one=one: one.logits(prompt) for name, one in theirs.items()},
+            arguments.repeats,
+        )
+        print_table(f"a prompt of {PROMPT_TOKENS} tokens", seconds, ["F16"], PROMPT_TOKENS)
+        seconds = time_in_turns(
+            {name: lambda one=one: generate(one) for name, one in theirs.items()},
+            arguments.repeats,
+        )
+        print_table(f"{NEW_TOKENS} tokens after a short one", seconds, ["F16"], NEW_TOKENS)
+
+
+if __name__ == "__main__":
+    main()
