@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from _timing import print_header
 
-from wrinklefree.evaluate.canvas import heading, panels, save_svg, styled, tokens_axis
+from wrinklefree.evaluate.canvas import GREY, SERIES, heading, panels, save_svg, styled, tokens_axis
 from wrinklefree.evaluate.history import read_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLORS = ("#1b6ca8", "#c1512f", "#4d8c57", "#8a63a8")
 TRAININGS = {"stage2": "stage2", "distill/ar": "distill.ar"}
 
 
@@ -72,14 +71,14 @@ def points_of(run: Path) -> list[Point]:
 def plot(runs: dict[str, list[Point]], dense: float) -> Figure:
     figure, axes = panels(1, 2, (7.2, 3.2), sharey=True)
     heading(figure, "Held-out loss of a ternary model by recipe")
-    for (name, points), color in zip(runs.items(), COLORS, strict=False):
+    for (name, points), color in zip(runs.items(), SERIES, strict=False):
         losses = [point.loss for point in points]
         for one, places in zip(
             axes, ([p.tokens for p in points], [p.minutes for p in points]), strict=True
         ):
             one.plot(places, losses, "o-", color=color, markersize=3, linewidth=1.6, label=name)
     for one in axes:
-        one.axhline(dense, color="#777777", linewidth=0.8, linestyle=":", label="dense")
+        one.axhline(dense, color=GREY, linewidth=0.8, linestyle=":", label="dense")
         one.set_xlim(left=0)
     tokens_axis(axes[0])
     axes[0].set_xlabel("training tokens")

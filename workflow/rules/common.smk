@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from wrinklefree.schema.load import without_nulls
 from wrinklefree.schema.reads import reads
 from wrinklefree.config.resources import data_memory_mb, model_memory_mb
 from wrinklefree.engines.sections import write_sections
+from wrinklefree.engines.what_next import what_next
 from wrinklefree.errors import UserError
 from wrinklefree.tracking import pipeline
 from wrinklefree.tracking.code import folders_digest
@@ -20,6 +22,7 @@ from wrinklefree.tracking.cpus import available_cpus
 from wrinklefree.engines.described import settings_of_run
 from wrinklefree.tracking.kept import FORCED
 
+STARTED = time.time()
 PROJECT = Path(str(workflow.current_basedir)).parents[1]
 
 try:

@@ -6,6 +6,7 @@ matplotlib is imported when a plot is drawn; figures belong to no global state.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -55,6 +56,8 @@ def _style() -> Iterator[None]:
     """Drawing does not depend on the user's own matplotlib settings."""
     import matplotlib
 
+    # It lists fonts for mathematics that a machine lacks, and are not drawn with.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         for name, value in _STYLE.items():

@@ -1,0 +1,29 @@
+"""What a person can look at when a run has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_STUDENT = Path("models/export")
+
+
+def what_next(since: float) -> list[str]:
+    """Lines about what was made after the time ``since`` (seconds of the epoch), here.
+
+    Nothing of what stands from an earlier run; nothing at all where no result was made.
+    """
+    lines = []
+    if _is_new(Path("results"), since):
+        lines.append("results/: table.txt, samples.md, plots/; make report puts all into one page")
+    if _is_new(_STUDENT, since):
+        files = sorted(path.name for path in _STUDENT.glob("*.gguf"))
+        runs = f"; {', '.join(files)} for llama.cpp" if files else ""
+        lines.append(f"{_STUDENT}/: the student for transformers{runs}")
+    if lines:
+        lines.append("mlflow ui: every run with its settings, metrics and inputs")
+    return lines
+
+
+def _is_new(folder: Path, since: float) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and manifest.stat().st_mtime >= since
