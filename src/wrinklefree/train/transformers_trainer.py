@@ -1,0 +1,245 @@
+"""Ternary training inside of ``transformers.Trainer``, for projects that are built around it.
+
+The loop, its callbacks, logging and checkpoints are transformers'; the objective, optimizer,
+learning rate, clipping and strength of quantization are ours, by the same settings. One process:
+``train.loop.Trainer`` trains in several.
+
+Shapes: B rows, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from wrinklefree.errors import UserError
+from wrinklefree.mixture.batch import Batch, BatchSource, LabelledBatch
+from wrinklefree.optim.build import build_optimizer
+from wrinklefree.optim.schedule import learning_rate_fraction
+from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.quant.warmup import quantization_lambda
+from wrinklefree.stability.clippers import build_clipper
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective, TrainStep
+from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
+
+_CLIPPER = "clipper.pt"
+_NOT_LEARNT = -100
+_SHARED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+_UNUSED = ("activation_checkpointing", "averaging", "compile", "data", "spikes")
+"""Settings that belong to our own loop and have no effect in transformers'."""
+
+
+def training_arguments(
+    settings: TrainingSettings, output_dir: str | Path, **more: Any
+) -> TrainingArguments:
+    """Arguments of transformers that agree with ``settings``; ``more`` may add any others."""
+    return TrainingArguments(
+        **{
+            "output_dir": str(output_dir),
+            **_shared(settings),
+            "max_grad_norm": 1.0,  # above 0, so that clipping is asked for
+            "remove_unused_columns": False,
+            "bf16": False,
+            "logging_steps": settings.log_interval,
+            "save_steps": settings.checkpoint_interval,
+            "report_to": "none",
+            **more,
+        }
+    )
+
+
+class TrainingRows(Dataset[dict[str, Tensor]]):
+    """The rows of a training in the order in which our own loop reads them."""
+
+    def __init__(self, data: BatchSource, settings: TrainingSettings) -> None:
+        self._data = data
+        step = settings.batch_size * settings.gradient_accumulation_steps
+        self._length = settings.steps * step
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        row = self._data.batch(sample, 0, batch_size=1, micro_batches=1)
+        return {name: tensor[0] for name, tensor in vars(row).items()}
+
+
+class WrinkleFreeTrainer(Trainer):
+    """``transformers.Trainer`` with our objective, optimizer, schedule, clipping and strength.
+
+    Parameters
+    ----------
+    model : with or without ternary layers, in float32.
+    args : of :func:`training_arguments`, or others that agree with ``settings``.
+    train_dataset : :class:`TrainingRows`, or examples with ``input_ids`` and, if there are,
+        ``attention_mask`` and ``labels`` (-100: not learnt; each is for its own token, as
+        everywhere in transformers), collated to tensors of equal length.
+    objective : the next token, where none is given.
+
+    Raises
+    ------
+    UserError : arguments and settings differ, a setting is asked for that has no effect here, or
+        there are several processes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        settings: TrainingSettings,
+        train_dataset: Any,
+        *,
+        objective: Objective | None = None,
+        **named: Any,
+    ) -> None:
+        _check(args, settings)
+        self.settings = settings
+        self.clipper = build_clipper(settings.clipping)
+        self.train_step = TrainStep(model, objective or Objective(NextToken()))
+        self._clipped: dict[str, float] = {}
+        if isinstance(train_dataset, TrainingRows):
+            named.setdefault("data_collator", _stacked)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **named)
+        self.loss_is_scaled_for_ga = True
+        if isinstance(settings, QuantizedTrainingSettings):
+            self.add_callback(_Strength(settings))
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer of the settings."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.train_step.model, self.settings.optimizer)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of the settings."""
+        if self.lr_scheduler is None:
+            steps, schedule = self.settings.steps, self.settings.schedule
+            # Transformers asks for a rate once more behind the last step.
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: learning_rate_fraction(min(step, steps - 1), steps, schedule),
+            )
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss of a micro-batch, over the denominator of the whole step."""
+        objective = self.train_step.objective
+        prepared = objective.corruption.prepare(as_batch(inputs), self.state.global_step)
+        denominator = num_items_in_batch or objective.corruption.denominator(prepared)
+        output = objective.loss(self.train_step(prepared), prepared, float(denominator))
+        return (output.loss, {"loss": output.loss}) if return_outputs else output.loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The objective's loss of an evaluation batch."""
+        with torch.no_grad():
+            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+    def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
+        """What transformers logs, and what the clipper did to the latest step."""
+        super().log(logs | self._clipped if "loss" in logs else logs, *more, **named)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        corruption, step = self.train_step.objective.corruption, self.state.global_step
+        prepared = [corruption.prepare(as_batch(inputs), step) for inputs in batch_samples]
+        return sum(map(corruption.denominator, prepared))
+
+    def _get_train_sampler(self, *arguments: Any) -> Sampler[int] | None:
+        if isinstance(self.train_dataset, TrainingRows):
+            return SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(*arguments)
+
+    def _clip_grad_norm(self, model: nn.Module) -> float:
+        stats = self.clipper.clip(list(self.train_step.model.parameters()))
+        if not math.isfinite(stats.raw_norm):
+            raise UserError(
+                f"step {self.state.global_step + 1}: the gradient is not finite; lower the rate, or"
+                " go on from a checkpoint before it"
+            )
+        self._clipped = {"grad_norm_clipped": stats.clipped_norm, **stats.metrics}
+        return stats.raw_norm
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        torch.save(self.clipper.state_dict(), Path(output_dir) / _CLIPPER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = torch.load(Path(checkpoint) / _CLIPPER, weights_only=True)
+            self.clipper.load_state_dict(state)
+
+
+class _Strength(TrainerCallback):
+    """Sets the strength of quantization at the beginning of every step."""
+
+    def __init__(self, settings: QuantizedTrainingSettings) -> None:
+        self._warmup = settings.lambda_warmup
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        """By the number of the step, so that a resumed run has nothing to remember."""
+        strength = quantization_lambda(state.global_step, self._warmup)
+        set_quantization_lambda(named["model"], strength)
+
+
+def as_batch(inputs: Mapping[str, Tensor]) -> Batch:
+    """Rows of ours from what a collator made: our own tensors, or those of transformers."""
+    if "tokens_BT" in inputs:
+        return (LabelledBatch if "label_BT" in inputs else Batch)(**inputs)
+    tokens_BT = inputs["input_ids"]
+    real_BT = inputs.get("attention_mask", torch.ones_like(tokens_BT)).bool()
+    positions_BT = (real_BT.long().cumsum(-1) - 1).clamp(min=0)
+    document_BT = torch.where(real_BT, 0, -1)
+    zeros_B = torch.zeros_like(tokens_BT[:, 0])
+    source_BT = positions_BT.where(real_BT, -1)
+    rows = (tokens_BT, document_BT, positions_BT, document_BT, source_BT, zeros_B, zeros_B)
+    if "labels" not in inputs:
+        return Batch(*rows)
+    learnt_BT = (inputs["labels"] != _NOT_LEARNT) & real_BT & (positions_BT > 0)
+    return LabelledBatch(*rows, learnt_BT)
+
+
+def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _shared(settings: TrainingSettings) -> dict[str, int]:
+    values = (settings.steps, settings.batch_size, settings.gradient_accumulation_steps)
+    return dict(zip(_SHARED, values, strict=True))
+
+
+def _check(args: TrainingArguments, settings: TrainingSettings) -> None:
+    for name, wanted in _shared(settings).items():
+        if (found := getattr(args, name)) != wanted:
+            raise UserError(
+                f"TrainingArguments.{name} is {found}, but the settings say {wanted}; make the"
+                " arguments with training_arguments(settings, …)"
+            )
+    if args.max_grad_norm <= 0 or args.fp16:
+        raise UserError("max_grad_norm must be above 0, for clipping is ours, and fp16 is not used")
+    if args.world_size > 1:
+        raise UserError("several processes: train with wrinklefree.train.loop.Trainer")
+    defaults = type(settings).model_fields
+    for name in _UNUSED:
+        if getattr(settings, name) != defaults[name].get_default(call_default_factory=True):
+            raise UserError(f"{name} has no effect inside of transformers' loop; leave it out")
