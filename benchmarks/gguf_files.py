@@ -18,19 +18,12 @@ import torch
 from _timing import ROOT, print_header, print_table, require_close, time_in_turns
 
 from wrinklefree.export.gguf import BlockType, write_gguf
-from wrinklefree.export.llama_cpp import LlamaCpp, opened
+from wrinklefree.export.llama_cpp import opened
 from wrinklefree.models.folder import load_model
 
 TYPES = ("F16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0")
 PROMPT = "The history of the city begins with"
 NEW_TOKENS, PROMPT_TOKENS = 32, 256
-
-
-def generate(model: LlamaCpp) -> None:
-    tokens, position = model.tokens(PROMPT), 0
-    for _ in range(NEW_TOKENS):
-        chosen = int(model.logits(tokens, position)[-1].argmax())
-        position, tokens = position + len(tokens), [chosen]
 
 
 def main() -> None:
@@ -57,12 +50,15 @@ def main() -> None:
                 torch.from_numpy(one.logits(prompt)), wanted, 0.1, f"{name}: F16's logits"
             )
         seconds = time_in_turns(
-            {name: lambda one=one: one.logits(prompt) for name, one in theirs.items()},
+            {name: lambda one=one: one.logits(prompt, last=True) for name, one in theirs.items()},
             arguments.repeats,
         )
         print_table(f"a prompt of {PROMPT_TOKENS} tokens", seconds, ["F16"], PROMPT_TOKENS)
         seconds = time_in_turns(
-            {name: lambda one=one: generate(one) for name, one in theirs.items()},
+            {
+                name: lambda one=one: list(one.generate(PROMPT, NEW_TOKENS))
+                for name, one in theirs.items()
+            },
             arguments.repeats,
         )
         print_table(f"{NEW_TOKENS} tokens after a short one", seconds, ["F16"], NEW_TOKENS)

@@ -6,28 +6,30 @@ Every run is a clone in which a recipe was run to the end of its distillation::
 
 A run begins with what rounding leaves, and layers that were trained alone count with every token
 that they saw. Minutes are those of the stages' own records, spread evenly over a stage's steps:
-they compare only where nothing else ran. Losses of a training are of the held-out rows that it
-looked at, those of ``subln`` of others. Without runs nothing is drawn.
+they compare only where nothing else ran and no stage was resumed. Losses of a training are of the
+held-out rows that it looked at, those of ``subln`` of others. Without runs nothing is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _timing import print_header
+from _timing import print_header, require
 
 from wrinklefree.evaluate.canvas import GREY, SERIES, heading, panels, save_svg, styled, tokens_axis
 from wrinklefree.evaluate.history import read_history
+from wrinklefree.models.settings import SublnSettings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TRAININGS = {"stage2": "stage2", "distill/ar": "distill.ar"}
+TRAININGS = ("stage2", "distill/ar")
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ def minutes_of(run: Path, name: str) -> float:
 
 def points_of(run: Path) -> list[Point]:
     manifest = read(run / "models" / "subln" / "manifest.json")
-    facts, chosen = manifest["facts"], manifest["settings"]["subln"].get("reconstruct", {})
+    facts = manifest["facts"]
+    chosen = SublnSettings.model_validate(manifest["settings"]["subln"]).reconstruct
     start = facts.get("loss_before_reconstruction", facts["loss_after_lambda1"])
     points = [Point(0, 0.0, start)]
     if reconstruction := facts.get("reconstruction"):
-        tokens = reconstruction["tokens"] * chosen["epochs"]
+        tokens = reconstruction["tokens"] * chosen.epochs
         points += [Point(tokens, minutes_of(run, "subln"), facts["loss_after_lambda1"])]
     for name in TRAININGS:
         history = read_history(run / "models" / name)
@@ -71,7 +74,7 @@ def points_of(run: Path) -> list[Point]:
 def plot(runs: dict[str, list[Point]], dense: float) -> Figure:
     figure, axes = panels(1, 2, (7.2, 3.2), sharey=True)
     heading(figure, "Held-out loss of a ternary model by recipe")
-    for (name, points), color in zip(runs.items(), SERIES, strict=False):
+    for (name, points), color in zip(runs.items(), itertools.cycle(SERIES), strict=False):
         losses = [point.loss for point in points]
         for one, places in zip(
             axes, ([p.tokens for p in points], [p.minutes for p in points]), strict=True
@@ -97,11 +100,13 @@ def main() -> None:
     if not arguments.runs:
         print("no NAME=FOLDER was given, nothing drawn")
         return
-    runs = {}
+    runs, dense = {}, 0.0
     for run in arguments.runs:
         name, _, folder = run.partition("=")
         runs[name] = points_of(Path(folder))
-        dense = read(Path(folder) / "models" / "subln" / "manifest.json")["facts"]["loss_before"]
+        own = read(Path(folder) / "models" / "subln" / "manifest.json")["facts"]["loss_before"]
+        require(dense in (0.0, own), "runs of one dense model, measured on the same rows")
+        dense = own
         for point in runs[name]:
             print(
                 f"{name:<12} {point.tokens:>9,} tokens {point.minutes:6.1f} min {point.loss:7.3f}"

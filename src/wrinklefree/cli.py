@@ -293,12 +293,14 @@ def _generate(arguments: argparse.Namespace) -> None:
     from wrinklefree.export.llama_cpp import opened
     from wrinklefree.tracking.terminal import printable
 
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     with opened(arguments.file, context=_GENERATED_CONTEXT) as model:
-        print(arguments.prompt, end="", flush=True)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for piece in model.generate(arguments.prompt, arguments.tokens):
+        pieces = model.generate(arguments.prompt, arguments.tokens)
+        first = next(pieces, b"")  # or what is wrong with the prompt
+        print(printable(arguments.prompt + decoder.decode(first)), end="", flush=True)
+        for piece in pieces:
             print(printable(decoder.decode(piece)), end="", flush=True)
-    print()
+    print(printable(decoder.decode(b"", final=True)))
 
 
 def _hash(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
 from wrinklefree.errors import UserError
-from wrinklefree.export import gguf, llama_cpp
+from wrinklefree.export import gguf, llama_cpp, settings
 from wrinklefree.export.blocks import ROW_MULTIPLES, block_type, pack_blocks, unpack_blocks
 from wrinklefree.export.gguf import BlockType, write_gguf
 from wrinklefree.export.gguf_gate import (
@@ -109,18 +110,18 @@ def test_rows_that_no_block_holds_are_refused_and_others_are_q4_0():
 
 
 def test_llama_cpp_computes_what_ours_does_with_every_type(student: Path, rows: Tensor):
-    settings = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q4_0", "F32"], gguf_embedding="F32")
+    asked = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q4_0", "F32"], gguf_embedding="F32")
     folder = student.parent / "export"
     folder.mkdir()
-    facts = export_gguf(settings, student, folder, tokens_BT=rows)["gguf"]
-    names = [f"model-{name}.gguf" for name in settings.gguf]
+    facts = export_gguf(asked, student, folder, tokens_BT=rows)["gguf"]
+    names = [f"model-{name}.gguf" for name in asked.gguf]
     assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", *names])
     card = (folder / "README.md").read_text()
     assert all(f"| `{name}` | {(folder / name).stat().st_size:,} |" in card for name in names)
     assert facts["float32_relative_difference"] < 2e-4
     assert facts["TQ2_0"]["matrices"] == {"Q4_0": 12, "TQ2_0": 2}  # of 256 features: down_proj
     assert facts["Q4_0"]["matrices"] == {"Q4_0": 14}
-    for name in settings.gguf:
+    for name in asked.gguf:
         assert facts[name]["bytes"] == (folder / f"model-{name}.gguf").stat().st_size
         assert facts[name]["kl"] < 1e-3
     assert facts["TQ1_0"]["bytes"] < facts["TQ2_0"]["bytes"] < facts["Q4_0"]["bytes"]
@@ -129,10 +130,10 @@ def test_llama_cpp_computes_what_ours_does_with_every_type(student: Path, rows: 
 def test_the_type_of_the_embedding_has_its_effect(student: Path, rows: Tensor):
     sizes = []
     for name in ("Q8_0", "F16", "F32"):
-        settings = ExportSettings.model_validate({"gguf": ["Q4_0"], "gguf_embedding": name})
+        asked = ExportSettings.model_validate({"gguf": ["Q4_0"], "gguf_embedding": name})
         folder = student.parent / name
         folder.mkdir()
-        facts = export_gguf(settings, student, folder, tokens_BT=rows)
+        facts = export_gguf(asked, student, folder, tokens_BT=rows)
         sizes.append(facts["gguf"]["Q4_0"]["bytes"])
     assert sizes[1] - sizes[0] > 0.9 * 300 * 64 * 0.9
     assert sizes[2] - sizes[1] == 300 * 64 * 2
@@ -225,7 +226,7 @@ def test_text_that_is_split_otherwise_is_found(
     ("changes", "reason"),
     [
         ({"tie_word_embeddings": False}, "no head beside the embedding"),
-        ({"hidden_act": "relu2"}, "Llama's with SiLU"),
+        ({"hidden_act": "relu2"}, "hidden_act is relu2"),
         ({"attention_bias": True}, "has biases"),
         ({"intermediate_size": 100}, "intermediate_size is 100, no multiple of 32"),
         (
@@ -267,10 +268,40 @@ def test_without_llama_cpp_there_is_one_clear_sentence(
     student: Path, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     llama_cpp._library.cache_clear()
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(settings.MissingLlamaCppWarning, match="export would end with an error"):
+        ExportSettings(gguf=["Q4_0"])
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(UserError, match=r"llama.cpp, which is not installed: pip install"):
         export_gguf(ExportSettings(), student, tmp_path, tokens_BT=rows)
     llama_cpp._library.cache_clear()
+
+
+def test_another_interface_of_llama_cpp_is_refused(monkeypatch: pytest.MonkeyPatch):
+    llama_cpp.require_llama_cpp()
+    monkeypatch.setitem(llama_cpp._DEFAULTS, 3, 2)
+    with pytest.raises(UserError, match=r"other parameters than are known here \(words \{3: 1\}\)"):
+        llama_cpp.require_llama_cpp()
+
+
+def test_a_scale_that_float16_does_not_hold_is_refused(student: Path, tmp_path: Path):
+    model = load_model(student)[0]
+    with torch.no_grad():
+        weight = model.get_submodule("model.layers.1.mlp.up_proj").get_parameter("weight")
+        weight.mul_(1e-6)
+    with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight has a scale of .*, which fl"):
+        write_gguf(tmp_path / "a.gguf", model, student, BlockType.Q4_0, BlockType.F32)
+
+
+def test_the_command_goes_on_from_a_text(student: Path, tmp_path: Path):
+    planted(student, tmp_path / "a.gguf")
+    command = ["wrinklefree", "generate", str(tmp_path / "a.gguf"), "the city is", "--tokens", "9"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("the city is") and len(result.stdout) > len("the city is\n")
+    long, absent = [*command[:-1], "999"], [*command[:2], "no.gguf", *command[3:]]
+    for wrong, message in (long, "and 999 shall be new"), (absent, "no.gguf: no such file"):
+        failed = subprocess.run(wrong, capture_output=True, text=True, check=False)
+        assert failed.returncode == 2 and message in failed.stderr and not failed.stdout
 
 
 def test_a_file_that_is_none_is_refused_in_the_words_of_llama_cpp(tmp_path: Path):
@@ -294,5 +325,7 @@ def test_a_text_goes_on_greedily_over_the_cache_until_it_ends(student: Path, tmp
     with opened(tmp_path / "a.gguf", 64) as theirs:
         found = b"".join(theirs.generate("the population of", 20)).decode(errors="replace")
         assert found == expected
-        with pytest.raises(UserError, match="has 0 tokens, expected 1 to 44 for 20 new ones"):
+        with pytest.raises(
+            UserError, match="has 0 tokens and 20 shall be new, .* a prompt of 1 to 44 tokens"
+        ):
             list(theirs.generate("", 20))

@@ -135,5 +135,5 @@ def test_every_setting_has_its_effect(
 
 def test_an_error_that_is_not_finite_is_refused(tiny: Tiny, rows: list[Batch], tmp_path: Path):
     settings = SETTINGS.model_copy(update={"lr": 1e30})
-    with pytest.raises(UserError, match=r"layer 0 has an error of .*; lower subln.reconstruct.lr"):
+    with pytest.raises(UserError, match=r"error of layer 0 went from .* to nan; lower subln.recon"):
         reconstruct_layers(made_ternary(tiny(), rows), rows, settings, tmp_path)

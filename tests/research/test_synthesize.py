@@ -219,7 +219,7 @@ def test_the_documents_are_a_source_of_the_next_run(make: Callable[..., Stage], 
     ("change", "message"),
     [
         ({"prompt_tokens": 100, "new_tokens": 30}, "are more than the teacher's 128 positions"),
-        ({"prompt_tokens": 110, "new_tokens": 5}, "no training document has more than"),
+        ({"prompt_tokens": 110, "new_tokens": 5}, "training documents none has more than"),
         ({"teacher": {"kind": "folder", "path": "no", "sha256": 64 * "0"}}, "synthesize.teacher"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_base_that_can_be_exported_is_brought_in_silence(brought: Callable[...
 def test_a_base_that_llama_cpp_would_not_run_is_brought_with_a_warning(
     brought: Callable[..., Stage],
 ):
-    with pytest.warns(UserWarning, match="will write no GGUF file: .* no head beside"):
+    with pytest.warns(UserWarning, match="writes no GGUF file: .* no head beside"):
         brought(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)))
 
 

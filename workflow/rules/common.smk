@@ -16,6 +16,7 @@ from wrinklefree.config.resources import data_memory_mb, model_memory_mb
 from wrinklefree.engines.sections import write_sections
 from wrinklefree.engines.what_next import what_next
 from wrinklefree.errors import UserError
+from wrinklefree.export.settings import missing_llama_cpp
 from wrinklefree.tracking import pipeline
 from wrinklefree.tracking.code import folders_digest
 from wrinklefree.tracking.cpus import available_cpus
@@ -33,6 +34,8 @@ except UserError as error:
     # The files were valid by themselves (settings.smk).
     sys.exit(f"error: {error}")
 
+if workflow.exec_mode == ExecMode.DEFAULT and (said := missing_llama_cpp(checked.export.gguf)):
+    print(f"warning: {said}", file=sys.stderr)
 PARAMETERS = without_nulls(config)
 if any(word.split("=")[0] == "--report" for word in sys.argv):
     # It describes the run that took place, whatever params.yaml says by now.

@@ -90,6 +90,7 @@ rule synthesize:
     threads: all_cores
     resources:
         mem_mb=model_memory,
+        gpu=GPUS,
     params:
         settings=settings("synthesize"),
         code=code("synthesize"),

@@ -44,6 +44,10 @@ NAMES = {
 """What llama.cpp calls the parts of a tensor's name."""
 
 
+_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
+"""Of float16 with all of its bits."""
+
+
 def write_gguf(
     path: Path, model: PreTrainedModel, tokenizer: Path, kind: BlockType, embedding: BlockType
 ) -> dict[str, int]:
@@ -77,6 +81,11 @@ def write_gguf(
         if layer := layers.get(parent):
             codes_ON, scale = layer.ternary_codes()
             codes, value = codes_ON.cpu().numpy(), float(scale)
+            if not _SMALLEST_SCALE <= value <= _LARGEST_SCALE:
+                raise UserError(
+                    f"{name} has a scale of {value:.3g}, which float16 does not hold, and a GGUF"
+                    " block has no other; export.gguf: [] goes without such files"
+                )
             if kind in ROW_MULTIPLES:
                 own = block_type(codes.shape[1], kind)
                 data = pack_blocks(codes, value, own)
@@ -121,16 +130,20 @@ def _write_shape(writer: GGUFWriter, config: Any) -> None:
 
 def _write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> None:
     content = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
-    special = {one["id"]: one["content"] for one in content["added_tokens"]}
-    tokens = {number: token for token, number in content["model"]["vocab"].items()} | special
+    added = {one["id"]: one["content"] for one in content["added_tokens"]}
+    special = {one["id"] for one in content["added_tokens"] if one["special"]}
+    tokens = {number: token for token, number in content["model"]["vocab"].items()} | added
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pretokenizer_of(folder) or "")
+    pretokenizer = pretokenizer_of(folder)
+    assert pretokenizer, "llama_cpp_obstacles asks for it"
+    writer.add_tokenizer_pre(pretokenizer)
     writer.add_token_list(
         [tokens.get(number, f"[PAD{number}]") for number in range(vocabulary_size)]
     )
     writer.add_token_types(
         [
             TokenType.CONTROL if number in special
+            else TokenType.USER_DEFINED if number in added
             else TokenType.NORMAL if number in tokens
             else TokenType.UNUSED
             for number in range(vocabulary_size)

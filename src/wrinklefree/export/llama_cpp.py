@@ -1,8 +1,7 @@
 """llama.cpp itself, from the shared library of the ``xllamacpp`` wheel, by its C interface.
 
-Parameters are structures that llama.cpp fills and takes by value. Only their first numbers and the
-types of the cache are touched here, and only where llama.cpp's own defaults stand there: of a
-version with another layout nothing is believed.
+Parameters are structures that llama.cpp fills and takes by value. A few of their numbers are set
+here, and only where llama.cpp's own defaults stand: a version in which they don't is refused.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from wrinklefree.errors import UserError
+from wrinklefree.tracking.cpus import available_cpus
 
-_F32 = 0
+_F32, _GPU_LAYERS = 0, 4
 _SIZES, _THREADS, _FLASH_ATTENTION, _CACHE_TYPES = (0, 1, 2), (7, 8), 13, (26, 27)
 """Words of 32 bits of the parameters of a context: ``n_ctx``, ``n_batch`` and ``n_ubatch``;
 ``n_threads`` and ``n_threads_batch``; ``flash_attn_type``; ``type_k`` and ``type_v``."""
@@ -55,14 +55,16 @@ class LlamaCpp:
     """A GGUF file in llama.cpp, on the processor; its cache is float32. See :func:`opened`."""
 
     def __init__(self, library: Any, model: int, state: int, context: int) -> None:
-        self._library, self._context, self._longest = library, state, context
+        self._library, self._context = library, state
+        self.longest: int = min(context, library.llama_model_n_ctx_train(model))
         self._vocabulary = library.llama_model_get_vocab(model)
         self.vocabulary_size: int = library.llama_vocab_n_tokens(self._vocabulary)
 
-    def logits(self, tokens: Sequence[int], position: int = 0) -> np.ndarray:
+    def logits(self, tokens: Sequence[int], position: int = 0, *, last: bool = False) -> np.ndarray:
         """Of every token, float32 [T, V], the first at ``position``: behind those of calls before.
 
-        Together they are at most the ``context`` it was opened for.
+        Together they are at most the ``context`` it was opened for. ``last``: of the last one only,
+        [1, V].
         """
         library, count = self._library, len(tokens)
         if position == 0:
@@ -73,13 +75,14 @@ class LlamaCpp:
             for index, token in enumerate(tokens):
                 batch.token[index], batch.pos[index] = token, position + index
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-                batch.logits[index] = 1
+                batch.logits[index] = not last or index == count - 1
             if status := library.llama_decode(self._context, batch):
                 raise RuntimeError(f"llama_decode of {count} tokens returned {status}")
         finally:
             library.llama_batch_free(batch)
         flat = library.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(flat, (count, self.vocabulary_size)).copy()
+        rows = 1 if last else count
+        return np.ctypeslib.as_array(flat, (rows, self.vocabulary_size)).copy()
 
     def tokens(self, text: str) -> list[int]:
         """Ids of plain text: nothing in it is read as a special token."""
@@ -93,13 +96,15 @@ class LlamaCpp:
     def generate(self, prompt: str, new_tokens: int) -> Iterator[bytes]:
         """UTF-8 of the likeliest next tokens, one after the other, until the text ends."""
         tokens, position = self.tokens(prompt), 0
-        if not 0 < len(tokens) <= self._longest - new_tokens:
+        longest = self.longest - new_tokens
+        if not 0 < len(tokens) <= longest:
             raise UserError(
-                f"the prompt has {len(tokens)} tokens, expected 1 to {self._longest - new_tokens}"
-                f" for {new_tokens} new ones"
+                f"the prompt has {len(tokens)} tokens and {new_tokens} shall be new, but the model"
+                f" is for rows of {self.longest}; give a prompt of 1 to {max(longest, 1)} tokens,"
+                " or ask for fewer new ones"
             )
         for _ in range(new_tokens):
-            chosen = int(self.logits(tokens, position)[-1].argmax())
+            chosen = int(self.logits(tokens, position, last=True).argmax())
             if self._library.llama_vocab_is_eog(self._vocabulary, chosen):
                 return
             position, tokens = position + len(tokens), [chosen]
@@ -126,9 +131,7 @@ def opened(path: Path, context: int = 512) -> Iterator[LlamaCpp]:
     library.llama_log_set(log, None)
     model = state = None
     try:
-        model = library.llama_model_load_from_file(
-            os.fsencode(path), library.llama_model_default_params()
-        )
+        model = library.llama_model_load_from_file(os.fsencode(path), _on_processor(library))
         if model:
             state = library.llama_init_from_model(model, _context_parameters(library, context))
         if not state:
@@ -146,22 +149,41 @@ def opened(path: Path, context: int = 512) -> Iterator[LlamaCpp]:
 _SILENT = _Log(lambda level, text, data: None)
 
 
-def _context_parameters(library: Any, context: int) -> _Parameters:
-    parameters = library.llama_context_default_params()
+def _on_processor(library: Any) -> _Parameters:
+    parameters = library.llama_model_default_params()
+    _require({_GPU_LAYERS: -1}, parameters)
+    parameters.words[_GPU_LAYERS] = 0
+    return parameters
+
+
+def _require(known: dict[int, int], parameters: _Parameters) -> None:
     words = parameters.words
-    if other := {place: words[place] for place, want in _DEFAULTS.items() if words[place] != want}:
+    if other := {place: words[place] for place, want in known.items() if words[place] != want}:
         raise UserError(
             f"xllamacpp has other parameters than are known here (words {other}); install the"
             " version that constraints.txt names"
         )
+
+
+def _context_parameters(library: Any, context: int) -> _Parameters:
+    parameters = library.llama_context_default_params()
+    _require(_DEFAULTS, parameters)
+    words = parameters.words
     for place in _SIZES:
         words[place] = context
     for place in _THREADS:
-        words[place] = len(os.sched_getaffinity(0))
+        words[place] = available_cpus()
     for place in _CACHE_TYPES:
         words[place] = _F32
     words[_FLASH_ATTENTION] = 0  # it computes in half precision
     return parameters
+
+
+def require_llama_cpp() -> None:
+    """Raise a UserError where it is not installed, or is of an unknown version."""
+    library = _library()
+    _on_processor(library)
+    _context_parameters(library, context=1)
 
 
 @cache
@@ -174,13 +196,14 @@ def _library() -> Any:
             " constraints.txt -e '.[gguf]', or write none (export.gguf: [])"
         ) from error
     library = ctypes.CDLL(xllamacpp.__file__)
-    pointers: dict[str, tuple[Any, list[Any]]] = {
+    functions: dict[str, tuple[Any, list[Any]]] = {
         "llama_model_default_params": (_Parameters, []),
         "llama_context_default_params": (_Parameters, []),
         "llama_model_load_from_file": (c_void_p, [c_char_p, _Parameters]),
         "llama_init_from_model": (c_void_p, [c_void_p, _Parameters]),
         "llama_model_get_vocab": (c_void_p, [c_void_p]),
         "llama_vocab_n_tokens": (c_int32, [c_void_p]),
+        "llama_model_n_ctx_train": (c_int32, [c_void_p]),
         "llama_get_memory": (c_void_p, [c_void_p]),
         "llama_memory_clear": (None, [c_void_p, c_bool]),
         "llama_batch_init": (_Batch, [c_int32, c_int32, c_int32]),
@@ -200,7 +223,7 @@ def _library() -> Any:
         "llama_model_free": (None, [c_void_p]),
         "llama_log_set": (None, [_Log, c_void_p]),
     }
-    for name, (result, arguments) in pointers.items():
+    for name, (result, arguments) in functions.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     library.llama_backend_init()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import field_validator
@@ -9,6 +12,10 @@ from pydantic import field_validator
 from wrinklefree.schema.section import Section
 
 GgufType = Literal["TQ2_0", "TQ1_0", "Q4_0", "F32"]
+
+
+class MissingLlamaCppWarning(UserWarning):
+    """What the stage ``export`` needs is not there, which is better said before any training."""
 
 
 class ExportSettings(Section):
@@ -21,7 +28,7 @@ class ExportSettings(Section):
     """
     gguf: list[GgufType] = ["TQ2_0"]
     """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
-    1.69, 4.5, or in float32. Rows that are no multiple of 256 are Q4_0 in any case."""
+    1.69, 4.5, or in float32. Of blocks, rows that are no multiple of 256 are Q4_0 in any case."""
     gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
     """Type of the embedding in these files, which is the head as well."""
 
@@ -30,4 +37,16 @@ class ExportSettings(Section):
     def _each_once(cls, types: list[GgufType]) -> list[GgufType]:
         if len(set(types)) < len(types):
             raise ValueError("a type comes twice")
+        if said := missing_llama_cpp(types):
+            warnings.warn(said, MissingLlamaCppWarning, stacklevel=2)
         return types
+
+
+def missing_llama_cpp(types: Sequence[GgufType]) -> str | None:
+    """What to say where GGUF files are asked for and nothing is installed to check them."""
+    if not types or importlib.util.find_spec("xllamacpp"):
+        return None
+    return (
+        "export.gguf: llama.cpp, which checks these files, is not installed, and the stage export"
+        " would end with an error: pip install -c constraints.txt -e '.[gguf]', or export.gguf: []"
+    )

@@ -9,6 +9,7 @@ import torch
 
 from wrinklefree.export.gguf_stage import export_gguf
 from wrinklefree.export.hf import export_hf
+from wrinklefree.export.llama_cpp import require_llama_cpp
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.mixture.loader import HeldOutData
 
@@ -26,6 +27,8 @@ def export_student(
             "Nothing is exported: export.linear_class is none.\n", "utf-8"
         )
         return {}
+    if settings.gguf:
+        require_llama_cpp()
     held_out = HeldOutData(mixture)
     rows = [
         batch.tokens_BT

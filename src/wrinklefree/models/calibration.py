@@ -45,7 +45,7 @@ class LayerInput:
     real_BT: Tensor
     """bool: tokens that are no padding."""
 
-    def to(self, device: str) -> LayerInput:
+    def to(self, device: torch.device) -> LayerInput:
         """This on a device."""
 
         def moved(value: Any) -> Any:

@@ -70,11 +70,15 @@ def fits_bitnet(model: PreTrainedModel) -> bool:
 def llama_cpp_obstacles(model: PreTrainedModel, tokenizer: Path) -> list[str]:
     """Why llama.cpp would not run a student of ``model``, dense or already ternary."""
     reasons, config = [], model.config
-    if not fits_bitnet(model) or config.hidden_act != "silu":
+    if config.hidden_act != "silu":
+        reasons.append(f"its graph with SubLN has SiLU, and here hidden_act is {config.hidden_act}")
+    elif not fits_bitnet(model):
         reasons.append(
-            f"its graph for ternary layers with SubLN is Llama's with SiLU, and {config.model_type}"
-            " here has biases, norms of queries and keys, or heads of a size of their own"
+            f"its graph with SubLN is Llama's, and {config.model_type} here has biases, norms of"
+            " queries and keys, windows of attention, or heads of a size of their own"
         )
+    if granularity := _granularities(model) - {"tensor"}:
+        reasons.append(f"scales per {' and '.join(sorted(granularity))}, and a file has one")
     if not config.tie_word_embeddings:
         reasons.append("its graph has no head beside the embedding (tie_word_embeddings)")
     kind = (config.rope_parameters or {}).get("rope_type", "default")
@@ -96,7 +100,10 @@ def pretokenizer_of(tokenizer: Path) -> str | None:
     part = content["pre_tokenizer"] or {}
     steps = part.get("pretokenizers", [part])
     plain = all(
-        step.get("individual_digits", True) and not step.get("add_prefix_space") for step in steps
+        step.get("individual_digits", True)
+        and step.get("use_regex", True)
+        and not step.get("add_prefix_space")
+        for step in steps
     )
     return _PRETOKENIZERS.get(tuple(step.get("type") for step in steps)) if plain else None
 

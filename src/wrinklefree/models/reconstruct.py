@@ -6,8 +6,8 @@ costs it what it costs one layer. Layers are trained in order, each on what the 
 it make of the rows, towards the hidden state behind it in the dense model: so what the earlier ones
 lost is fought, and not handed on. Errors are relative to the size of each token: the few with
 massive activations count as any other. Latent weights are not snapped to codes, from where training
-could not move them. Blocks of EfficientQAT (arXiv 2407.11062) and BRECQ (arXiv 2102.05426), whose
-layers get the dense model's inputs.
+could not move them. As the blocks of EfficientQAT (arXiv 2407.11062), which there are trained for
+the error of their own outputs, in plain squares.
 
 Shapes: B rows, T tokens of a row, D hidden size.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -33,7 +33,7 @@ from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.settings import ReconstructSettings
 from wrinklefree.models.states import relative_error
 from wrinklefree.models.surgery import SUBLN_SITES, subln_modules
-from wrinklefree.quant.bitlinear import quantization_lambda_of
+from wrinklefree.quant.bitlinear import forget_codes, quantization_lambda_of
 from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.tracking.terminal import say
@@ -74,35 +74,39 @@ def reconstruct_layers(
         settings.precision == "auto" and multiplies_faster("bfloat16", device)
     )
     facts: dict[str, Any] = {"precision": "bfloat16" if bfloat16 else "fp32", "layers": []}
-    computing = torch.autocast(device, torch.bfloat16, enabled=bfloat16)
+    # Without its cache: what that holds of a weight is no longer the weight after a step.
+    computing = torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
     layers = decoder_layers(model)
     kept = [work / f"layer_{index:03}.safetensors" for index in range(len(layers))]
     if finished := sum(file.is_file() for file in kept):
         say(f"reconstruct: going on behind layer {finished - 1}")
     progress = Progress("reconstruct", "layers", len(layers))
     with closing(progress), quantization_lambda_of(model, 1.0), computing:
-        dense = [first_layer_input(model, batch).to(device) for batch in batches]
+        dense = [first_layer_input(model, batch) for batch in batches]
         facts["tokens"] = sum(int(item.real_BT.sum()) for item in dense)
-        ternary = dense
+        ternary = list(dense)
         for index, layer in enumerate(layers):
             layer.to(device)  # one at a time
             with _made_dense(layer):
-                dense = [_output(layer, item) for item in dense]
+                _pass_on(layer, dense)
             errors = {"error_before": _error(layer, ternary, dense)}
             if kept[index].is_file():
                 layer.load_state_dict(load_file(kept[index]))
             else:
                 _train(layer, ternary, dense, settings)
-                trained = {name: tensor.cpu() for name, tensor in layer.state_dict().items()}
-                write_atomically(kept[index], save(trained))
             errors["error_after"] = _error(layer, ternary, dense)
             if not all(map(math.isfinite, errors.values())):
                 raise UserError(
-                    f"subln.reconstruct: layer {index} has an error of {errors['error_after']};"
-                    " lower subln.reconstruct.lr"
+                    f"subln.reconstruct: the error of layer {index} went from"
+                    f" {errors['error_before']:.3g} to {errors['error_after']:.3g}; lower"
+                    " subln.reconstruct.lr"
                 )
-            ternary = [_output(layer, item) for item in ternary]
+            if not kept[index].is_file():
+                trained = {name: tensor.cpu() for name, tensor in layer.state_dict().items()}
+                write_atomically(kept[index], save(trained))
+            _pass_on(layer, ternary)
             layer.to(model.device)
+            forget_codes(layer)
             facts["layers"].append(errors)
             log(index, errors)
             note = f"layer {index}: error {errors['error_before']:.3f} to"
@@ -120,32 +124,44 @@ def _train(
     optimizer = torch.optim.AdamW(
         layer.parameters(), lr=settings.lr, betas=_BETAS, weight_decay=0.0, fused=True
     )
-    steps = settings.epochs * len(given)
+    steps, device = settings.epochs * len(given), _device_of(layer)
     for step in range(steps):
-        item, target = given[step % len(given)], wanted[step % len(given)]
+        item, target = (items[step % len(given)].to(device) for items in (given, wanted))
         rise = min(1.0, (step + 1) / _WARMUP_STEPS)
         optimizer.param_groups[0]["lr"] = settings.lr * rise * (1 - step / steps)
         output_BTD = layer(item.hidden_BTD, **item.arguments)
         error_BT = relative_error(target.hidden_BTD, output_BTD.float())
-        optimizer.zero_grad()
         error_BT[item.real_BT].mean().backward()
         optimizer.step()
+        optimizer.zero_grad()
 
 
 @torch.no_grad()
 def _error(layer: nn.Module, given: list[LayerInput], wanted: list[LayerInput]) -> float:
     total, tokens = 0.0, 0
     for item, target in zip(given, wanted, strict=True):
-        error_BT = relative_error(target.hidden_BTD, _output(layer, item).hidden_BTD)
+        error_BT = relative_error(target.hidden_BTD, _output(layer, item))
         total += error_BT[item.real_BT].double().sum().item()
         tokens += int(item.real_BT.sum())
     return total / tokens
 
 
+def _pass_on(layer: nn.Module, items: list[LayerInput]) -> None:
+    """Make of what the layer gets what the next one gets."""
+    for index, item in enumerate(items):
+        items[index] = replace(item, hidden_BTD=_output(layer, item))
+
+
 @torch.no_grad()
-def _output(layer: nn.Module, item: LayerInput) -> LayerInput:
-    """What the next layer gets."""
-    return replace(item, hidden_BTD=layer(item.hidden_BTD, **item.arguments).float())
+def _output(layer: nn.Module, item: LayerInput) -> Tensor:
+    """float32 [B, T, D], where the item is and not where the layer is."""
+    moved = item.to(_device_of(layer))
+    output_BTD = layer(moved.hidden_BTD, **moved.arguments).float()
+    return output_BTD.to(item.hidden_BTD.device)
+
+
+def _device_of(layer: nn.Module) -> torch.device:
+    return next(layer.parameters()).device
 
 
 @contextmanager

@@ -73,16 +73,16 @@ class ReconstructSettings(Section):
     """Ternary decoder layers trained one after the other to give what the dense ones give."""
 
     kind: Literal["none", "layers"] = "none"
-    """``layers``: every layer, on what the trained ones before it make of the rows, until its
-    outputs are near the dense model's."""
-    rows: Annotated[int, Field(gt=0, le=10**7)] = 64
+    """``layers``: every layer, on what the trained ones before it make of the rows, so that its
+    outputs are nearer to the dense model's."""
+    rows: Annotated[int, Field(gt=0, le=10**5)] = 64
     """Training rows."""
     epochs: Annotated[int, Field(gt=0, le=10**4)] = 2
     """How often every layer sees them."""
     batch_size: RowsAtOnce = 2
     """Rows of a step."""
     lr: Annotated[float, Field(gt=0, le=0.1)] = 0.004
-    """Learning rate of AdamW, falling to 0 over the steps of a layer."""
+    """Learning rate of AdamW: there after 5 steps of a layer, and 0 at the end of them."""
     precision: Literal["auto", "fp32", "bfloat16"] = "auto"
     """What products are computed in; ``auto``: bfloat16 where the machine multiplies it faster."""
 

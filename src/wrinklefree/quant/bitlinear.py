@@ -246,6 +246,12 @@ def quantization_lambda_of(model: nn.Module, value: float) -> Iterator[None]:
             layer.quantization_lambda = strength
 
 
+def forget_codes(model: nn.Module) -> None:
+    """Free what every ``BitLinear`` in ``model`` holds of its weight, as after a move of it."""
+    for layer in _bitlinear_layers(model):
+        layer._codes.forget()
+
+
 def resting_scales(model: nn.Module) -> set[str]:
     """Names of the learned scales on which nothing depends: those of layers at strength 0."""
     return {

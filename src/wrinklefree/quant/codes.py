@@ -138,6 +138,10 @@ class WeightCodes:
                 found = self._hold(weight, make())
         return found
 
+    def forget(self) -> None:
+        """Hold nothing, so that the memory of a weight that was moved away is free."""
+        self._held = self._packed = None
+
     def packed(self, codes_ON: Tensor) -> Tensor:
         """Codes that ``of`` gave, four to a byte: made once for as long as they are held."""
         if self._packed is None or self._packed[0] is not codes_ON:

@@ -15,13 +15,15 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -31,7 +33,7 @@ from wrinklefree.models.losses import cross_entropies
 from wrinklefree.research.synthesize_settings import SynthesizeSettings
 from wrinklefree.text.documents.parquet import read_documents
 from wrinklefree.tokens.base_tokenizer import tokenizer_of_base
-from wrinklefree.tokens.tokenizer import end_of_text_id, load_tokenizer
+from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.tracking.files import sha256_of_json, write_atomically
 from wrinklefree.tracking.progress import Progress, progress
 from wrinklefree.tracking.stage import Stage
@@ -47,12 +49,20 @@ class Writer:
 
     model: PreTrainedModel
     tokenizer: Tokenizer
-    end_of_text_id: int
 
     @classmethod
     def of(cls, model: PreTrainedModel, folder: Path) -> Writer:
-        """With the tokenizer of ``folder``."""
-        return cls(model, load_tokenizer(folder), end_of_text_id(folder))
+        """With the tokenizer of ``folder``, on a GPU where there is one."""
+        nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+        # What a model brings for generation (a penalty of repetition, say) is asked of nobody.
+        model.generation_config = GenerationConfig()
+        return cls(model, load_tokenizer(folder))
+
+    @cached_property
+    def special_ids(self) -> list[int]:
+        """Tokens that are no text, each of which ends one: a chat model has several."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return sorted(number for number, token in added.items() if token.special)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of plain text."""
@@ -64,7 +74,7 @@ class Writer:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         length = min(len(encoding.ids), self.model.config.max_position_embeddings)
         (begin, end) = (encoding.offsets[index][1] for index in (0, length - 1))
-        ids_N = torch.tensor(encoding.ids[:length])
+        ids_N = torch.tensor(encoding.ids[:length], device=self.model.device)
         hidden_ND = self.model.get_decoder()(ids_N[None], use_cache=False).last_hidden_state[0]
         nats = cross_entropies(self.model, hidden_ND[:-1], ids_N[1:]).double().sum().item()
         return nats / max(len(text[begin:end].encode()), 1)
@@ -78,13 +88,14 @@ class Candidate:
     source: str
     text: str
     """Its beginning."""
-    student: float = 0.0
-    """Nats per byte."""
-    teacher: float = 0.0
+    student: float | None = None
+    """Nats per byte; None where nobody was asked."""
+    teacher: float | None = None
 
     @property
     def excess(self) -> float:
         """How many nats per byte the student is behind; 0 where it is not."""
+        assert self.student is not None and self.teacher is not None
         return max(self.student - self.teacher, 0.0)
 
 
@@ -94,7 +105,8 @@ def synthesize(stage: Stage) -> dict[str, Any]:
     Files
     -----
     ``documents.jsonl``: ``id``, ``text``, and of its ``prompt`` the candidate's id.
-    ``candidates.jsonl``: ``id``, ``source``, and nats per byte of ``student`` and ``teacher``.
+    ``candidates.jsonl``: ``id``, ``source``, and with ``prompts: excess`` nats per byte of
+    ``student`` and ``teacher``.
 
     Raises
     ------
@@ -103,20 +115,15 @@ def synthesize(stage: Stage) -> dict[str, Any]:
     """
     settings = stage.section("synthesize", SynthesizeSettings)
     teacher = _teacher(settings, stage.downloads)
-    candidates = _candidates(settings, stage.collection("documents"), teacher, stage.seed)
-    if settings.prompts == "excess":
-        folder = stage.inputs["student"]
-        student = Writer.of(load_model(folder, "dense", "ternary")[0], folder)
-        candidates = [
-            Candidate(
-                one.id,
-                one.source,
-                one.text,
-                student.nats_per_byte(one.text),
-                teacher.nats_per_byte(one.text),
-            )
-            for one in progress(candidates, "synthesize: excess", "documents", len(candidates))
-        ]
+    known = stage.work / CANDIDATES
+    if not known.is_file():  # a resumed stage draws from the same numbers, to the last bit
+        found = _candidates(settings, stage.collection("documents"), teacher, stage.seed)
+        if settings.prompts == "excess":
+            found = _asked(found, stage.inputs["student"], teacher)
+        write_atomically(known, json.dumps([asdict(one) for one in found]))
+    candidates = [Candidate(**one) for one in json.loads(known.read_text(encoding="utf-8"))]
+    if len(candidates) < settings.candidates:
+        stage.terminal.say(f"synthesize: only {len(candidates):,} documents are long enough")
     prompts = drawn_prompts(settings, candidates, stage.seed)
     documents = list(_written(stage, settings, teacher, prompts))
     kept = [document for document in documents if document["tokens"] >= settings.least_new_tokens]
@@ -126,10 +133,9 @@ def synthesize(stage: Stage) -> dict[str, Any]:
             " tokens; lower synthesize.least_new_tokens"
         )
     _write_lines(stage.folder / DOCUMENTS, kept)
-    _write_lines(
-        stage.folder / CANDIDATES,
-        ({key: value for key, value in asdict(one).items() if key != "text"} for one in candidates),
-    )
+    unsaid = ("text",) if settings.prompts == "excess" else ("text", "student", "teacher")
+    told = [{k: v for k, v in asdict(one).items() if k not in unsaid} for one in candidates]
+    _write_lines(stage.folder / CANDIDATES, told)
     facts = {
         "documents": len(kept),
         "dropped_short": len(documents) - len(kept),
@@ -145,6 +151,18 @@ def synthesize(stage: Stage) -> dict[str, Any]:
         f" {facts['dropped_short']} were too short"
     )
     return facts
+
+
+def _asked(candidates: list[Candidate], folder: Path, teacher: Writer) -> list[Candidate]:
+    student = Writer.of(load_model(folder, "dense", "ternary")[0], folder)
+    return [
+        replace(
+            one,
+            student=student.nats_per_byte(one.text),
+            teacher=teacher.nats_per_byte(one.text),
+        )
+        for one in progress(candidates, "synthesize: excess", "documents", len(candidates))
+    ]
 
 
 def _teacher(settings: SynthesizeSettings, cache: Path) -> Writer:
@@ -183,8 +201,9 @@ def _candidates(
     found = [one for _, one in likely if len(teacher.ids(one.text)) > settings.prompt_tokens]
     if not found:
         raise UserError(
-            f"no training document has more than synthesize.prompt_tokens {settings.prompt_tokens}"
-            f" tokens in its first {settings.candidate_characters} characters; lower it"
+            f"of {len(likely):,} training documents none has more than synthesize.prompt_tokens"
+            f" {settings.prompt_tokens} tokens in its first {settings.candidate_characters}"
+            " characters; lower it"
         )
     return found[: settings.candidates]
 
@@ -231,18 +250,18 @@ def continued(
     teacher: Writer, prompts: list[list[int]], settings: SynthesizeSettings, seed: int
 ) -> list[dict[str, Any]]:
     """``text`` and its number of new ``tokens``, of prompts that have equally many tokens."""
-    end = teacher.end_of_text_id
+    ends = teacher.special_ids
     how = GenerationConfig(
         do_sample=True,
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=0,
         max_new_tokens=settings.new_tokens,
-        eos_token_id=end,
-        pad_token_id=end,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
     )
-    prompt_BP = torch.tensor(prompts)
     model: Any = teacher.model
+    prompt_BP = torch.tensor(prompts, device=model.device)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         ids_BS = model.generate(
@@ -251,7 +270,7 @@ def continued(
     found = []
     for ids in ids_BS.tolist():
         new = ids[prompt_BP.shape[1] :]
-        new = new[: new.index(end)] if end in new else new
+        new = new[: next((n for n, token in enumerate(new) if token in ends), len(new))]
         text = teacher.tokenizer.decode(ids[: prompt_BP.shape[1]] + new)
         found.append({"text": text.rstrip(_CUT_CHARACTER), "tokens": len(new)})
     return found

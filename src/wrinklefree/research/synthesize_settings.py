@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wrinklefree.downloads.settings import BroughtSource
 from wrinklefree.schema.section import PositiveInt, RowsAtOnce, Section, Temperature
@@ -36,3 +36,12 @@ class SynthesizeSettings(Section):
     """Only the likeliest tokens that have this probability together are drawn."""
     batch_size: RowsAtOnce = 8
     """Documents that are written at once."""
+
+    @model_validator(mode="after")
+    def _some_are_long_enough(self) -> Self:
+        if self.least_new_tokens > self.new_tokens:
+            raise ValueError(
+                f"least_new_tokens is {self.least_new_tokens} and new_tokens {self.new_tokens}:"
+                " every continuation would be left out; lower the one or raise the other"
+            )
+        return self

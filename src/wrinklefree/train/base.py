@@ -49,8 +49,8 @@ def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
         )
     elif reasons := llama_cpp_obstacles(model, tokenizer):
         warnings.warn(
-            f"the stage export will write no GGUF file: llama.cpp would not run what is trained"
-            f" from this base: {'; '.join(reasons)}. transformers will",
+            "llama.cpp would not run what is trained from this base, so that the stage export"
+            f" writes no GGUF file: {'; '.join(reasons)}. transformers will run it",
             stacklevel=2,
         )
 
