@@ -27,7 +27,7 @@ NEW_TOKENS, PROMPT_TOKENS = 32, 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "distill" / "ar")
     parser.add_argument("--repeats", type=int, default=7, help="turns that are timed")
     arguments = parser.parse_args()

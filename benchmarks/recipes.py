@@ -92,7 +92,7 @@ def plot(runs: dict[str, list[Point]], dense: float) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--output", type=Path, default=Path("recipes.svg"))
     arguments = parser.parse_args()

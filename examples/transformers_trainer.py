@@ -47,7 +47,7 @@ def byte_rows(cache: Path) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--output", type=Path, default=Path("work/transformers_trainer"))
     parser.add_argument("--resume", action="store_true")
@@ -74,7 +74,6 @@ def main() -> None:
             num_key_value_heads=2,
             max_position_embeddings=ROW,
             tie_word_embeddings=True,
-            attn_implementation="sdpa",
         )
     )
     ternary().apply(model)

@@ -271,7 +271,7 @@ def test_without_llama_cpp_there_is_one_clear_sentence(
     monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(settings.MissingLlamaCppWarning, match="export would end with an error"):
         ExportSettings(gguf=["Q4_0"])
-    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
     with pytest.raises(UserError, match=r"llama.cpp, which is not installed: pip install"):
         export_gguf(ExportSettings(), student, tmp_path, tokens_BT=rows)
     llama_cpp._library.cache_clear()

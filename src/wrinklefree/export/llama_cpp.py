@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int8, c_int32, c_void_p
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +190,13 @@ def require_llama_cpp() -> None:
 @cache
 def _library() -> Any:
     try:
-        from xllamacpp import xllamacpp
+        module = import_module("xllamacpp.xllamacpp")
     except ImportError as error:
         raise UserError(
             "GGUF files are checked in llama.cpp, which is not installed: pip install -c"
             " constraints.txt -e '.[gguf]', or write none (export.gguf: [])"
         ) from error
-    library = ctypes.CDLL(xllamacpp.__file__)
+    library = ctypes.CDLL(str(module.__file__))
     functions: dict[str, tuple[Any, list[Any]]] = {
         "llama_model_default_params": (_Parameters, []),
         "llama_context_default_params": (_Parameters, []),

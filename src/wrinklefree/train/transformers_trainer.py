@@ -164,10 +164,11 @@ class WrinkleFreeTrainer(Trainer):
         prepared = [corruption.prepare(as_batch(inputs), step) for inputs in batch_samples]
         return sum(map(corruption.denominator, prepared))
 
-    def _get_train_sampler(self, *arguments: Any) -> Sampler[int] | None:
-        if isinstance(self.train_dataset, TrainingRows):
-            return SequentialSampler(self.train_dataset)
-        return super()._get_train_sampler(*arguments)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        rows = train_dataset or self.train_dataset
+        if isinstance(rows, TrainingRows):
+            return SequentialSampler(rows)
+        return super()._get_train_sampler(train_dataset)
 
     def _clip_grad_norm(self, model: nn.Module) -> float:
         stats = self.clipper.clip(list(self.train_step.model.parameters()))
