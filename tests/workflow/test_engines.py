@@ -229,7 +229,7 @@ def candidates(value: Any) -> list[Any]:
         return [[*value, "another"], [*value, 99], [*value, "sciq"], value[:-1]]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
-        " de bfloat16 adamw polar_express dynamic small absmean ema base reverse"
+        " de bfloat16 adamw polar_express dynamic small absmean ema base reverse uniform Q8_0"
     )
     flipped = value[:-1] + ("0" if value[-1:] != "0" else "1")
     return [
