@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from _timing import print_header, require
 
 from wrinklefree.evaluate.canvas import GREY, SERIES, heading, panels, save_svg, styled, tokens_axis
 from wrinklefree.evaluate.history import read_history
 from wrinklefree.models.settings import SublnSettings
+from wrinklefree.tracking.artifact import read_manifest
+from wrinklefree.tracking.provenance import read_provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,18 +42,18 @@ class Point:
     loss: float
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def minutes_of(run: Path, name: str) -> float:
-    return read(run / "provenance" / "models" / f"{name}.json")["seconds"] / 60
+    digest = read_manifest(run / "models" / name).digest
+    record = read_provenance(run / "provenance" / "models" / f"{name}.json", digest)
+    require(record is not None, f"a record of how {run / 'models' / name} came to be")
+    assert record
+    return record.seconds / 60
 
 
 def points_of(run: Path) -> list[Point]:
-    manifest = read(run / "models" / "subln" / "manifest.json")
-    facts = manifest["facts"]
-    chosen = SublnSettings.model_validate(manifest["settings"]["subln"]).reconstruct
+    manifest = read_manifest(run / "models" / "subln")
+    facts = manifest.facts
+    chosen = SublnSettings.model_validate(manifest.settings["subln"]).reconstruct
     start = facts.get("loss_before_reconstruction", facts["loss_after_lambda1"])
     points = [Point(0, 0.0, start)]
     if reconstruction := facts.get("reconstruction"):
@@ -104,7 +105,7 @@ def main() -> None:
     for run in arguments.runs:
         name, _, folder = run.partition("=")
         runs[name] = points_of(Path(folder))
-        own = read(Path(folder) / "models" / "subln" / "manifest.json")["facts"]["loss_before"]
+        own = read_manifest(Path(folder) / "models" / "subln").facts["loss_before"]
         require(dense in (0.0, own), "runs of one dense model, measured on the same rows")
         dense = own
         for point in runs[name]:

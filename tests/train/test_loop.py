@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.kernels import capabilities
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
-from wrinklefree.train import runtime
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.totals import domain_metrics
@@ -149,11 +149,13 @@ def test_auto_is_what_the_machine_multiplies_fast_and_no_training_changes_over(
     fast: bool, found: str, reference: Trainer, monkeypatch: pytest.MonkeyPatch,
     make_trainer: MakeTrainer,
 ):  # fmt: skip
-    monkeypatch.setattr(runtime, "multiplies_faster", lambda kind, device: kind == "int8" or fast)
+    monkeypatch.setattr(
+        capabilities, "multiplies_faster", lambda kind, device: kind == "int8" or fast
+    )
     first = make_trainer(precision="auto")
     assert first.run()["precision"] == found
     assert equal(weights(first), weights(reference)) == (not fast)
-    monkeypatch.setattr(runtime, "multiplies_faster", lambda kind, device: not fast)
+    monkeypatch.setattr(capabilities, "multiplies_faster", lambda kind, device: not fast)
     elsewhere = make_trainer(precision="auto")
     complaints = elsewhere.state.restore(elsewhere.folder)
     assert complaints and all(f"set precision: {found}" in line for line in complaints)

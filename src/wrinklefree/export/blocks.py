@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType as BlockType
-from gguf.quants import dequantize, quantize
+from gguf.quants import quantize
 
 ROW_MULTIPLES = {BlockType.TQ2_0: 256, BlockType.TQ1_0: 256, BlockType.Q4_0: 32}
 """Weights of a block; a row is a whole number of them."""
@@ -39,11 +39,6 @@ def pack_blocks(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarr
         return _q4_0(codes_ON, scale)
     # Of floats that are a scale times a code, these two take the largest as scale.
     return quantize(codes_ON.astype(np.float32) * np.float32(scale), kind)
-
-
-def unpack_blocks(packed_OB: np.ndarray, kind: BlockType) -> np.ndarray:
-    """The weights that a reader of GGUF finds there, float32 [O, N]."""
-    return dequantize(packed_OB, kind)
 
 
 def _q4_0(codes_ON: np.ndarray, scale: float) -> np.ndarray:

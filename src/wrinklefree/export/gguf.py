@@ -8,6 +8,7 @@ from the codes: see ``blocks``.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from gguf import GGUFWriter, TokenType
 from gguf.constants import GGMLQuantizationType as BlockType
 from gguf.quants import quantize
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -42,8 +44,6 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
 }
 """What llama.cpp calls the parts of a tensor's name."""
-
-
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
 """Of float16 with all of its bits."""
 
@@ -72,13 +72,9 @@ def write_gguf(
     writer = GGUFWriter(path, ARCHITECTURE)
     _write_shape(writer, model.config)
     _write_tokenizer(writer, tokenizer, model.config.vocab_size)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
     counts: dict[str, int] = {}
-    for name, tensor in stored_tensors(model).items():
-        parent, _, part = name.rpartition(".")
-        if parent in layers and part != "weight":
-            continue  # a learned scale, which is in the blocks
-        if layer := layers.get(parent):
+    for name, tensor, layer in tensors_of(model):
+        if layer:
             codes_ON, scale = layer.ternary_codes()
             codes, value = codes_ON.cpu().numpy(), float(scale)
             if not _SMALLEST_SCALE <= value <= _LARGEST_SCALE:
@@ -96,7 +92,7 @@ def write_gguf(
             own = embedding if name.startswith("model.embed_tokens") else BlockType.F32
             data = _rounded(tensor.detach().float().cpu().numpy(), own)
         raw = None if own == BlockType.F32 else own
-        writer.add_tensor(f"{gguf_name(parent)}.weight", data, raw_dtype=raw)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -108,8 +104,17 @@ def _rounded(values: np.ndarray, kind: BlockType) -> np.ndarray:
     return values if kind == BlockType.F32 else quantize(values, kind)
 
 
+def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, Tensor, BitLinear | None]]:
+    """Name, tensor and, of a ternary weight, its layer, of all that a file holds of ``model``."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
+    for name, tensor in stored_tensors(model).items():
+        parent, _, part = name.rpartition(".")
+        if parent not in layers or part == "weight":  # a learned scale is in the blocks
+            yield name, tensor, layers.get(parent)
+
+
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of a module of ours."""
+    """llama.cpp's name of a tensor of ours."""
     for ours, theirs in NAMES.items():
         name = name.replace(ours, theirs)
     return name

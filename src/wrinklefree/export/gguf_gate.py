@@ -22,11 +22,9 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.export.blocks import unpack_blocks
 from wrinklefree.export.gate import AMPLIFICATION_MARGIN, noisy_logits
-from wrinklefree.export.gguf import BlockType, gguf_name
+from wrinklefree.export.gguf import BlockType, gguf_name, tensors_of
 from wrinklefree.export.llama_cpp import LlamaCpp, opened
-from wrinklefree.models.folder import stored_tensors
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
@@ -122,26 +120,19 @@ def check_tensors(path: Path, model: PreTrainedModel) -> None:
     Ternary ones are codes times a scale, which blocks round to float16.
     """
     written = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
-    for name, tensor in stored_tensors(model).items():
-        parent, _, part = name.rpartition(".")
-        layer = layers.get(parent)
-        if layer and part != "weight":
-            continue
-        theirs = written.pop(f"{gguf_name(parent)}.weight")
-        kind = theirs.tensor_type
+    for name, tensor, layer in tensors_of(model):
+        theirs = written.pop(gguf_name(name))
+        kind, found = theirs.tensor_type, dequantize(theirs.data, theirs.tensor_type)
         if layer:
             codes_ON, scale = layer.ternary_codes()
             value = np.float32(scale.item())
             if kind != BlockType.F32:
                 value = np.float32(np.float16(value))
             expected = codes_ON.cpu().numpy() * value
-            found = unpack_blocks(theirs.data, kind)
         else:
             expected = tensor.detach().float().cpu().numpy()
             if kind != BlockType.F32:
                 expected = dequantize(quantize(expected, kind), kind)
-            found = dequantize(theirs.data, kind)
         if not np.array_equal(found, expected):
             wrong = int((found != expected).sum())
             raise RuntimeError(f"{path}: {wrong} of {expected.size} values of {name} are not ours")

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 Kind = Literal["int8", "bfloat16"]
+Precision = Literal["fp32", "bfloat16"]
+"""What products of floats are computed in."""
 
 int8_product = torch.ops.aten._int_mm.default
 """int8 [M, N] and [N, O] to their product in int32: ``torch._int_mm``."""
@@ -38,6 +40,13 @@ def multiplies_faster(kind: Kind, device_type: str) -> bool:
     """
     # Tensors on ``meta`` have no values, so that nothing there can be measured.
     return device_type != "meta" and gains(device_type)[kind] >= _LEAST_GAIN
+
+
+def chosen_precision(wanted: Literal["auto"] | Precision, device_type: str) -> Precision:
+    """What ``wanted`` is here: ``auto`` is bfloat16 where it is multiplied faster."""
+    if wanted == "auto":
+        return "bfloat16" if multiplies_faster("bfloat16", device_type) else "fp32"
+    return wanted
 
 
 def cache_file() -> Path:

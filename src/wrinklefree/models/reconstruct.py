@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.kernels.capabilities import multiplies_faster
+from wrinklefree.kernels.capabilities import chosen_precision
 from wrinklefree.models.calibration import LayerInput, first_layer_input
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.settings import ReconstructSettings
 from wrinklefree.models.states import relative_error
-from wrinklefree.models.surgery import SUBLN_SITES, subln_modules
+from wrinklefree.models.surgery import subln_modules
 from wrinklefree.quant.bitlinear import forget_codes, quantization_lambda_of
 from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.progress import Progress
@@ -70,11 +70,10 @@ def reconstruct_layers(
     UserError : an error is not finite.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bfloat16 = settings.precision == "bfloat16" or (
-        settings.precision == "auto" and multiplies_faster("bfloat16", device)
-    )
-    facts: dict[str, Any] = {"precision": "bfloat16" if bfloat16 else "fp32", "layers": []}
+    precision = chosen_precision(settings.precision, device)
+    facts: dict[str, Any] = {"precision": precision, "layers": []}
     # Without its cache: what that holds of a weight is no longer the weight after a step.
+    bfloat16 = precision == "bfloat16"
     computing = torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
     layers = decoder_layers(model)
     kept = [work / f"layer_{index:03}.safetensors" for index in range(len(layers))]
@@ -167,13 +166,12 @@ def _device_of(layer: nn.Module) -> torch.device:
 @contextmanager
 def _made_dense(layer: nn.Module) -> Iterator[None]:
     """Inside the block the layer computes what it did before surgery: parameters are shared."""
-    parents = [layer.get_submodule(parent) for parent, _ in SUBLN_SITES]
     modules = subln_modules(layer)
     try:
-        for parent, (_, name), module in zip(parents, SUBLN_SITES, modules.values(), strict=True):
-            setattr(parent, name, module.linear)
+        for name, module in modules.items():
+            layer.set_submodule(name, module.linear)
         with quantization_lambda_of(layer, 0.0):
             yield
     finally:
-        for parent, (_, name), module in zip(parents, SUBLN_SITES, modules.values(), strict=True):
-            setattr(parent, name, module)
+        for name, module in modules.items():
+            layer.set_submodule(name, module)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from wrinklefree.downloads.settings import BroughtSource
 from wrinklefree.errors import UserError
 from wrinklefree.models.dense import load_source
 from wrinklefree.models.folder import save_model
@@ -29,14 +34,24 @@ def bring_teachers(
     """
     parameters = {}
     for name, teacher in settings.items():
-        try:
-            model = load_source(teacher.source, cache=cache)
-            with tempfile.TemporaryDirectory() as tokenizer:
-                tokenizer_of_base(teacher.source, Path(tokenizer), cache=cache)
-                save_model(folder / name, model, ModelFormat(), Path(tokenizer))
-        except UserError as error:
-            # A base is brought by the same lines.
-            named = str(error).replace("base.source", f"teachers.{name}.source")
-            raise UserError(named) from error
+        with brought(teacher.source, f"teachers.{name}.source", cache) as (model, tokenizer):
+            save_model(folder / name, model, ModelFormat(), tokenizer)
         parameters[name] = model.num_parameters()
     return {"parameters": parameters}
+
+
+@contextmanager
+def brought(
+    source: BroughtSource, where: str, cache: Path
+) -> Iterator[tuple[PreTrainedModel, Path]]:
+    """A dense model and a folder of its own tokenizer, which is there inside the block only.
+
+    A base is brought by the same lines: UserErrors name the setting ``where`` in place of its.
+    """
+    try:
+        model = load_source(source, cache=cache)
+        with tempfile.TemporaryDirectory() as tokenizer:
+            tokenizer_of_base(source, Path(tokenizer), cache=cache)
+            yield model, Path(tokenizer)
+    except UserError as error:
+        raise UserError(str(error).replace("base.source", where)) from error

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -27,12 +26,11 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.models.dense import load_source
 from wrinklefree.models.folder import load_model
 from wrinklefree.models.losses import cross_entropies
+from wrinklefree.models.teachers import brought
 from wrinklefree.research.synthesize_settings import SynthesizeSettings
 from wrinklefree.text.documents.parquet import read_documents
-from wrinklefree.tokens.base_tokenizer import tokenizer_of_base
 from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.tracking.files import sha256_of_json, write_atomically
 from wrinklefree.tracking.progress import Progress, progress
@@ -166,13 +164,8 @@ def _asked(candidates: list[Candidate], folder: Path, teacher: Writer) -> list[C
 
 
 def _teacher(settings: SynthesizeSettings, cache: Path) -> Writer:
-    try:
-        model = load_source(settings.teacher, cache)
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer_of_base(settings.teacher, Path(folder), cache)
-            teacher = Writer.of(model, Path(folder))
-    except UserError as error:  # a base is brought by the same lines
-        raise UserError(str(error).replace("base.source", "synthesize.teacher")) from error
+    with brought(settings.teacher, "synthesize.teacher", cache) as (model, tokenizer):
+        teacher = Writer.of(model, tokenizer)
     longest, wanted = model.config.max_position_embeddings, settings.prompt_tokens
     if wanted + settings.new_tokens > longest:
         raise UserError(

@@ -13,17 +13,15 @@ import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from wrinklefree.errors import UserError
-from wrinklefree.kernels.capabilities import gains, multiplies_faster
+from wrinklefree.kernels.capabilities import Precision, chosen_precision, gains
 from wrinklefree.kernels.ternary_linear.products import chosen_back_end
 from wrinklefree.train.allocator import keep_freed_memory
-
-Precision = Literal["fp32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ class Runtime:
             measured = gains(device.type)
             rates = runtime.gather(torch.tensor(list(measured.values()), dtype=torch.float64))
             measured.update(zip(measured, rates.amin(0).tolist(), strict=True))
-        if precision == "auto":
-            precision = "bfloat16" if multiplies_faster("bfloat16", device.type) else "fp32"
-        return replace(runtime, precision=cast(Precision, precision))
+        return replace(runtime, precision=chosen_precision(precision, device.type))
 
     @property
     def leads(self) -> bool:

@@ -10,14 +10,14 @@ Shapes: B rows, T tokens of a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler, default_collate
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wrinklefree.errors import UserError
@@ -27,13 +27,13 @@ from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.warmup import quantization_lambda
 from wrinklefree.stability.clippers import build_clipper
+from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
 _CLIPPER = "clipper.pt"
 _NOT_LEARNT = -100
-_SHARED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
 _UNUSED = ("activation_checkpointing", "averaging", "compile", "data", "spikes")
 """Settings that belong to our own loop and have no effect in transformers'."""
 
@@ -62,8 +62,7 @@ class TrainingRows(Dataset[dict[str, Tensor]]):
 
     def __init__(self, data: BatchSource, settings: TrainingSettings) -> None:
         self._data = data
-        step = settings.batch_size * settings.gradient_accumulation_steps
-        self._length = settings.steps * step
+        self._length = settings.steps * samples_per_step(settings)
 
     def __len__(self) -> int:
         return self._length
@@ -107,7 +106,7 @@ class WrinkleFreeTrainer(Trainer):
         self.train_step = TrainStep(model, objective or Objective(NextToken()))
         self._clipped: dict[str, float] = {}
         if isinstance(train_dataset, TrainingRows):
-            named.setdefault("data_collator", _stacked)
+            named.setdefault("data_collator", default_collate)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **named)
         self.loss_is_scaled_for_ga = True
         if isinstance(settings, QuantizedTrainingSettings):
@@ -220,13 +219,12 @@ def as_batch(inputs: Mapping[str, Tensor]) -> Batch:
     return LabelledBatch(*rows, learnt_BT)
 
 
-def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
 def _shared(settings: TrainingSettings) -> dict[str, int]:
-    values = (settings.steps, settings.batch_size, settings.gradient_accumulation_steps)
-    return dict(zip(_SHARED, values, strict=True))
+    return {
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+    }
 
 
 def _check(args: TrainingArguments, settings: TrainingSettings) -> None:
