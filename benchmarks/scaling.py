@@ -138,6 +138,7 @@ def generated_sources(count: int, documents: int) -> dict[str, Any]:
     }
     weights = {f"domain{i}": 1 / domains for i in range(domains)}
     settings["mixture"]["weights"] = weights
+    settings["tokenizer"]["vocabulary_size"] = 512  # as generated text has pieces for
     settings["microanneal"]["arms"]["candidate"]["weights"] = weights
     return settings
 

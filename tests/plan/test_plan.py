@@ -10,18 +10,27 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from wrinklefree.config.load import read_settings, validate
 from wrinklefree.config.parameters import Parameters
-from wrinklefree.config.resources import model_parameters
+from wrinklefree.config.resources import (
+    model_memory_mb,
+    model_parameters,
+    reconstruction_bytes,
+)
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
+from wrinklefree.models.calibration import first_layer_input
+from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.reconstruct import reconstruct_layers
+from wrinklefree.models.settings import ReconstructSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.plan.live import model_on_meta
-from wrinklefree.plan.memory import Training, memory_of
+from wrinklefree.plan.memory import Training, memory_of, memory_of_reconstruction
 from wrinklefree.plan.report import (
     SPARE,
     model_config,
@@ -45,6 +54,17 @@ MEASURE = Path(__file__).with_name("measure_peak.py")
 QUANTIZER = QuantizerSettings(scale="least_squares", granularity="row")
 BROUGHT = {"qwen3_4b": 80, "qwen3_0_6b": 48, "smollm2_360m": 24, "smollm2_135m": 24}
 """Presets with a model from elsewhere, and the GB of the device that they are for."""
+
+
+def product(inputs: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """Operations, whichever side of the weight the inputs are on."""
+    return 2 * inputs[:-1].numel() * weight.numel()
+
+
+TERNARY_PRODUCTS = {
+    torch.ops.wrinklefree.ternary_linear: product,
+    torch.ops.aten._int_mm: product,  # without gradients no operation of ours is around it
+}
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::wrinklefree.optim.settings.UnusualLearningRateWarning"
@@ -163,15 +183,63 @@ def test_operations_are_those_that_a_counter_sees(
     training = Training("t", settings, 64, QUANTIZER, diffusion)
     trainer = trainer_of(training, config_of())
 
-    def ternary(activation: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-        return 2 * activation[:-1].numel() * weight.numel()
-
-    operation = torch.ops.wrinklefree.ternary_linear
-    counter = FlopCounterMode(display=False, custom_mapping={operation: ternary})
+    counter = FlopCounterMode(display=False, custom_mapping=TERNARY_PRODUCTS)
     with sdpa_kernel(SDPBackend.MATH), counter:
         trainer._backward(0)
     planned = operations_per_token(training, config_of())
     assert counter.get_total_flops() / (2 * 64) == pytest.approx(planned, rel=0.03)
+
+
+@pytest.fixture
+def reconstructing() -> Parameters:
+    """The default run with 6 rows for its layers."""
+    settings = preset(None)
+    chosen = ReconstructSettings(kind="layers", rows=6, epochs=3, precision="fp32")
+    subln = settings.subln.model_copy(update={"reconstruct": chosen})
+    return settings.model_copy(update={"subln": subln})
+
+
+def test_layers_that_are_trained_one_by_one_cost_what_a_counter_sees(
+    reconstructing: Parameters, tmp_path: Path
+):
+    chosen, length = reconstructing.subln.reconstruct, 32
+    mixture = reconstructing.mixture.model_copy(update={"sequence_length": length})
+    settings = reconstructing.model_copy(update={"mixture": mixture})
+    config = model_config(settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    insert_subln(model)
+    insert_bitlinear(model, QUANTIZER)
+    rows = TokenRows(torch.randint(1, config.vocab_size - 1, (8, length)), seed=1)
+    batches = [rows.batch(step, 0, batch_size=2, micro_batches=1) for step in range(3)]
+    inputs = [first_layer_input(model, batch) for batch in batches]
+    held = sum(
+        # Hidden states are there twice: the dense model's and the ternary one's.
+        one.hidden_BTD.nbytes * 2
+        + sum(part.nbytes for part in tree_leaves(one.arguments) if torch.is_tensor(part))
+        for one in inputs
+    )
+    assert reconstruction_bytes(settings) == pytest.approx(held, rel=0.1)
+
+    counter = FlopCounterMode(display=False, custom_mapping=TERNARY_PRODUCTS)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        reconstruct_layers(model, batches, chosen, tmp_path)
+    text = report(settings, "subln", 1, 1.0)
+    seconds = counter.get_total_flops() / 1e12
+    planned = chosen.rows * length / float(text.split("tokens/s")[1].split()[0].replace(",", ""))
+    assert planned == pytest.approx(seconds, rel=0.03)
+    layer = decoder_layers(model)[0]
+    numbers = sum(parameter.numel() for parameter in layer.parameters())
+    memory = memory_of_reconstruction(settings.subln, config, length)
+    assert memory.parameters == memory.optimizer / 2 == 4 * numbers
+
+
+def test_layers_that_are_trained_one_by_one_have_a_column(reconstructing: Parameters):
+    text = report(reconstructing, None, 1, 1.0)
+    assert text.splitlines()[2].split()[4] == "subln"
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "hidden states" not in report(reconstructing, "stage2", 1, 1.0)
+    assert "subln" not in report(preset(None), None, 1, 1.0)
+    assert model_memory_mb(reconstructing) > model_memory_mb(preset(None))
 
 
 @pytest.mark.parametrize("name", BROUGHT)
@@ -232,7 +300,9 @@ def test_teachers_of_unknown_size_are_named():
 
 def test_mistakes_are_told():
     settings = preset("smollm2_135m")
-    with pytest.raises(UserError, match=r"stage3 is no training of this run; these are: stage2"):
+    with pytest.raises(
+        UserError, match=r"stage3 is no training of this run; these are: subln, stage2"
+    ):
         report(settings, "stage3", 1, 1.0)
     unknown = settings.resources.model_copy(update={"model": None})
     with pytest.raises(UserError, match=r"resources.model is missing: write the sizes"):

@@ -57,6 +57,7 @@ rule subln:
     threads: all_cores
     resources:
         mem_mb=model_memory,
+        gpu=0 if checked.subln.reconstruct.kind == "none" else GPUS,
     params:
         settings=settings("subln"),
         code=code("subln"),

@@ -104,6 +104,22 @@ def model_parameters(parameters: Parameters) -> int:
     return shape.parameters if shape else UNKNOWN_MODEL
 
 
+def reconstruction_bytes(parameters: Parameters) -> int:
+    """What ``subln.reconstruct`` holds in main memory of its rows beside the model.
+
+    The hidden states of both models in float32, and what every layer gets beside them: a mask of a
+    byte for two tokens of a row, and the rotary embedding.
+    """
+    chosen, length = parameters.subln.reconstruct, parameters.mixture.sequence_length
+    if chosen.kind == "none":
+        return 0
+    shape = model_shape(parameters)
+    # Twice the edge of a cube: from 135 M to 4 B parameters models are 1.1 to 1.6 times as wide.
+    width = shape.hidden_size if shape else round(2 * model_parameters(parameters) ** (1 / 3))
+    head = shape.head_dim if shape else 128
+    return chosen.rows * length * (2 * 4 * width + length + 2 * 4 * head)
+
+
 def model_memory_mb(parameters: Parameters) -> int:
     """Megabytes of main memory in which any stage of the model's has room.
 
@@ -112,7 +128,7 @@ def model_memory_mb(parameters: Parameters) -> int:
     stages read a row as it is and as it is masked, hence twice the tokens.
     """
     weights = model_parameters(parameters)
-    needed = weights * _BYTES_PER_PARAMETER
+    needed = weights * _BYTES_PER_PARAMETER + reconstruction_bytes(parameters)
     if not parameters.resources.gpus:
         trainings = [parameters.stage2, parameters.dlm, parameters.distill.ar]
         trainings.append(parameters.distill.dlm)

@@ -18,9 +18,10 @@ from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.relations import relations_divergence
 from wrinklefree.distill.settings import RelationSettings
 from wrinklefree.models.forward import hidden_states, tokens_at_once
-from wrinklefree.models.settings import PruneSettings
+from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.optim.build import build_optimizer
-from wrinklefree.plan.live import decoder_phases, model_on_meta, phases_of
+from wrinklefree.plan.live import Phases, decoder_phases, model_on_meta, phases_of
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.train.distill_settings import BASE, DistillationSettings, DistillSettings
 from wrinklefree.train.objectives.distillation import queries_at_once
@@ -52,12 +53,7 @@ class Training:
 
     def trained(self, base: PreTrainedConfig) -> PreTrainedConfig:
         """The configuration of the model that it trains."""
-        changes: dict[str, Any] = {}
-        if self.prune.layers:
-            changes |= {"num_hidden_layers": self.prune.layers, "layer_types": None}
-        if self.prune.intermediate_size:
-            changes["intermediate_size"] = self.prune.intermediate_size
-        return type(base).from_dict(base.to_dict() | changes)
+        return pruned(base, self.prune)
 
     @property
     def views(self) -> int:
@@ -109,6 +105,16 @@ class Memory:
         return sum(vars(self).values())
 
 
+def pruned(base: PreTrainedConfig, prune: PruneSettings) -> PreTrainedConfig:
+    """The configuration of what ``prune`` leaves of a model."""
+    changes: dict[str, Any] = {}
+    if prune.layers:
+        changes |= {"num_hidden_layers": prune.layers, "layer_types": None}
+    if prune.intermediate_size:
+        changes["intermediate_size"] = prune.intermediate_size
+    return type(base).from_dict(base.to_dict() | changes)
+
+
 def memory_of(training: Training, config: PreTrainedConfig, devices: int = 1) -> Memory:
     """What ``training`` holds on each of some devices, where the base is like ``config``.
 
@@ -138,28 +144,62 @@ def memory_of(training: Training, config: PreTrainedConfig, devices: int = 1) ->
     )
 
 
+def memory_of_reconstruction(
+    settings: SublnSettings, config: PreTrainedConfig, length: int
+) -> Memory:
+    """What training one decoder layer after the other holds of a device: one layer at a time."""
+    student = pruned(config, settings.prune)
+    layer = decoder_layers(model_on_meta(student, settings.quantizer))[0]
+    parameters = _FLOAT * sum(p.numel() for p in layer.parameters())
+    chosen = settings.reconstruct
+    bfloat16 = chosen.precision != "fp32"
+    one, two = _phases(student, settings.quantizer, chosen.batch_size, length, bfloat16)
+    return Memory(
+        parameters=parameters,
+        gradients=parameters,
+        optimizer=2 * parameters,
+        average=0,
+        teacher=0,
+        activations=two.kept - one.kept,
+        working=one.more,
+    )
+
+
 def _activations(training: Training, config: PreTrainedConfig) -> tuple[int, int]:
     """Kept of all layers, and beside it in the backward pass: one and two layers tell the rest."""
+    settings = training.settings
+    one, two = _phases(
+        config,
+        training.quantizer,
+        training.views * settings.batch_size,
+        training.read_length,
+        settings.precision != "fp32",
+        settings.activation_checkpointing,
+    )
+    more_layers = config.num_hidden_layers - 1
+    return one.kept + more_layers * (two.kept - one.kept), two.more
+
+
+def _phases(
+    config: PreTrainedConfig,
+    quantizer: QuantizerSettings | None,
+    rows: int,
+    length: int,
+    bfloat16: bool,
+    checkpointing: bool = False,
+) -> list[Phases]:
+    """Of the model with one layer, and with two."""
     found = []
     for layers in (1, 2):
         small = type(config).from_dict(
             config.to_dict() | {"num_hidden_layers": layers, "layer_types": None}
         )
-        model = model_on_meta(small, training.quantizer)
-        if training.settings.activation_checkpointing:
+        model = model_on_meta(small, quantizer)
+        if checkpointing:
             checkpoint_activations(model)
-        found.append(
-            decoder_phases(
-                model,
-                training.views * training.settings.batch_size,
-                training.read_length,
-                None if training.settings.precision == "fp32" else torch.bfloat16,
-                hidden_states,
-            )
-        )
-    one, two = found
-    more_layers = config.num_hidden_layers - 1
-    return one.kept + more_layers * (two.kept - one.kept), two.more
+        autocast = torch.bfloat16 if bfloat16 else None
+        found.append(decoder_phases(model, rows, length, autocast, hidden_states))
+    return found
 
 
 def _loss(training: Training, config: PreTrainedConfig) -> int:

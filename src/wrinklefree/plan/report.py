@@ -8,13 +8,23 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from wrinklefree.config.parameters import Parameters
-from wrinklefree.config.resources import model_shape
+from wrinklefree.config.resources import model_shape, reconstruction_bytes
 from wrinklefree.errors import UserError
-from wrinklefree.plan.memory import Memory, Training, memory_of
+from wrinklefree.evaluate.columns import plain
+from wrinklefree.models.settings import SublnSettings
+from wrinklefree.plan.memory import (
+    Memory,
+    Training,
+    memory_of,
+    memory_of_reconstruction,
+    pruned,
+)
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.distill_settings import BASE
 
 DEVICES_GB = (24, 48, 80)
+RECONSTRUCTION = "subln"
+"""The stage that trains layers one after the other, where its settings say so."""
 SPARE = 0.08
 """Of a device: what the driver, libraries and gaps between tensors take."""
 
@@ -27,25 +37,36 @@ def report(settings: Parameters, stage: str | None, devices: int, tflops: float)
     UserError : the model's shape is unknown, or ``stage`` is none that trains.
     """
     config = model_config(settings)
-    trainings = trainings_of(settings)
-    if stage is not None and stage not in trainings:
-        raise UserError(f"{stage} is no training of this run; these are: {', '.join(trainings)}")
+    trainings, length = trainings_of(settings), settings.mixture.sequence_length
+    stages = [RECONSTRUCTION] * (settings.subln.reconstruct.kind != "none") + list(trainings)
+    if stage is not None and stage not in stages:
+        raise UserError(f"{stage} is no training of this run; these are: {', '.join(stages)}")
     if not 0 < tflops < 1e6:
         raise UserError(f"--tflops {tflops:g}: expected 10^12 operations a second, such as 200")
-    chosen = [trainings[stage]] if stage else list(trainings.values())
-    columns = [_column(training, config, devices, tflops) for training in chosen]
-    lines = [f"{'GB on each device':<20}" + "".join(f"{one.name:>12}" for one in chosen)]
-    lines += [
-        f"{label:<20}" + "".join(f"{column[label]:>12}" for column in columns)
-        for label in columns[0]
+    chosen = [stage] if stage else stages
+    columns = [
+        _column(trainings[name], config, devices, tflops)
+        if name in trainings
+        else _reconstruction(settings.subln, config, length, tflops)
+        for name in chosen
     ]
+    table = [["GB on each device", *columns[0]]]
+    table += [[name, *column.values()] for name, column in zip(chosen, columns, strict=True)]
+    lines = plain(table)
     notes = (
         f"{config.model_type}, {_parameters(config):,} parameters; rows of"
-        f" {settings.mixture.sequence_length:,} tokens; devices: {devices}",
+        f" {length:,} tokens; devices: {devices}",
         f"Time at {tflops:g}e12 operations a second on each device (--tflops). A device fits if"
         f"\n{SPARE:.0%} of it is left over. docs/plan.md says what is counted and how well.",
     )
-    others = {name for one in chosen if one.distillation for name in one.distillation.teachers}
+    if RECONSTRUCTION in chosen:
+        held = reconstruction_bytes(settings) / 1e9
+        notes += (
+            f"{RECONSTRUCTION}.reconstruct: one layer at a time on one device; main memory"
+            f"\nholds {held:,.1f} GB of hidden states beside the model.",
+        )
+    taught = [one.distillation for name, one in trainings.items() if name in chosen]
+    others = {name for one in taught if one for name in one.teachers}
     if uncounted := sorted(others - {BASE}):
         notes += (f"Not counted: the teachers {', '.join(uncounted)}.",)
     return "\n".join([notes[0], "", *lines, "", *notes[1:]])
@@ -114,13 +135,30 @@ def _decoder(config: PreTrainedConfig, length: int) -> float:
     return config.num_hidden_layers * (2 * weights + 4 * heads * size * length)
 
 
+def _reconstruction(
+    settings: SublnSettings, config: PreTrainedConfig, length: int, tflops: float
+) -> dict[str, str]:
+    """As many passes of every layer: the dense one's, its error, its steps, its error, its own."""
+    chosen, student = settings.reconstruct, pruned(config, settings.prune)
+    tokens = chosen.batch_size * length
+    speed = tflops * 1e12 / ((4 + 3 * chosen.epochs) * _decoder(student, length))
+    memory = memory_of_reconstruction(settings, config, length)
+    return _cells("adamw", memory, tokens, speed, chosen.rows * length / speed)
+
+
 def _column(
     training: Training, config: PreTrainedConfig, devices: int, tflops: float
 ) -> dict[str, str]:
     memory = memory_of(training, config, devices)
     tokens = samples_per_step(training.settings) * training.length * devices
     speed = devices * tflops * 1e12 / operations_per_token(training, config)
-    hours = tokens * training.settings.steps / speed / 3600
+    seconds = tokens * training.settings.steps / speed
+    return _cells(training.settings.optimizer.name, memory, tokens, speed, seconds)
+
+
+def _cells(
+    optimizer: str, memory: Memory, tokens: int, speed: float, seconds: float
+) -> dict[str, str]:
     labels = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
@@ -132,12 +170,12 @@ def _column(
         "all": memory.total,
     }
     return {
-        "optimizer": training.settings.optimizer.name,
+        "optimizer": optimizer,
         **{label: f"{size / 1e9:,.2f}" for label, size in labels.items()},
         "fits, GB": _fits(memory),
         "tokens a step": f"{tokens:,}",
         "tokens/s": f"{speed:,.0f}",
-        "hours": f"{hours:,.1f}",
+        "hours": f"{seconds / 3600:,.1f}",
     }
 
 
