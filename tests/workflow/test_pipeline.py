@@ -98,6 +98,7 @@ def test_the_report_describes_the_run_that_took_place(project: Path):
     run(project, "snakemake", "--report")
     report = (project / "report.html").read_text()
     assert "8 steps of pretraining" in report and "Seed 1337" in report
+    assert "Held-out loss in nats per token: " in report and "Ternary weights cost " in report
     (project / "models" / "dlm" / "manifest.json").unlink()
     said = run(project, "snakemake", "--report", check=False)
     assert "error: results was made from another dlm than the one" in said

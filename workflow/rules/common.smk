@@ -13,6 +13,7 @@ from wrinklefree.config.load import validate
 from wrinklefree.schema.load import without_nulls
 from wrinklefree.schema.reads import reads
 from wrinklefree.config.resources import data_memory_mb, model_memory_mb
+from wrinklefree.engines.answer import answer_of_run
 from wrinklefree.engines.sections import write_sections
 from wrinklefree.engines.what_next import what_next
 from wrinklefree.errors import UserError
@@ -44,7 +45,7 @@ if any(word.split("=")[0] == "--report" for word in sys.argv):
     except UserError as error:
         sys.exit(f"error: {error}")
     # Captions also show what has its default, which nobody wrote down.
-    config.update(validate(PARAMETERS).model_dump())
+    config.update(validate(PARAMETERS).model_dump(), answer=answer_of_run())
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.

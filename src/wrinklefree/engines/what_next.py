@@ -1,9 +1,13 @@
-"""What a person can look at when a run has ended."""
+"""What a run came to, and what a person can look at, when it has ended."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
+from wrinklefree.engines.answer import answer_of_run
+
+_WIDTH = 80
 _STUDENT = Path("models/export")
 
 
@@ -14,6 +18,7 @@ def what_next(since: float) -> list[str]:
     """
     lines = []
     if _is_new(Path("results"), since):
+        lines += [line for sentence in answer_of_run() for line in wrap(sentence, _WIDTH)]
         lines.append("results/: table.txt, samples.md, plots/; make report puts all into one page")
     if _is_new(_STUDENT, since):
         files = sorted(path.name for path in _STUDENT.glob("*.gguf"))

@@ -1,0 +1,65 @@
+"""What a run lost and saved, in a few sentences: for the report's first page and the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from wrinklefree.errors import UserError
+from wrinklefree.tracking.artifact import Manifest, read_manifest
+
+_RESULTS = Path("results")
+_EXPORT = Path("models/export")
+_CONTROL = Path("research/control")
+_STUDENT = "distill_ar"
+
+
+def answer_of_run() -> list[str]:
+    """Sentences on the losses, the price and the sizes of the artifacts in the current folder.
+
+    Each is there if what it is of is there. The price is that of the student of the results, or of
+    none: another one's control says nothing.
+    """
+    sentences = []
+    if results := _manifest(_RESULTS):
+        loss = results.facts["loss"]
+        sentences.append(
+            f"Held-out loss in nats per token: {loss['base']:.3f} dense, {loss['naive']:.3f}"
+            f" rounded to three values, {loss[_STUDENT]:.3f} after training."
+        )
+        control = _manifest(_CONTROL)
+        if control and control.inputs[_STUDENT] == results.inputs[_STUDENT]:
+            price = control.facts[_STUDENT]
+            sentences.append(
+                f"Ternary weights cost {price['mean']:+.3f} nats ({price['low']:+.3f} to"
+                f" {price['high']:+.3f}) against the dense model trained as long."
+            )
+        else:
+            sentences.append(
+                "A part of that is more training: snakemake control says what ternary weights cost"
+                " against a dense model trained as long."
+            )
+    if student := _manifest(_EXPORT):
+        sentences.append(_sizes(student.facts))
+    return sentences
+
+
+def _sizes(facts: dict[str, Any]) -> str:
+    files = facts.get("gguf", {})
+    sizes = [f"{facts['float32_bytes'] / 1e6:,.1f} MB in float32"]
+    sizes.append(f"{facts['exported_bytes'] / 1e6:,.1f} for transformers")
+    sizes += [
+        f"{one['bytes'] / 1e6:,.1f} as {name} for llama.cpp"
+        for name, one in files.items()
+        if isinstance(one, dict)
+    ]
+    share = facts["ternary_parameters"] / facts["parameters"]
+    return f"Of {facts['parameters']:,} parameters {share:.0%} are ternary: {', '.join(sizes)}."
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """None where there is none, or one of another version, which says nothing of this run."""
+    with contextlib.suppress(UserError):
+        return read_manifest(folder)
+    return None

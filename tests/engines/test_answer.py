@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wrinklefree.engines.answer import answer_of_run
+from wrinklefree.engines.what_next import what_next
+from wrinklefree.tracking.artifact import Origin, writing_artifact
+
+PRICE = {"distill_ar": {"mean": 0.0833, "low": 0.0654, "high": 0.1012}}
+
+
+def make(folder: str, facts: dict[str, Any], **inputs: str) -> None:
+    with writing_artifact(Path(folder), Origin(folder, inputs, {})) as (_, written):
+        written |= facts
+
+
+@pytest.fixture(autouse=True)
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with results, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    make(
+        "results", {"loss": {"base": 3.4312, "naive": 4.1, "distill_ar": 3.4}}, distill_ar="a" * 64
+    )
+
+
+def test_the_price_is_that_of_the_student_of_the_results():
+    make("research/control", PRICE, distill_ar="a" * 64)
+    losses, price = answer_of_run()
+    assert "3.431 dense, 4.100 rounded to three values, 3.400 after training" in losses
+    assert "cost +0.083 nats (+0.065 to +0.101)" in price
+    make("research/control", PRICE, distill_ar="b" * 64)
+    _, price = answer_of_run()
+    assert "cost +" not in price and "snakemake control" in price
+
+
+def test_sizes_are_those_of_the_files_that_were_written():
+    facts = {"parameters": 4200704, "ternary_parameters": 3145728}
+    facts |= {"float32_bytes": 16807840, "exported_bytes": 5014296}
+    make("models/export", facts)
+    assert answer_of_run()[-1] == (
+        "Of 4,200,704 parameters 75% are ternary: 16.8 MB in float32, 5.0 for transformers."
+    )
+    make("models/export", facts | {"gguf": {"TQ2_0": {"bytes": 3065888}, "texts": 9}})
+    assert answer_of_run()[-1].endswith("5.0 for transformers, 3.1 as TQ2_0 for llama.cpp.")
+
+
+def test_a_run_ends_with_its_answer_within_80_columns():
+    lines = what_next(0.0)
+    assert lines[0].startswith("Held-out loss in nats per token")
+    assert max(map(len, lines)) <= 80
+
+
+def test_without_results_there_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path / "results")
+    assert answer_of_run() == []
