@@ -118,6 +118,8 @@ def test_the_export_loads_in_stock_transformers_as_ternary(completed: Path):
     assert type(model).__name__ == "BitNetForCausalLM"
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert logits.isfinite().all()
+    card = (completed / "models" / "export" / "README.md").read_text(encoding="utf-8")
+    assert "stage `distill`" in card and "| code, 10.0% | " in card and "BSD-3-Clause" in card
 
 
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from wrinklefree.tracking.artifact import read_manifest
+
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -76,6 +78,46 @@ GGUF = """
 {texts} texts all were split alike, and logits of a float32 file were within {exact:.2g} of those of
 this model with activations in floats. llama.cpp quantizes activations in blocks, as in the table.
 """
+
+
+DATA = """
+## What it was trained on
+
+Its last training, stage `{stage}`, read {tokens:,} tokens in rows of {length:,}, of these sources:
+
+| source | domain, share of the tokens | documents | licence |
+|---|---|---|---|
+{rows}
+
+What it was before that training, a model from elsewhere or one from scratch, is in its lineage.
+
+## What it is not good for
+
+Text of other kinds than these: nothing else was trained or measured. It follows no instructions
+that its base did not follow, and nobody has looked for bias or harm in what it writes. Some
+licences ask for something of those who pass on what was made of the text: read the ones above.
+"""
+
+
+def add_data_to_card(folder: Path, model: Path, mixture: Path) -> None:
+    """Say in ``README.md`` of the folder what the model was trained on, from the manifests."""
+    trained, read = read_manifest(model), read_manifest(mixture)
+    weights = trained.facts["weight_changes"][-1]["weights"]
+    sources = read.settings["sources"]
+    rows = [
+        f"| {name} | {domain}, {weights[domain]:.1%} | {documents['train']:,}"
+        f" | {sources[name]['licence']} |"
+        for domain, counted in read.facts["domains"].items()
+        for name, documents in counted["sources"].items()
+    ]
+    text = DATA.format(
+        stage=trained.stage,
+        tokens=trained.facts["tokens"],
+        length=read.settings["mixture"]["sequence_length"],
+        rows="\n".join(rows),
+    )
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(text)
 
 
 def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:

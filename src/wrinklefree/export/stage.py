@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from wrinklefree.export.card import add_data_to_card
 from wrinklefree.export.gguf_stage import export_gguf
 from wrinklefree.export.hf import export_hf
 from wrinklefree.export.llama_cpp import require_llama_cpp
@@ -37,4 +38,6 @@ def export_student(
     ]
     tokens_BT = torch.cat(rows)
     facts = export_hf(settings, model, folder, tokens_BT=tokens_BT)
-    return facts | export_gguf(settings, model, folder, tokens_BT=tokens_BT)
+    facts |= export_gguf(settings, model, folder, tokens_BT=tokens_BT)
+    add_data_to_card(folder, model, mixture)
+    return facts
