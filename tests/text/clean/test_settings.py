@@ -87,7 +87,11 @@ QUALITY = {"enabled": True, "good": ["encyclopaedic"], "bad": ["code"]}
 @pytest.mark.parametrize(
     ("general", "own", "expected"),
     [
-        ({"bad": ["web"]}, None, "source code learns from web, which is no source; sources: code"),
+        (
+            {"bad": ["web"]},
+            None,
+            "encyclopaedic learns from web, which is no source; sources: code",
+        ),
         ({}, {"bad": ["web"]}, "source code learns from web"),
         ({"enabled": False}, None, "judges no source"),
         ({"enabled": False}, {"enabled": True, "good": ["code"], "bad": ["maths"]}, "judges no"),
