@@ -33,8 +33,9 @@ from wrinklefree.text.documents.settings import QualitySettings
 FEATURE_BITS = 20
 FEATURES = 1 << FEATURE_BITS
 """Runs of words share a feature where the first bits of their hashes are equal."""
-INVERSE_STRENGTH = 10.0
-"""Of the squared weights against the loss: scikit-learn's ``C``."""
+INVERSE_STRENGTH = 1.0
+"""Of the squared weights against the loss: scikit-learn's ``C``. Of 0.03 to 100 the best at telling
+noise from good text where the bad source has both (benchmarks/quality.py)."""
 _TOLERANCE = 1e-6
 _MAX_ITERATIONS = 10_000
 _AUC_DIGITS = 4
