@@ -35,7 +35,7 @@ FEATURES = 1 << FEATURE_BITS
 """Runs of words share a feature where the first bits of their hashes are equal."""
 INVERSE_STRENGTH = 1.0
 """Of the squared weights against the loss: scikit-learn's ``C``. Of 0.03 to 100 the best at telling
-noise from good text where the bad source has both (benchmarks/quality.py)."""
+noise from good text where the bad source has both (docs/LOG.md)."""
 _TOLERANCE = 1e-6
 _MAX_ITERATIONS = 10_000
 _AUC_DIGITS = 4
@@ -74,9 +74,8 @@ def train_judges(
     texts = good + bad
     good_D = np.arange(len(texts)) < len(good)
     half_D = _halves(texts)
-    features_DF = vstack(
-        [word_features(batch, settings.ngram) for batch in text_batches(iter(texts))], format="csr"
-    )
+    parts = [word_features(batch, settings.ngram) for batch in text_batches(texts)]
+    features_DF = csr_array(vstack(parts))
     judges_FH = np.empty((FEATURES + 1, 2))
     for half in range(2):
         others_D = half_D != half
