@@ -53,7 +53,7 @@ def train_judges(
 
     Facts: the training documents of each kind, and ``auc``, the chance that a good one scores above
     a bad one, each judged by the judge that has not seen it. Both kinds count alike, however many
-    documents they have. Memory: about 20 bytes for each byte of text that is learnt from.
+    documents they have. Memory: 200 MB, and about 10 bytes for each byte of text learnt from.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class QualitySettings(Section):
     ngram: Annotated[int, Field(ge=1, le=5)] = 2
     """The classifiers see runs of up to this many words."""
     max_megabytes: Annotated[int, Field(gt=0, le=10_000)] = 4
-    """Learn from this much text of each source, from all over it; memory is 20 times as much."""
+    """Learn from this much text of each source, from all over it; memory is ten times as much."""
 
     @model_validator(mode="after")
     def _good_is_not_bad(self) -> QualitySettings:
