@@ -105,8 +105,17 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 def _add_catalog(commands: argparse._SubParsersAction) -> None:
     catalog = commands.add_parser("catalog", help="list the data sets and recipes of catalog.yaml")
-    show = catalog.add_subparsers(dest="show").add_parser("show", help="tell all about one of them")
+    actions = catalog.add_subparsers(dest="action")
+    show = actions.add_parser("show", help="tell all about one of them")
     show.add_argument("name")
+    check = actions.add_parser("check", help="tell which data sets this machine can reach")
+    check.add_argument(
+        "names",
+        nargs="*",
+        metavar="name",
+        help="data sets or recipes, with status 1 unless all can be reached; none: the whole"
+        " catalog, with status 0",
+    )
     recipe = commands.add_parser("recipe", help="write a preset that trains on a mixture")
     recipe.add_argument("recipe", help="a name in catalog.yaml, or the path of a file of weights")
     recipe.add_argument("--max-tokens", type=_count, help="to read in all, shared by weight")
@@ -261,10 +270,15 @@ def _settings(arguments: argparse.Namespace) -> None:
 
 def _catalog(arguments: argparse.Namespace) -> None:
     from wrinklefree.config.catalog import read_catalog
+    from wrinklefree.config.catalog_check import check_catalog
     from wrinklefree.config.catalog_text import describe, list_catalog
 
     catalog = read_catalog()
-    print(describe(catalog, arguments.name) if arguments.show else list_catalog(catalog))
+    if arguments.action == "check":
+        said, reached_all = check_catalog(catalog, arguments.names)
+        print(said)
+        sys.exit(1 if arguments.names and not reached_all else 0)
+    print(describe(catalog, arguments.name) if arguments.action else list_catalog(catalog))
 
 
 def _recipe(arguments: argparse.Namespace) -> None:

@@ -59,11 +59,11 @@ def written_out(parameters: dict[str, Any], but: tuple[str, ...] = ()) -> dict[s
 
 
 def _without_data(section: dict[str, Any]) -> dict[str, Any]:
-    """A training's ``data`` and a cleaning's MinHash are of use with other settings only."""
+    """What is of use with other settings only: a training's data, MinHash, a quality filter."""
     return {
         key: _without_data(value) if isinstance(value, dict) else value
         for key, value in section.items()
-        if key not in ("data", "near_duplicates")
+        if key not in ("data", "near_duplicates", "quality")
     }
 
 

@@ -56,8 +56,13 @@ def describe(catalog: Catalog, name: str) -> str:
             entry = catalog.datasets[dataset]
             lines.append(f"{weight:>6.1%}  {entry.domain:<12} {dataset:<24} {entry.dataset}")
         return "\n".join(lines)
+    raise unknown(catalog, name)
+
+
+def unknown(catalog: Catalog, name: str) -> UserError:
+    """The error of a name that is neither."""
     known = ", ".join([*catalog.datasets, *catalog.recipes])
-    raise UserError(f"the catalog has no {name}; it has {known}")
+    return UserError(f"the catalog has no {name}; it has {known}")
 
 
 def _fact(key: str, value: Any) -> str:

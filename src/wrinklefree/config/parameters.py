@@ -197,6 +197,26 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
+    def _quality_is_learnt_and_judged(self) -> Parameters:
+        judged = False
+        for name, source in self.sources.items():
+            quality = self.cleaning.steps_for(source.cleaning).quality
+            if unknown := sorted({*quality.good, *quality.bad} - set(self.sources)):
+                raise ValueError(
+                    f"cleaning.quality of source {name} learns from {unknown[0]}, which is no"
+                    f" source; sources: {', '.join(sorted(self.sources))}"
+                )
+            judged |= quality.enabled and name not in quality.good
+        general = self.cleaning.quality
+        if (general.enabled or general.good or general.bad) and not judged:
+            raise ValueError(
+                "cleaning.quality judges no source: it is enabled for none but good ones; set"
+                " cleaning.quality.enabled or sources.<name>.cleaning.quality.enabled to true, or"
+                " remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _blocks_fit_rows(self) -> Parameters:
         block, row = self.dlm.diffusion.block_size, self.mixture.sequence_length
         if block > row:

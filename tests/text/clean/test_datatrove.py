@@ -120,6 +120,21 @@ def test_the_local_executor_gives_the_same_and_says_nothing(
     assert any("Processing done" in log.read_text() for log in logs)
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_tasks_judge_quality_as_the_local_engine_does(
+    clean, monkeypatch: pytest.MonkeyPatch, tasks: int
+) -> None:
+    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 400)
+    monkeypatch.setattr(engine_module, "run_pipelines", run_in_this_process)
+    others = {"good": corpus(4), "bad": [(text[::-1], split) for text, split in corpus(5)]}
+    texts = [*corpus(6), *((text[::-1], split) for text, split in corpus(7))]
+    quality = {"enabled": True, "good": ["good"], "bad": ["bad"]}
+    chosen = {**STEPS, "language": {"enabled": False}, "quality": quality, "others": others}
+    local = clean(texts, **chosen)
+    assert local[1]["dropped"]["quality"]["documents"] > 20
+    assert clean(texts, engine={"kind": "datatrove", "tasks": tasks}, **chosen) == local
+
+
 EXACT = ("repeated_documents", "language", "repeated_paragraphs", "contamination")
 
 

@@ -55,6 +55,8 @@ def test_only_what_a_source_sets_differs_from_the_general_settings() -> None:
             "a.held_out_levels has no meaning",
         ),
         ({"engine": LOCAL, "language": {"code": "English"}}, "language.code"),
+        ({"engine": LOCAL, "quality": {"enabled": True, "good": ["a"]}}, "must each name a source"),
+        ({"engine": LOCAL, "quality": {"good": ["a"], "bad": ["a"]}}, "a is in good and in bad"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], expected: str) -> None:
@@ -75,6 +77,35 @@ def test_own_settings_must_go_together_with_the_general_ones(
     parameters = read_yaml(Path(__file__).parents[3] / "params.yaml")
     parameters["cleaning"]["min_characters"] = 2
     parameters["sources"]["code"]["cleaning"] = own
+    with pytest.raises(UserError, match=expected):
+        validate(parameters)
+
+
+QUALITY = {"enabled": True, "good": ["encyclopaedic"], "bad": ["code"]}
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "expected"),
+    [
+        (
+            {"bad": ["web"]},
+            None,
+            "encyclopaedic learns from web, which is no source; sources: code",
+        ),
+        ({}, {"bad": ["web"]}, "source code learns from web"),
+        ({"enabled": False}, None, "judges no source"),
+        ({"enabled": False}, {"enabled": True, "good": ["code"], "bad": ["maths"]}, "judges no"),
+    ],
+)
+def test_a_quality_filter_that_cannot_work_is_refused(
+    general: dict[str, Any], own: dict[str, Any] | None, expected: str
+) -> None:
+    parameters = read_yaml(Path(__file__).parents[3] / "params.yaml")
+    parameters["cleaning"]["quality"] = QUALITY
+    validate(parameters)
+    parameters["cleaning"]["quality"] = QUALITY | general
+    if own:
+        parameters["sources"]["code"]["cleaning"]["quality"] = own
     with pytest.raises(UserError, match=expected):
         validate(parameters)
 

@@ -43,6 +43,7 @@ def test_steps_are_taken_in_order_and_each_counts_its_own(clean) -> None:
         "repeated_documents": 1,
         "length": 1,
         "language": 1,
+        "quality": 0,
         "repeated_paragraphs": 0,
         "near_duplicates": 0,
         "contamination": 0,

@@ -21,6 +21,8 @@ def test_cleaning_names_the_steps_that_dropped_something_most_first():
     }
     expected = "kept 1.8 MB of 2.0 MB; dropped: contamination 9.00 %, language 1.00 %"
     assert cleaned(facts) == expected
+    learnt = facts | {"quality": {"good": 10, "bad": 10, "auc": 0.98765}}
+    assert cleaned(learnt) == f"{expected}; good text told from bad with AUC 0.988"
     nothing = facts | {"kept": facts["read"], "dropped": {"length": {"bytes": 0}}}
     assert cleaned(nothing) == "kept 2.0 MB of 2.0 MB"
 

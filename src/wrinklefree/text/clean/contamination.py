@@ -1,4 +1,4 @@
-"""Step 5: training paragraphs that share word n-grams with evaluation text go.
+"""Step 6: training paragraphs that share word n-grams with evaluation text go.
 
 As for GPT-3 (2005.14165, appendix C) an n-gram that many training documents have is a template and
 convicts nobody. Only paragraphs go here, not 200 characters around the n-gram.

@@ -9,6 +9,7 @@ STEPS = (
     "repeated_documents",
     "length",
     "language",
+    "quality",
     "repeated_paragraphs",
     "near_duplicates",
     "contamination",

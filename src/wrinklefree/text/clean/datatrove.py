@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from datatrove.pipeline.dedup.minhash import (
     MinhashConfig,
     MinhashDedupBuckets,
@@ -25,7 +26,7 @@ from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.datatrove_run import Pipeline, run_pipelines
 from wrinklefree.text.clean.datatrove_steps import Tasks
 from wrinklefree.text.clean.items import Item
-from wrinklefree.text.clean.repeats import find_repeats
+from wrinklefree.text.clean.repeats import find_repeats, save_array
 from wrinklefree.text.clean.settings import DatatroveEngine
 from wrinklefree.text.documents.settings import CleaningSteps, Source
 
@@ -36,6 +37,7 @@ def clean_with_datatrove(
     references: dict[str, Source],
     name: str,
     raw: dict[str, Path],
+    judges_FH: np.ndarray | None,
     work: Path,
     cache: Path,
     counts: Counts,
@@ -50,6 +52,8 @@ def clean_with_datatrove(
     """
     folders = {key: path.resolve() for key, path in raw.items()}
     task = Tasks(steps, references, name, folders, work.resolve(), cache.resolve())
+    if judges_FH is not None:
+        save_array(task.judges, judges_FH)
     pipelines = build_pipelines(task, engine.tasks)
     run_pipelines(pipelines, engine, task.work, name)
     for file in sorted((work / "counts").glob("*/*.json")):

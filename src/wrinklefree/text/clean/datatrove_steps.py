@@ -26,6 +26,7 @@ from wrinklefree.text.clean.evaluation import evaluation_ngrams
 from wrinklefree.text.clean.items import Item
 from wrinklefree.text.clean.local import counted, filtered
 from wrinklefree.text.clean.paragraphs import drop_repeated_paragraphs
+from wrinklefree.text.clean.quality import is_judged
 from wrinklefree.text.clean.repeats import Recorder, answers, save_array
 from wrinklefree.text.documents.document import Document
 from wrinklefree.text.documents.parquet import DocumentWriter, read_documents
@@ -44,6 +45,11 @@ class Tasks:
     work: Path
     cache: Path
 
+    @property
+    def judges(self) -> Path:
+        """What ``train_judges`` gave, where documents are judged."""
+        return self.work / "judges.npy"
+
     def find_evaluation(self, _data: Any, rank: int, _tasks: int) -> None:
         """One task finds the n-grams of all evaluation text."""
         counts = Counts()
@@ -60,11 +66,12 @@ class Tasks:
         recorder.save(self.work / "repeated_documents", rank, tasks)
 
     def filter(self, _data: Any, rank: int, tasks: int) -> None:
-        """Steps 1 to 3, and the digests for step 4."""
+        """Steps 1 to 4, and the digests for step 5."""
         counts, recorder = Counts(), Recorder()
         items = counted(read_documents(self.raw[self.name], rank, tasks), counts)
         is_repeat = answers(self.work / "repeated_documents", rank)
-        items = filtered(items, self.steps, counts, is_repeat, recorder)
+        judges_FH = np.load(self.judges) if is_judged(self.name, self.steps.quality) else None
+        items = filtered(items, self.steps, counts, is_repeat, recorder, judges_FH)
         self._write("filtered", rank, items, counts)
         if self.steps.paragraphs.deduplicate:
             recorder.save(self.work / "repeated_paragraphs", rank, tasks)
@@ -79,7 +86,7 @@ class Tasks:
     def without_paragraphs(
         self, items: Iterable[Item], rank: int, counts: Counts
     ) -> Iterable[Item]:
-        """Step 4."""
+        """Step 5."""
         is_repeat = answers(self.work / "repeated_paragraphs", rank)
         minimum = self.steps.paragraphs.min_characters
         return drop_repeated_paragraphs(items, minimum, is_repeat, counts)
@@ -127,7 +134,7 @@ class Tasks:
     def without_contamination(
         self, items: Iterable[Item], _rank: int, counts: Counts
     ) -> Iterable[Item]:
-        """Step 5."""
+        """Step 6."""
         hashes = np.load(self.work / "ngrams" / "convicting.npy")
         return drop_contaminated(items, hashes, self.steps.decontamination.ngram, counts)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from wrinklefree.errors import UserError
 from wrinklefree.text.clean.counts import Counts
-from wrinklefree.text.clean.items import BATCH_CHARACTERS
+from wrinklefree.text.clean.items import text_batches
 from wrinklefree.text.clean.ngrams import different_ngrams
 from wrinklefree.text.documents.parquet import read_texts
 from wrinklefree.text.documents.settings import Source
@@ -28,7 +28,7 @@ def evaluation_ngrams(
     reference without text.
     """
     texts = _evaluation_texts(raw, references, counts, cache)
-    return different_ngrams(_text_batches(progress(texts, "evaluation text", "documents")), n)
+    return different_ngrams(text_batches(progress(texts, "evaluation text", "documents")), n)
 
 
 def _evaluation_texts(
@@ -49,16 +49,3 @@ def _evaluation_texts(
             raise UserError(
                 f"reference {name} has no text; check cleaning.references.{name} in params.yaml"
             )
-
-
-def _text_batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

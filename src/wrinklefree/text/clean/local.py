@@ -14,6 +14,7 @@ from wrinklefree.text.clean.items import Item
 from wrinklefree.text.clean.language import drop_other_languages
 from wrinklefree.text.clean.length import drop_unfit_lengths
 from wrinklefree.text.clean.paragraphs import drop_repeated_paragraphs
+from wrinklefree.text.clean.quality import drop_low_quality
 from wrinklefree.text.clean.repeats import Repeats, Seen
 from wrinklefree.text.documents.parquet import DocumentWriter, read_documents
 from wrinklefree.text.documents.settings import CleaningSteps
@@ -25,6 +26,7 @@ def clean_locally(
     steps: CleaningSteps,
     raw: Path,
     evaluation: Callable[[], np.ndarray],
+    judges_FH: np.ndarray | None,
     work: Path,
     counts: Counts,
 ) -> Iterator[Item]:
@@ -38,10 +40,11 @@ def clean_locally(
     Parameters
     ----------
     evaluation : gives :func:`~wrinklefree.text.clean.evaluation.evaluation_ngrams`.
+    judges_FH : of :func:`~wrinklefree.text.clean.quality.train_judges`; None judges nothing.
     counts : what was read and dropped is added to it.
     """
     items = progress(read_documents(raw), f"clean {name}", "documents")
-    items = filtered(counted(items, counts), steps, counts, Seen(), Seen())
+    items = filtered(counted(items, counts), steps, counts, Seen(), Seen(), judges_FH)
     if not steps.decontamination.enabled:
         yield from items
         return
@@ -70,13 +73,16 @@ def filtered(
     counts: Counts,
     repeated_document: Repeats,
     repeated_paragraph: Repeats,
+    judges_FH: np.ndarray | None,
 ) -> Iterable[Item]:
-    """``items`` that steps 1 to 4 leave."""
+    """``items`` that steps 1 to 5 leave."""
     if steps.deduplicate_documents:
         items = drop_repeated_documents(items, repeated_document, counts)
     items = drop_unfit_lengths(items, steps.min_characters, steps.max_characters, counts)
     if steps.language.enabled:
         items = drop_other_languages(items, steps.language, counts)
+    if judges_FH is not None:
+        items = drop_low_quality(items, judges_FH, steps.quality, counts)
     if steps.paragraphs.deduplicate:
         minimum = steps.paragraphs.min_characters
         items = drop_repeated_paragraphs(items, minimum, repeated_paragraph, counts)

@@ -1,4 +1,4 @@
-"""Step 4: of equal paragraphs of the training split the first stays.
+"""Step 5: of equal paragraphs of the training split the first stays.
 
 A paragraph is what stands between blank lines. Held-out documents are left alone.
 """

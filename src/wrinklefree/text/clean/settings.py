@@ -87,6 +87,11 @@ class CleaningSettings(CleaningSteps):
                 "near_duplicates.enabled is true, which needs cleaning.engine.kind: datatrove, for"
                 " its MinHash"
             )
+        if steps.quality.enabled and not (steps.quality.good and steps.quality.bad):
+            raise ValueError(
+                "quality.enabled is true, so quality.good and quality.bad must each name a source"
+                " of the text to learn from"
+            )
         return steps
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from wrinklefree.text.clean.counts import Counts
 from wrinklefree.text.clean.evaluation import evaluation_ngrams
 from wrinklefree.text.clean.items import Item
 from wrinklefree.text.clean.local import clean_locally
+from wrinklefree.text.clean.quality import is_judged, train_judges
 from wrinklefree.text.clean.settings import CleaningSettings, DatatroveEngine
 from wrinklefree.text.documents.parquet import DocumentWriter, read_domain
 from wrinklefree.text.documents.settings import CleaningSteps
@@ -36,24 +37,32 @@ def clean_source(
     Parameters
     ----------
     own : what differs for this source from ``settings``.
-    raw : fetched folders of all sources: their held-out splits are looked for in this one's text.
+    raw : fetched folders of all sources: their held-out splits are looked for in this one's text,
+        and good and bad ones among them teach what text is good.
     work : for intermediate files; an interrupted datatrove pipeline goes on from there.
     cache : keeps downloads of references between runs.
 
     Raises
     ------
-    UserError : no document, or no training document, is left; datatrove is asked for and absent.
+    UserError : no document, or no training document, is left; datatrove is asked for and absent;
+        too little good or bad text.
     """
     steps = settings.steps_for(own)
     counts = Counts()
+    judges_FH, facts = None, {}
+    if is_judged(name, steps.quality):
+        judges_FH, facts["quality"] = train_judges(raw, steps.quality)
     items: Iterable[Item]
     if isinstance(settings.engine, DatatroveEngine):
         engine = _datatrove_engine()
-        items = engine(steps, settings.engine, settings.references, name, raw, work, cache, counts)
+        references = settings.references
+        items = engine(
+            steps, settings.engine, references, name, raw, judges_FH, work, cache, counts
+        )
     else:
         n = steps.decontamination.ngram
         find = partial(evaluation_ngrams, raw, settings.references, n, counts, cache=cache)
-        items = clean_locally(name, steps, raw[name], find, work, counts)
+        items = clean_locally(name, steps, raw[name], find, judges_FH, work, counts)
     domain = read_domain(raw[name])
     kept = Counts()
     with DocumentWriter(folder, domain) as writer:
@@ -61,7 +70,7 @@ def clean_source(
             kept.count_read(document.text, split)
             writer.append(document, split)
     _check_something_left(name, counts, kept)
-    return {**counts.as_dict(), "kept": dict(kept.read), "domain": domain}
+    return {**facts, **counts.as_dict(), "kept": dict(kept.read), "domain": domain}
 
 
 def _check_something_left(name: str, counts: Counts, kept: Counts) -> None:

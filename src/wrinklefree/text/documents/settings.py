@@ -32,6 +32,35 @@ class LanguageSettings(Section):
     """A document stays if the language has at least this probability."""
 
 
+class QualitySettings(Section):
+    """Keep the documents that read more like good text than like bad text.
+
+    Two linear classifiers over words and runs of words, as DataComp-LM (2406.11794) and
+    Ultra-FineWeb (2505.05427) have one, learn good and bad from the training documents of named
+    sources, each from half of them, and judge the other half. Held-out documents stay, and so do
+    those of the good sources; bad sources are judged as all others.
+    """
+
+    enabled: bool = False
+    """Whether documents are judged."""
+    good: list[Name] = []
+    """Sources whose text is good, by their names in ``sources``."""
+    bad: list[Name] = []
+    """Sources whose text is bad, or mostly bad."""
+    threshold: Fraction = 0.5
+    """A document stays if it is good with at least this probability, were good and bad as many."""
+    ngram: Annotated[int, Field(ge=1, le=5)] = 2
+    """The classifiers see runs of up to this many words."""
+    max_megabytes: Annotated[int, Field(gt=0, le=10_000)] = 4
+    """Learn from this much text of each source, from all over it; memory is ten times as much."""
+
+    @model_validator(mode="after")
+    def _good_is_not_bad(self) -> QualitySettings:
+        if both := sorted(set(self.good) & set(self.bad)):
+            raise ValueError(f"{both[0]} is in good and in bad; a source is one of them or neither")
+        return self
+
+
 class ParagraphSettings(Section):
     """Exact de-duplication of paragraphs, the text between blank lines, in the training split."""
 
@@ -89,6 +118,8 @@ class CleaningSteps(Section):
     """Longer documents are dropped."""
     language: LanguageSettings = LanguageSettings()
     """Documents of other languages."""
+    quality: QualitySettings = QualitySettings()
+    """Documents that read like bad text."""
     paragraphs: ParagraphSettings = ParagraphSettings()
     """Paragraphs that repeat."""
     near_duplicates: NearDuplicateSettings = NearDuplicateSettings()

@@ -22,7 +22,10 @@ def cleaned(facts: dict[str, Any]) -> str:
     dropped = {step: counts["bytes"] for step, counts in facts["dropped"].items()}
     steps = sorted(dropped, key=lambda step: -dropped[step])
     parts = [f"{step} {100 * dropped[step] / read:.2f} %" for step in steps if dropped[step]]
-    return line + (f"; dropped: {', '.join(parts)}" if parts else "")
+    line += f"; dropped: {', '.join(parts)}" if parts else ""
+    if learnt := facts.get("quality"):
+        line += f"; good text told from bad with AUC {learnt['auc']:.3f}"
+    return line
 
 
 def _megabytes(count: int) -> str:
