@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from wrinklefree.research.world_model import stage as stage_module
+from wrinklefree.research.world_model.model import build, predicted
 from wrinklefree.research.world_model.settings import WorldModelSettings
 from wrinklefree.research.world_model.stage import make_world, scores, train_world_models
 from wrinklefree.tracking.stage import Stage
@@ -88,7 +91,6 @@ EFFECTS: dict[str, Any] = {
     "training.schedule": {"warmup_steps": 2},
     "training.lambda_warmup": {"warmup_steps": 0},
     "context_frames": 2,
-    "decoding_passes": 1,
 }
 
 
@@ -109,6 +111,23 @@ def test_every_setting_has_an_effect(
     assert found["models"]["ternary"] != unchanged["models"]["ternary"]
     only_ternary = setting in ("quantizer", "training.lambda_warmup")
     assert (found["models"]["dense"] == unchanged["models"]["dense"]) == only_ternary
+
+
+def test_as_many_passes_predict_as_the_settings_say(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(settings_of(make_stage("world_model")), seed=1)
+    passes: list[int] = []
+
+    def watched(model: Any, tokens: torch.Tensor, **how: Any) -> torch.Tensor:
+        passes.append(how["passes"])
+        return predicted(model, tokens, **how)
+
+    monkeypatch.setattr(stage_module, "predicted", watched)
+    for count in (1, 5):
+        settings = world.settings.model_copy(update={"decoding_passes": count})
+        stage_module._answers(replace(world, settings=settings), build(settings, seed=1))
+    assert passes == [1, 5]
 
 
 def test_a_stage_that_was_killed_ends_with_the_same_bytes(

@@ -25,7 +25,7 @@ class VideoSettings(Section):
     """To be asked afterwards."""
     frames: Annotated[int, Field(ge=2, le=1024)] = 8
     """Of a clip."""
-    size: Annotated[int, Field(ge=8, le=256)] = 24
+    size: Annotated[int, Field(ge=8, le=256)] = 16
     """Pixels of a frame's width and height."""
     shapes: Annotated[int, Field(ge=1, le=100)] = 2
     """Of a clip; later ones pass before earlier ones."""
