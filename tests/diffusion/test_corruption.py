@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from wrinklefree.diffusion.corruption import EPSILON, complement, corrupt
+from wrinklefree.diffusion.corruption import (
+    EPSILON,
+    complement,
+    corrupt,
+    cosine_masks,
+    cosine_rate,
+)
 from wrinklefree.diffusion.masks import Blocks, find_blocks
 
 
@@ -89,3 +97,40 @@ def test_times_are_uniform_and_masks_follow_them():
     # Within a block, masks are independent given p: the product of two excesses has mean 0.
     products = excess[:, 0::6] * excess[:, 1::6]
     assert abs(products.mean()) < 5 * products.std() / products.numel() ** 0.5
+
+
+def test_cosine_masks_depend_on_seed_step_and_sample_and_not_on_the_micro_batch():
+    maskable = torch.arange(40).expand(6, 40) >= torch.arange(6)[:, None]
+    samples = torch.arange(6) + 100
+    masks = cosine_masks(maskable, samples, seed=5, step=3)
+    assert not (masks & ~maskable).any() and masks.any(1).all()
+    for chosen in (slice(0, 1), slice(1, 4), [2, 0, 3]):
+        part = cosine_masks(maskable[chosen], samples[chosen], seed=5, step=3)
+        assert torch.equal(part, masks[chosen])
+    for other in ((samples, 6, 3), (samples, 5, 4), (samples + 1, 5, 3)):
+        rows, seed, step = other
+        assert not torch.equal(cosine_masks(maskable, rows, seed=seed, step=step), masks)
+
+
+def test_shares_of_masked_tokens_follow_the_cosine_and_places_are_even():
+    rows, length = 2000, 500
+    maskable = torch.ones(rows, length, dtype=torch.bool)
+    maskable[:, :100] = False
+    masks = cosine_masks(maskable, torch.arange(rows), seed=0, step=0)
+    share = masks.sum(1).double().sort().values / 400
+    # Of cos(pi u / 2) with u uniform: P(share < x) = (2 / pi) arcsin(x). Kolmogorov-Smirnov, at a
+    # level of 1e-6; rounding up moves a share by 1 / 400 at most, its probability by 1 / 30.
+    expected = 2 / math.pi * (share - 1 / 800).asin()
+    distance = (expected - (torch.arange(rows) + 0.5) / rows).abs().max()
+    assert distance < 2.7 / rows**0.5
+    deviation = (0.5 - 4 / math.pi**2) ** 0.5
+    assert abs(share.mean() - 2 / math.pi - 1 / 800) < 5 * deviation / rows**0.5
+    places = masks[:, 100:].double().mean(0)
+    assert (places - places.mean()).abs().max() < 5 * 0.5 / rows**0.5
+    assert (cosine_rate(0), round(cosine_rate(1), 12)) == (1, 0)
+
+
+def test_a_row_without_maskable_tokens_keeps_all():
+    maskable = torch.tensor([[False] * 5, [True] * 5])
+    masks = cosine_masks(maskable, torch.arange(2), seed=0, step=0)
+    assert masks.any(1).tolist() == [False, True]

@@ -8,19 +8,28 @@ from transformers import PreTrainedModel
 
 from wrinklefree.diffusion.masks import block_causal_mask, block_diffusion_mask, find_blocks
 from wrinklefree.mixture.batch import Batch
-from wrinklefree.models.attention import FLEX, AttentionRule, causal_document_mask
+from wrinklefree.models.attention import (
+    FLEX,
+    AttentionRule,
+    causal_document_mask,
+    document_mask,
+)
 from wrinklefree.models.forward import hidden_states
 
 
-def test_a_token_sees_the_past_of_its_document_and_always_itself() -> None:
+@pytest.mark.parametrize("rule", [causal_document_mask, document_mask])
+def test_a_token_sees_its_document_or_the_past_of_it_and_always_itself(
+    rule: Callable[[torch.Tensor], AttentionRule],
+) -> None:
     ids = torch.randint(-1, 3, (5, 63)).sort(dim=1).values.roll(7, dims=1)
-    mask = causal_document_mask(ids).dense()
+    mask = rule(ids).dense()
     assert mask.dtype == torch.bool
     assert mask.shape == (5, 1, 63, 63)
     for row in range(5):
         for query in range(63):
             for key in range(63):
-                expected = key <= query and ids[row, key] == ids[row, query]
+                sees = key <= query or rule is document_mask
+                expected = sees and ids[row, key] == ids[row, query]
                 assert mask[row, 0, query, key].item() == bool(expected)
     assert mask.diagonal(dim1=2, dim2=3).all()
 
@@ -29,12 +38,13 @@ def rules(batch: Batch) -> dict[str, AttentionRule]:
     blocks = find_blocks(batch.document_ids_BT, batch.positions_BT, 4)
     return {
         "causal": causal_document_mask(batch.document_ids_BT),
+        "document": document_mask(batch.document_ids_BT),
         "diffusion": block_diffusion_mask(blocks),
         "block causal": block_causal_mask(blocks),
     }
 
 
-@pytest.mark.parametrize("name", ["causal", "diffusion", "block causal"])
+@pytest.mark.parametrize("name", ["causal", "document", "diffusion", "block causal"])
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_flex_attention_and_sdpa_read_the_same_rule(

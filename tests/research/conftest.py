@@ -77,6 +77,22 @@ SETTINGS: dict[str, Any] = {
             "relations": {"heads": 1, "causal": True},
         },
     },
+    "world_model": {
+        "video": {"clips": 24, "held_out_clips": 3, "frames": 3, "size": 8},
+        "model": MODEL,
+        "quantizer": {},
+        "context_frames": 1,
+        "decoding_passes": 3,
+        "training": {
+            "steps": 4,
+            "batch_size": 4,
+            "optimizer": {"name": "adamw", "adamw": {"lr": 0.01, "allow_unusual_lr": True}},
+            "schedule": {"warmup_steps": 1},
+            "lambda_warmup": {"warmup_steps": 2},
+            "checkpoint_interval": 2,
+            "log_interval": 100,
+        },
+    },
     "regmix": {
         "runs": [0, 1, 2, 3, 4, 5],
         "threads": 1,

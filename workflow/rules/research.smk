@@ -2,6 +2,7 @@
 #
 #   snakemake control         what ternary weights cost against a dense model
 #   snakemake synthesize      text that a teacher writes where the student is behind it
+#   snakemake world_model     frames of videos predicted, dense and ternary
 #   snakemake regmix          the best mixture that small trainings predict
 #   snakemake microanneal     whether the candidate mixture is better than the present one
 #   snakemake experiments     which optimizer, clipping, quantizer and so on is best
@@ -100,6 +101,43 @@ rule synthesize:
         "python -P workflow/scripts/synthesize.py --settings {params.settings:q}"
         " --student models/distill/ar --documents data/clean"
         " --output research/synthesize"
+
+
+rule world_model:
+    output:
+        manifest="research/world_model/manifest.json",
+        provenance="provenance/research/world_model.json",
+        table=report(
+            "research/world_model/table.html",
+            caption="../report/world_model_table.rst",
+            category="Research",
+        ),
+        frames=report(
+            "research/world_model/plots/frames.svg",
+            caption="../report/world_model_frames.rst",
+            category="Research",
+        ),
+        losses=report(
+            "research/world_model/plots/losses.svg",
+            caption="../report/world_model_losses.rst",
+            category="Research",
+        ),
+    log:
+        "logs/world_model.log",
+    benchmark:
+        "logs/benchmarks/world_model.jsonl"
+    threads: all_cores
+    resources:
+        mem_mb=3000,
+        gpu=GPUS,
+    params:
+        settings=settings("world_model"),
+        code=code("world_model"),
+    message:
+        "Train models that predict frames of videos"
+    shell:
+        "python -P workflow/scripts/world_model.py --settings {params.settings:q}"
+        " --output research/world_model"
 
 
 rule regmix_run:

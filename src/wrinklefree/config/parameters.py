@@ -21,6 +21,7 @@ from wrinklefree.research.settings import (
     RegmixSettings,
 )
 from wrinklefree.research.synthesize_settings import SynthesizeSettings
+from wrinklefree.research.world_model.settings import WorldModelSettings
 from wrinklefree.schema.section import Name, Section, Seed
 from wrinklefree.tasks.settings import TasksSettings
 from wrinklefree.text.clean.settings import CleaningSettings
@@ -76,6 +77,8 @@ class Parameters(Section):
     """Research: models trained to classify."""
     synthesize: SynthesizeSettings
     """Research: text that a teacher writes for the next run."""
+    world_model: WorldModelSettings
+    """Research: a model that predicts frames of videos."""
     regmix: RegmixSettings
     """Research: which mixture is best."""
     microanneal: MicroannealSettings

@@ -9,6 +9,7 @@ Shapes: B rows, T tokens of a row, N supervised tokens of a row, K blocks with a
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,3 +74,24 @@ def complement(corruption: Corruption, supervised_BT: Tensor) -> Corruption:
         masked_BT=supervised_BT & ~corruption.masked_BT,
         probability_BT=torch.where(supervised_BT, probability_BT, 1.0),
     )
+
+
+def cosine_rate(progress: float) -> float:
+    """The share of tokens that is masked: 1 at progress 0, 0 at progress 1 (arXiv 2202.04200)."""
+    return math.cos(math.pi / 2 * progress)
+
+
+def cosine_masks(maskable_BT: Tensor, sample_B: Tensor, *, seed: int, step: int) -> Tensor:
+    """Mask ``ceil(cosine_rate(u) n)`` of the n maskable tokens of a row, u uniform on (0, 1).
+
+    Which ones is drawn evenly; bool [B, T]. On average 2 / pi of them are masked, and many more
+    often nearly all than nearly none: decoding begins with all of them. ``sample_B`` as above.
+    """
+    maskable = maskable_BT.cpu().numpy()
+    masked = np.zeros(maskable.shape, dtype=bool)
+    for row, sample in enumerate(sample_B.tolist()):
+        generator = keyed_generator("cosine", seed, step, sample)
+        (place_N,) = maskable[row].nonzero()
+        count = math.ceil(cosine_rate(generator.random()) * len(place_N))
+        masked[row, generator.permutation(place_N)[:count]] = True
+    return torch.from_numpy(masked).to(maskable_BT.device)

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ class AttentionRule:
         return self.blocks() if model.config._attn_implementation == FLEX else self.dense()
 
 
-def causal_document_mask(document_ids_BT: Tensor) -> AttentionRule:
-    """A token sees itself and the earlier tokens of its own document.
+def document_mask(document_ids_BT: Tensor) -> AttentionRule:
+    """A token sees all tokens of its own document, before and behind it.
 
     Padding, document -1, counts as a document of its own: every row keeps its diagonal, so that no
     softmax is over nothing.
@@ -58,6 +58,16 @@ def causal_document_mask(document_ids_BT: Tensor) -> AttentionRule:
     rows, length = document_ids_BT.shape
 
     def allows(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (document_ids_BT[row, query] == document_ids_BT[row, key]) & (key <= query)
+        return document_ids_BT[row, query] == document_ids_BT[row, key]
 
     return AttentionRule(rows, length, document_ids_BT.device, allows)
+
+
+def causal_document_mask(document_ids_BT: Tensor) -> AttentionRule:
+    """A token sees itself and the earlier tokens of its own document, padding as above."""
+    whole = document_mask(document_ids_BT)
+
+    def allows(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return whole.allows(row, query, key) & (key <= query)
+
+    return replace(whole, allows=allows)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.models.factorized import token_losses_of
 from wrinklefree.models.forward import hidden_states, logits_of, tokens_at_once
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
@@ -48,7 +48,7 @@ def cross_entropies(
     losses = []
     for hidden_CD, target_C in zip(hidden_ND.split(size), target_N.split(size), strict=True):
         logits_CV = logits_of(model, hidden_CD, mask_token_id)
-        losses.append(F.cross_entropy(logits_CV, target_C, reduction="none"))
+        losses.append(token_losses_of(model, logits_CV, target_C))
     return torch.cat(losses)
 
 

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from wrinklefree.distill.settings import DistillationWeights, RelationSettings
-from wrinklefree.optim.settings import OptimizerSettings, ScheduleSettings
 from wrinklefree.quant.settings import LambdaWarmupSettings
+from wrinklefree.research.rows_training import RowsTraining
 from wrinklefree.schema.section import (
     LONGEST_ROW,
     NonNegativeInt,
     PackageWord,
-    RowsAtOnce,
     Section,
     Sha256,
-    Steps,
     Temperature,
 )
 from wrinklefree.train.distill_settings import DistillationSettings
-from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
-Training = TypeVar("Training", bound=TrainingSettings)
 FORMATS = (".jsonl", ".tab", ".tsv")
 
 
@@ -68,37 +64,11 @@ class FinetuneDistillation(DistillationSettings):
     """The relations term; needed unless its weight is 0."""
 
 
-class FinetuneTraining(Section):
-    """What a fine-tuning has of a training: it reads no mixture."""
+class FinetuneTraining(RowsTraining):
+    """How every model is trained."""
 
-    steps: Steps
-    """Optimizer steps."""
-    batch_size: RowsAtOnce
-    """Rows per micro-batch."""
-    gradient_accumulation_steps: RowsAtOnce = 1
-    """Micro-batches per optimizer step."""
-    optimizer: OptimizerSettings
-    """Which optimizer trains, and how."""
-    schedule: ScheduleSettings
-    """The learning rate over steps."""
     lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
     """Quantization strength over steps; the models after stage 2 are ternary already."""
-    precision: Literal["auto", "fp32", "bfloat16"] = "fp32"
-    """Type that products are computed in; see ``stage2.precision``."""
-    checkpoint_interval: Steps = 40
-    """Steps between resumable checkpoints. Has no effect on the result."""
-    log_interval: Steps = 20
-    """Steps between lines of output. Has no effect on the result."""
-
-    def of(self, kind: type[Training]) -> Training:
-        """These settings as those of a training; a dense one has no quantization strength."""
-        shared = type(self).model_fields.keys() & kind.model_fields.keys()
-        return kind(**{field: getattr(self, field) for field in shared})
-
-    @model_validator(mode="after")
-    def _is_a_training(self) -> Self:
-        self.of(QuantizedTrainingSettings)
-        return self
 
 
 class FinetuneSettings(Section):

@@ -29,6 +29,7 @@ READS: dict[str, tuple[str, ...]] = {
     "control": ("seed", "stage2", "distill.ar", "control"),
     "finetune": ("seed", "finetune"),
     "synthesize": ("seed", "sources", "synthesize"),
+    "world_model": ("seed", "world_model"),
     "regmix_run": (
         "seed",
         "regmix.threads",

@@ -11,6 +11,7 @@ from wrinklefree.mixture.batch import Batch
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.masked import MaskedTokens
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 
@@ -40,6 +41,7 @@ def build(kind, weighting, complementary, teacher):
     settings = diffusion(weighting, complementary)
     return {
         "causal": lambda: Objective(NextToken()),
+        "masked": lambda: Objective(MaskedTokens(MASK, context=1, seed=3)),
         "distillation": lambda: distillation(NextToken(), distill_settings(), teacher),
         "diffusion": lambda: Objective(BlockDiffusion(settings, MASK, 3)),
         "diffusion distillation": lambda: distillation(
@@ -66,7 +68,7 @@ def step(model, objective, batches):
     return sum(output.loss for output in outputs), gradients, terms, rows
 
 
-CASES = [("causal", "unit", False), ("distillation", "unit", False)] + [
+CASES = [(kind, "unit", False) for kind in ("causal", "masked", "distillation")] + [
     (kind, weighting, complementary)
     for kind in ("diffusion", "diffusion distillation")
     for weighting in ("unit", "elbo")

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from wrinklefree.kernels.sum_by_blocks import sum_by_blocks
+from wrinklefree.models.factorized import token_losses_of
 from wrinklefree.models.forward import hidden_states, tokens_at_once
 from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.objectives.inside import Looks, looking
@@ -110,7 +110,7 @@ class Objective:
 
         def total(rows: slice, hidden_ND: Tensor) -> Tensor:
             part, logits_NV = outputs.question.part(rows), outputs.logits_of(hidden_ND[rows])
-            loss_N = functional.cross_entropy(logits_NV, part.target_N, reduction="none")
+            loss_N = token_losses_of(outputs.model, logits_NV, part.target_N)
             losses_N.append(loss_N.detach())
             loss = torch.zeros_like(loss_N.sum())
             cross_entropy = shares[CROSS_ENTROPY]((part.weight_N * loss_N).sum())
@@ -125,6 +125,7 @@ class Objective:
 
         head = outputs.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
+        weights = list(head.parameters())
         of_logits = (CROSS_ENTROPY, *(term.name for term in self.vocabulary_terms))
         learned = any(self.weights[name] for name in of_logits)
         hidden_ND = outputs.hidden_ND if learned else outputs.hidden_ND.detach()
@@ -132,9 +133,9 @@ class Objective:
             loss = sum_by_blocks(
                 total,
                 [hidden_ND],
-                list(head.parameters()),
+                weights,
                 rows=len(hidden_ND),
-                size=tokens_at_once(outputs.model.config.vocab_size),
+                size=tokens_at_once(len(weights[0])),
             )
         return loss, torch.cat(losses_N)
 
