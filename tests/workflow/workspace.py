@@ -39,7 +39,15 @@ COPIED = (
     ".dvcignore",
     ".dvc",
 )
-RESEARCH = ("control", "finetune", "synthesize", "regmix", "microanneal", "experiments")
+RESEARCH = (
+    "control",
+    "finetune",
+    "synthesize",
+    "search",
+    "regmix",
+    "microanneal",
+    "experiments",
+)
 TARGETS = ("all", *(f"research/{name}/manifest.json" for name in RESEARCH))
 """Everything that Snakemake can make."""
 CHECKED = "data/params.checked"

@@ -29,6 +29,7 @@ READS: dict[str, tuple[str, ...]] = {
     "control": ("seed", "stage2", "distill.ar", "control"),
     "finetune": ("seed", "finetune"),
     "synthesize": ("seed", "sources", "synthesize"),
+    "search": ("seed", "stage2", "search"),
     "regmix_run": (
         "seed",
         "regmix.threads",
