@@ -83,7 +83,7 @@ ARTIFACTS := $(patsubst %/manifest.json,%,$(wildcard data/*/manifest.json data/*
 	research/*/manifest.json research/*/*/manifest.json))
 # Those of the research targets that were run to the end.
 RESEARCH := $(patsubst research/%/manifest.json,%, \
-	$(wildcard $(patsubst %,research/%/manifest.json,control finetune synthesize world_model regmix microanneal experiments)))
+	$(wildcard $(patsubst %,research/%/manifest.json,control finetune synthesize search world_model regmix microanneal experiments)))
 # Of the trainings that such a target reads, if there are any.
 RESEARCH_RUNS := $(patsubst %,%_run,$(filter regmix microanneal,$(RESEARCH))) \
 	$(patsubst %s,%,$(filter experiments,$(RESEARCH)))

@@ -129,6 +129,8 @@ def new_stage():
     from wrinklefree.tracking.terminal import Terminal
 
     class Kept:
+        id = ""
+
         def __init__(self) -> None:
             self.metrics: list[tuple[int, dict[str, float]]] = []
 

@@ -11,6 +11,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.schema.load import overlay, read_yaml
 
 PARAMETERS = read_yaml(Path(__file__).parents[2] / "params.yaml")
+RATE = "optimizer.muon.lr"
 LATE_PHASE = [{"from_step": 1, "weights": PARAMETERS["mixture"]["weights"]}]
 
 
@@ -51,6 +52,46 @@ LATE_PHASE = [{"from_step": 1, "weights": PARAMETERS["mixture"]["weights"]}]
         (
             {"microanneal": {"training": {"data": {"phases": LATE_PHASE}}}},
             "microanneal: training.data is set, but these trainings compare mixtures",
+        ),
+        (
+            {"search": {"ranges": {RATE: {"high": 20.0}}}},
+            "search: ranges has optimizer.muon.lr at 20.0: input should be less than or equal to",
+        ),
+        (
+            {"search": {"ranges": {"optimizer.lr": {"low": 0.1, "high": 0.2}}}},
+            "ranges has optimizer.lr, which is no setting of stage2; did you mean optimizer.muon",
+        ),
+        (
+            {"search": {"ranges": {"schedule.warmup_steps": {"low": 1, "high": 9.5}}}},
+            "ranges has schedule.warmup_steps at 9.5: input should be a valid integer",
+        ),
+        (
+            {"search": {"ranges": {"schedule.kind": {"choices": ["cosine", "sine"]}}}},
+            "ranges has schedule.kind at 'sine': input should be 'cosine', 'linear', 'wsd' or",
+        ),
+        (
+            {"search": {"ranges": {"schedule.kind": {"low": 1, "high": 2}}}},
+            "ranges has low and high for schedule.kind, which is no number: give choices",
+        ),
+        (
+            {"search": {"ranges": {"steps": {"low": 10, "high": 20}}}},
+            "ranges has steps, but trials are compared after as many rows",
+        ),
+        (
+            {"search": {"ranges": {"evaluate_interval": {"low": 10, "high": 20}}}},
+            "ranges has evaluate_interval, on which no loss depends",
+        ),
+        (
+            {"search": {"ranges": {"optimizer.name": {"choices": ["adamw", "muon"]}}}},
+            "ranges has optimizer.name: choose one, and make a search for each",
+        ),
+        ({"search": {"ranges": {RATE: {"high": None}}}}, "expected low and high, or choices"),
+        ({"search": {"ranges": {RATE: {"choices": [0.1, 0.2]}}}}, "choices stands beside low"),
+        ({"search": {"ranges": {RATE: {"low": 0.1}}}}, "low is 0.1, which is not below high 0.01"),
+        ({"search": {"ranges": {RATE: {"low": -1.0}}}}, "low is -1, which has no logarithm"),
+        (
+            {"search": {"ranges": {RATE: {"hihg": 1.0}}}},
+            ".hihg: unknown setting; did you mean high",
         ),
     ],
 )

@@ -254,6 +254,32 @@ def test_runs_whose_process_is_gone_are_closed_by_the_next_stage_and_others_are_
     assert alive.active
 
 
+def test_parts_of_a_stage_are_runs_below_it_which_do_not_end_it():
+    stage = StageRun("search", WORK)
+    client, _ = recorded()
+    for number, outcome in enumerate(("FINISHED", "KILLED")):
+        part = StageRun(f"search.{number}", WORK / str(number), stage.id)
+        log_steps(part, 1, 2)
+        part.finish(outcome)
+        assert client.get_run(stage.id).info.status == "RUNNING"
+        assert client.get_run(part.id).data.tags["mlflow.parentRunId"] == stage.id
+    gone = StageRun("search.2", WORK / "2", stage.id)
+    client.set_tag(gone.id, "wrinklefree.pid.created", "12345.0")
+    StageRun("export", Path("work/export")).finish("FINISHED")
+    assert client.get_run(gone.id).info.status == "KILLED"
+    assert client.get_run(stage.id).info.status == "RUNNING"
+    stage.finish("FINISHED")
+    (parent,), _ = parents_and_stages()
+    assert parent.info.status == client.get_run(stage.id).info.status == "FINISHED"
+
+
+def test_parts_of_a_stage_that_is_not_tracked_are_not_either():
+    part = StageRun("search.0", WORK, "")
+    log_steps(part, 1, 2)
+    part.finish("FINISHED")
+    assert part.id == "" and not list(WORK.glob("*"))
+
+
 def test_words_about_a_run_are_tags():
     run = StageRun("stage2", WORK)
     run.log_tags({"wrinklefree.continued_from": "step 80"})

@@ -29,8 +29,9 @@ def accepted(completed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that DVC knows, committed with its dvc.lock; research never ran."""
     folder = tmp_path_factory.mktemp("accepted") / "project"
     copy_run(completed, folder, "work/kept")
-    research = ("control", "finetune", "synthesize", "world_model", "regmix", "regmix_run")
-    for name in (*research, "microanneal", "microanneal_run", "experiment", "experiments"):
+    research = ("control", "finetune", "synthesize", "search", "world_model", "regmix")
+    others = ("regmix_run", "microanneal", "microanneal_run", "experiment", "experiments")
+    for name in (*research, *others):
         shutil.rmtree(folder / "research" / name)
     shutil.copy(PROJECT / ".dvcignore", folder)
     dvc_accept(folder)

@@ -363,7 +363,7 @@ def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path
     rename_a_local_variable(project)
     said = run(project, *RERUN[engine])
     ran = set(re.findall(r"^(\S+): \S+ no change in \d+ s$", said, re.MULTILINE))
-    taught = {"stage2", "distill.ar", "distill.dlm", "experiment.precision", "finetune"}
+    taught = {"stage2", "distill.ar", "distill.dlm", "experiment.precision", "finetune", "search"}
     assert ran == {*taught, "experiments"}
     assert not re.search(r"^\S+: \S+ done in", said, re.MULTILINE)
     back = set(re.findall(r"^(\S+): \S+ is put back: made of the same", said, re.MULTILINE))

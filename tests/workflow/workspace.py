@@ -40,7 +40,14 @@ COPIED = (
     ".dvc",
 )
 RESEARCH = (
-    *("control", "finetune", "synthesize", "world_model", "regmix", "microanneal", "experiments"),
+    "control",
+    "finetune",
+    "synthesize",
+    "search",
+    "world_model",
+    "regmix",
+    "microanneal",
+    "experiments",
 )
 TARGETS = ("all", *(f"research/{name}/manifest.json" for name in RESEARCH))
 """Everything that Snakemake can make."""

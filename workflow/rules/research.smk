@@ -3,6 +3,7 @@
 #   snakemake control         what ternary weights cost against a dense model
 #   snakemake synthesize      text that a teacher writes where the student is behind it
 #   snakemake world_model     frames of videos predicted, dense and ternary
+#   snakemake search          the settings of stage 2 with the lowest held-out loss
 #   snakemake regmix          the best mixture that small trainings predict
 #   snakemake microanneal     whether the candidate mixture is better than the present one
 #   snakemake experiments     which optimizer, clipping, quantizer and so on is best
@@ -10,6 +11,7 @@
 REGMIX_RUNS = PARAMETERS["regmix"]["runs"]
 ARMS = ("present", "candidate")
 EXPERIMENTS = PARAMETERS["experiments"]["names"]
+SEARCH_WORKERS = PARAMETERS["search"]["workers"]
 
 
 rule control:
@@ -138,6 +140,48 @@ rule world_model:
     shell:
         "python -P workflow/scripts/world_model.py --settings {params.settings:q}"
         " --output research/world_model"
+
+
+rule search:
+    input:
+        model="models/subln/manifest.json",
+        teacher="models/base/manifest.json",
+        teachers="models/teachers/manifest.json",
+        mixture="data/mixture/manifest.json",
+    output:
+        manifest="research/search/manifest.json",
+        provenance="provenance/research/search.json",
+        preset="research/search/best.yaml",
+        table=report(
+            "research/search/table.html",
+            caption="../report/search_table.rst",
+            category="Research",
+        ),
+        plots=[
+            report(
+                f"research/search/plots/{plot}.svg",
+                caption=f"../report/search_{plot}.rst",
+                category="Research",
+            )
+            for plot in ("values", "trials")
+        ],
+    log:
+        "logs/search.log",
+    benchmark:
+        "logs/benchmarks/search.jsonl"
+    threads: SEARCH_WORKERS * PARAMETERS["search"]["threads"]
+    resources:
+        mem_mb=lambda wildcards, attempt: SEARCH_WORKERS * model_memory(wildcards, attempt),
+        gpu=GPUS,
+    params:
+        settings=settings("search"),
+        code=code("search"),
+    message:
+        "Try other settings of stage 2"
+    shell:
+        "python -P workflow/scripts/search.py --settings {params.settings:q}"
+        " --model models/subln --teacher models/base --teachers models/teachers"
+        " --mixture data/mixture --output research/search"
 
 
 rule regmix_run:

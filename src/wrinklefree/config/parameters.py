@@ -11,6 +11,7 @@ from wrinklefree.mixture.settings import MixtureSettings
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.models.teacher_settings import TeacherSettings
 from wrinklefree.research.finetune_settings import FinetuneSettings
+from wrinklefree.research.hyperparameter_settings import SearchSettings
 from wrinklefree.research.settings import (
     OVERALL,
     TARGET,
@@ -79,6 +80,8 @@ class Parameters(Section):
     """Research: text that a teacher writes for the next run."""
     world_model: WorldModelSettings
     """Research: a model that predicts frames of videos."""
+    search: SearchSettings
+    """Research: which settings of stage 2 are best."""
     regmix: RegmixSettings
     """Research: which mixture is best."""
     microanneal: MicroannealSettings

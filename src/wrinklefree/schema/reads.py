@@ -30,6 +30,7 @@ READS: dict[str, tuple[str, ...]] = {
     "finetune": ("seed", "finetune"),
     "synthesize": ("seed", "sources", "synthesize"),
     "world_model": ("seed", "world_model"),
+    "search": ("seed", "stage2", "search"),
     "regmix_run": (
         "seed",
         "regmix.threads",

@@ -23,6 +23,8 @@ from wrinklefree.tracking.pipeline import (
 )
 
 PARENT = "mlflow.parentRunId"
+_KEY = "wrinklefree.pipeline.key"
+"""A tag that only the run of a pipeline has."""
 _NOTE = "mlflow.note.content"
 _NOTE_LENGTH = 4500
 _MOST = 200
@@ -33,13 +35,11 @@ def find_parent(client: Any, experiment_id: str, commit: Commit) -> str:
     """The id of the run of the pipeline that this process belongs to, made where there is none."""
     identity = pipeline_identity()
     key = pipeline_key(identity)
-    found = client.search_runs(
-        [experiment_id], f"tags.`wrinklefree.pipeline.key` = '{key}'", max_results=1
-    )
+    found = client.search_runs([experiment_id], f"tags.`{_KEY}` = '{key}'", max_results=1)
     if found:
         return found[0].info.run_id
     tags = {
-        "wrinklefree.pipeline.key": key,
+        _KEY: key,
         "wrinklefree.pipeline": storable(identity),
         _NOTE: pipeline_note(commit),
         **commit.tags(),
@@ -49,14 +49,20 @@ def find_parent(client: Any, experiment_id: str, commit: Commit) -> str:
 
 
 def settle_parent(client: Any, experiment_id: str, parent_id: str, ended: str = "") -> None:
-    """Close the pipeline's run with the worst that its stages have, and note which one ended."""
+    """Close the pipeline's run with the worst that its stages have, and note which one ended.
+
+    A stage's run, which has parts of its own, is closed by the stage.
+    """
+    tags = client.get_run(parent_id).data.tags
+    if _KEY not in tags:
+        return
     outcome = "FINISHED"
     for status in ("KILLED", "FAILED"):
         query = f"tags.`{PARENT}` = '{parent_id}' and attributes.status = '{status}'"
         if client.search_runs([experiment_id], query, max_results=1):
             outcome = status
     client.set_terminated(parent_id, outcome)
-    note = client.get_run(parent_id).data.tags.get(_NOTE, "")
+    note = tags.get(_NOTE, "")
     if ended and len(note) < _NOTE_LENGTH:
         separator = ", " if "\n\nEnded: " in note else "\n\nEnded: "
         client.set_tag(parent_id, _NOTE, f"{note}{separator}{ended}")

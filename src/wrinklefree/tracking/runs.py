@@ -45,20 +45,23 @@ class StageRun:
     ----------
     work : a folder that outlives the process and changes with settings, inputs and code. The stage
         goes on with the run that an earlier process noted there.
+    parent : id of the stage's run that this one is a part of; empty, as of a stage that is not
+        tracked: nothing is. None: the run of the pipeline.
     """
 
-    def __init__(self, label: str, work: Path) -> None:
+    def __init__(self, label: str, work: Path, parent: str | None = None) -> None:
         self._label = label
         self._work = work
         self._client: Any = None
-        self._experiment_id = self._run_id = self._parent_id = ""
+        self._experiment_id = self._run_id = ""
+        self._parent_id = parent or ""
         self._due: list[Callable[[], None]] = []
         self._metrics: list[_Metric] = []
         self._count = 0
         """Metrics that are not sent yet."""
         self._last_steps: dict[str, int] = {}
         """By name, the last step that the store has from an earlier process."""
-        self._off = False
+        self._off = parent == ""
         self._flushed = time.monotonic()
         self._wait = 0.0
         """Seconds until the next attempt; above 0 while the store does not answer."""
@@ -164,7 +167,9 @@ class StageRun:
         with exclusive_lock(store.lock_file()):
             self._client, self._experiment_id = store.open_store(client_class)
             parents.close_orphans(self._client, self._experiment_id)
-            self._parent_id = parents.find_parent(self._client, self._experiment_id, commit)
+            self._parent_id = self._parent_id or parents.find_parent(
+                self._client, self._experiment_id, commit
+            )
             tags = {parents.PARENT: self._parent_id, **parents.process_tags(), **commit.tags()}
             if self._go_on(tags):
                 return
