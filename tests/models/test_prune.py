@@ -131,6 +131,15 @@ def test_the_stage_prunes_first_and_the_smaller_model_is_a_student_like_any_othe
     assert "pruned" not in plain and not (tmp_path / "plain" / "importances.json").exists()
 
 
+def test_features_of_experts_are_not_pruned(
+    tiny: Tiny, batch: MakeBatch, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "base", tiny("qwen3_moe"), ModelFormat(), tokenizer_folder)
+    settings = SublnSettings(prune=PruneSettings(intermediate_size=16))
+    with pytest.raises(UserError, match="the base has experts, whose features are not pruned"):
+        insert_subln_stage(settings, tmp_path / "base", [batch()], [batch()], tmp_path / "subln")
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

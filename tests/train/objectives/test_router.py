@@ -64,7 +64,7 @@ def test_the_loss_is_the_mean_over_layers_of_that_of_transformers(pack: Any) -> 
     wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     gate = "model.layers.0.mlp.gate.weight"
     assert found[gate].norm() > 0
-    torch.testing.assert_close(found[gate], wanted[gate], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(found[gate], wanted[gate], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
