@@ -72,7 +72,9 @@ class Objective:
 
     def alone(self, name: str) -> Objective:
         """The cross-entropy or one of the terms, with weight 1."""
-        return replace(self, weights=dict.fromkeys(self.weights, 0.0) | {name: 1.0})
+        own = [term for term in self.own_terms if term.name == name]
+        weights = dict.fromkeys(self.weights, 0.0) | {name: 1.0}
+        return replace(self, weights=weights, own_terms=own)
 
     def looks(self, model: PreTrainedModel) -> dict[str, Looks]:
         """What the terms of a teacher look at inside of ``model``, by term."""
