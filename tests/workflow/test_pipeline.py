@@ -121,12 +121,12 @@ def test_the_export_loads_in_stock_transformers_as_ternary(completed: Path):
 
 
 def test_a_mixture_of_experts_goes_through_all_stages(project: Path):
-    run(project, "snakemake", "all", "--configfile", "params/moe.yaml")
+    run(project, "snakemake", "all", "--configfile", "params/moe.yaml", "params/tiny.yaml")
     for stage in ("base", "distill/ar"):
         config = json.loads((project / "models" / stage / "config.json").read_text())
         assert config["model_type"] == "qwen3_moe"
     layers = (project / "results" / "ternary.csv").read_text()
-    assert "distill_ar,model.layers.1.mlp.experts.down_proj.linear,262144," in layers
+    assert "distill_ar,model.layers.1.mlp.experts.down_proj.linear,131072," in layers
     facts = read_manifest(project / "results").facts
     assert set(facts["accepted"]) == {"stage2", "distill_ar"}
     last = read_history(project / "models" / "distill" / "ar")[-1]
