@@ -213,9 +213,7 @@ def test_every_training_of_a_preset_fits_the_device_that_it_is_for(name: str, gi
     config = model_config(settings)
     for training in trainings_of(settings).values():
         total = memory_of(training, config).total
-        assert total < gigabytes * 1e9 * (1 - SPARE), (
-            f"{training.name}: {total / 1e9:.1f} GB"
-        )
+        assert total < gigabytes * 1e9 * (1 - SPARE), f"{training.name}: {total / 1e9:.1f} GB"
 
 
 def test_the_table_is_of_80_columns_and_devices_share():
