@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from wrinklefree.mixture.batch import Batch
@@ -23,7 +25,10 @@ VOCABULARY = 97
 
 
 def build_tiny(family: str = "llama", **changes: Any) -> PreTrainedModel:
-    """Hidden 64, two layers, grouped queries; Qwen3 has heads of a size of its own."""
+    """Hidden 64, two layers, grouped queries; Qwen3 has heads of a size of its own.
+
+    The second layer of ``qwen3_moe`` has 5 experts, of which a token takes 2.
+    """
     settings: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 64,
@@ -42,6 +47,11 @@ def build_tiny(family: str = "llama", **changes: Any) -> PreTrainedModel:
     torch.manual_seed(torch.seed() % 2**31)
     if family == "qwen3":
         model: PreTrainedModel = Qwen3ForCausalLM(Qwen3Config(**{"head_dim": 32, **settings}))
+    elif family == "qwen3_moe":
+        experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        shape = {"decoder_sparse_step": 2, "norm_topk_prob": True, "head_dim": 16}
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**experts | shape | settings))
+        model.set_experts_implementation("eager")
     else:
         model = LlamaForCausalLM(LlamaConfig(**settings))
     model.set_attn_implementation("sdpa")

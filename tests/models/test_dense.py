@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -55,6 +56,51 @@ SMOLLM2 = GgufBaseSettings(
 
 def scratch(seed: int = 0, shape: ModelSettings = SHAPE) -> PreTrainedModel:
     return build_scratch(shape, 997, 128, end_of_text_id=3, seed=seed)
+
+
+def with_experts(**changes: Any) -> ModelSettings:
+    experts = {"count": 6, "per_token": 2, "intermediate_size": 20}
+    return ModelSettings.model_validate(SHAPE.model_dump() | {"experts": experts | changes})
+
+
+def test_experts_take_the_place_of_every_feed_forward_network() -> None:
+    model = scratch(shape=with_experts())
+    assert type(model).__name__ == "Qwen3MoeForCausalLM"
+    stacks = {name: tuple(p.shape) for name, p in model.named_parameters() if ".experts." in name}
+    assert set(stacks.values()) == {(6, 40, 64), (6, 64, 20)} and len(stacks) == 4
+    assert model.config.norm_topk_prob and model.config.num_experts_per_tok == 2
+    tokens = torch.randint(0, 997, (8, 63))
+    check_initial_loss(model(input_ids=tokens, labels=tokens).loss.item(), 997)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(scratch(shape=with_experts()).parameters(), model.parameters(), strict=True)
+    )
+    more = scratch(shape=with_experts(per_token=3)).config
+    assert more.num_experts_per_tok == 3
+
+
+def test_what_experts_add_to_the_residual_stream_starts_small_too() -> None:
+    small = with_experts().model_copy(update={"initialization": "small"})
+    model = scratch(shape=small)
+    stds = {
+        name: parameter.std().item() / small.initial_deviation
+        for name, parameter in model.named_parameters()
+        if ".experts." in name
+    }
+    assert stds["model.layers.1.mlp.experts.gate_up_proj"] == pytest.approx(1.0, rel=0.05)
+    assert stds["model.layers.1.mlp.experts.down_proj"] == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_token": 7}, "per_token is 7 and count 6: a token can't take more"),
+        ({"per_token": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        with_experts(**changes)
 
 
 def test_scratch_model_starts_at_the_loss_of_a_uniform_guess() -> None:

@@ -25,7 +25,7 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=torch.arange(40)[None]).logits
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_loaded_model_is_the_saved_one(

@@ -134,6 +134,31 @@ def test_the_stage_prunes_first_and_the_smaller_model_is_a_student_like_any_othe
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
+        ({"intermediate_size": 16}, "the base has experts, whose features are not pruned"),
+        ({"layers": 1}, "some layers of the base have experts and others have none"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_pruned_of_a_base_with_experts_is_refused(
+    tiny: Tiny, batch: MakeBatch, tokenizer_folder: Path, tmp_path: Path, wanted: dict, message: str
+) -> None:
+    save_model(tmp_path / "base", tiny("qwen3_moe"), ModelFormat(), tokenizer_folder)
+    settings = SublnSettings(prune=PruneSettings(**wanted))
+    with pytest.raises(UserError, match=message):
+        insert_subln_stage(settings, tmp_path / "base", [batch()], [batch()], tmp_path / "subln")
+
+
+def test_layers_with_experts_can_be_left_out(tiny: Tiny, batch: MakeBatch) -> None:
+    model, rows = tiny("qwen3_moe", num_hidden_layers=3, decoder_sparse_step=1), [batch()]
+    shallow, _ = prune_layers(model, rows, 2)
+    names = {name for name, _ in shallow.named_parameters()}
+    assert "model.layers.1.mlp.experts.down_proj" in names
+    assert shallow.num_parameters() < model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
         ({"layers": 3}, "subln.prune.layers is 3, but the base has 2"),
         ({"intermediate_size": 101}, "subln.prune.intermediate_size is 101, but the base has 100"),
     ],

@@ -38,7 +38,7 @@ from wrinklefree.plan.report import (
     report,
     trainings_of,
 )
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.bitlinear import TernaryLayer
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
@@ -76,13 +76,15 @@ def preset(name: str | None) -> Parameters:
     return validate(read_settings(PROJECT / "params.yaml", *files))
 
 
-def config_of(**changes: Any) -> Any:
+def config_of(family: str = "qwen3", **changes: Any) -> Any:
     sizes = {
         "vocab_size": 90, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "max_position_embeddings": 512, "tie_word_embeddings": True,
     }  # fmt: skip
-    return AutoConfig.for_model("qwen3", **(sizes | changes))
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+    sizes |= experts if family == "qwen3_moe" else {}
+    return AutoConfig.for_model(family, **(sizes | changes))
 
 
 def settings_of(kind: Any = QuantizedTrainingSettings, **changes: Any) -> Any:
@@ -113,8 +115,8 @@ def trainer_of(training: Training, config: Any) -> Trainer:
     return Trainer(model, TokenRows(rows, seed=1), training.settings, objective)
 
 
-def ternary_layers(model: Any) -> list[BitLinear]:
-    return [module for module in model.modules() if isinstance(module, BitLinear)]
+def ternary_layers(model: Any) -> list[TernaryLayer]:
+    return [module for module in model.modules() if isinstance(module, TernaryLayer)]
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon8bit", "adamw8bit", "apollo", "normuon"])
@@ -132,10 +134,11 @@ def test_the_optimizer_state_is_that_of_a_step(name: str):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
-def test_activations_are_what_autograd_keeps(checkpointing: bool, precision: str):
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_activations_are_what_autograd_keeps(family: str, checkpointing: bool, precision: str):
     changes = {"precision": precision, "activation_checkpointing": checkpointing}
     training = Training("t", settings_of(**changes), 64, QUANTIZER, None)
-    config = config_of(num_hidden_layers=5)
+    config = config_of(family, num_hidden_layers=5)
     planned = memory_of(training, config).activations
     trainer = trainer_of(training, config)
     own = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
@@ -166,11 +169,16 @@ def test_activations_are_what_autograd_keeps(checkpointing: bool, precision: str
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("teacher", "diffusion"),
-    [(False, None), (True, None), (True, DiffusionSettings(block_size=4))],
+    ("family", "teacher", "diffusion"),
+    [
+        ("qwen3", False, None),
+        ("qwen3", True, None),
+        ("qwen3", True, DiffusionSettings(block_size=4)),
+        ("qwen3_moe", False, None),
+    ],
 )
 def test_operations_are_those_that_a_counter_sees(
-    teacher: bool, diffusion: Any, checkpointing: bool
+    family: str, teacher: bool, diffusion: Any, checkpointing: bool
 ):
     settings = settings_of(activation_checkpointing=checkpointing)
     if teacher:
@@ -181,12 +189,12 @@ def test_operations_are_those_that_a_counter_sees(
             relations={"heads": 4, "causal": True},
         )
     training = Training("t", settings, 64, QUANTIZER, diffusion)
-    trainer = trainer_of(training, config_of())
+    trainer = trainer_of(training, config_of(family))
 
     counter = FlopCounterMode(display=False, custom_mapping=TERNARY_PRODUCTS)
     with sdpa_kernel(SDPBackend.MATH), counter:
         trainer._backward(0)
-    planned = operations_per_token(training, config_of())
+    planned = operations_per_token(training, config_of(family))
     assert counter.get_total_flops() / (2 * 64) == pytest.approx(planned, rel=0.03)
 
 
@@ -251,14 +259,29 @@ def test_a_preset_of_a_brought_model_gives_its_size(name: str):
     assert counted == known.get(name, 596049920)
 
 
+def test_the_preset_of_seeds_002_has_its_size_and_rates():
+    settings = preset("moe_1_5b")
+    config = model_config(settings)
+    counted = model_on_meta(config).num_parameters()
+    assert counted == 1_531_900_416
+    assert model_parameters(settings) == pytest.approx(counted, rel=1e-3)
+    assert settings.base.scratch
+    muon = settings.base.scratch.training.optimizer.muon
+    assert (muon.scale, muon.lr, muon.adamw_lr) == ("original", 1e-3, 3e-4)
+    line = "qwen3_moe, 1,531,900,416 parameters, 474,935,808 of them for each\ntoken; rows of 2,048"
+    stacks = 28 * 32 * 3 * 1024 * 512
+    assert counted - 474_935_808 == stacks * 24 // 32
+    assert report(settings, "stage2", 1, 1.0).startswith(line)
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", BROUGHT)
-def test_every_training_of_a_preset_fits_the_device_that_it_is_for(name: str):
+@pytest.mark.parametrize(("name", "gigabytes"), [*BROUGHT.items(), ("moe_1_5b", 48)])
+def test_every_training_of_a_preset_fits_the_device_that_it_is_for(name: str, gigabytes: int):
     settings = preset(name)
     config = model_config(settings)
     for training in trainings_of(settings).values():
         total = memory_of(training, config).total
-        assert total < BROUGHT[name] * 1e9 * (1 - SPARE), f"{training.name}: {total / 1e9:.1f} GB"
+        assert total < gigabytes * 1e9 * (1 - SPARE), f"{training.name}: {total / 1e9:.1f} GB"
 
 
 def test_the_table_is_of_80_columns_and_devices_share():

@@ -26,7 +26,7 @@ _BYTES_PER_TOKEN = 2
 class ModelShape(Section):
     """The sizes of a brought model, under the names of its ``config.json``."""
 
-    model_type: Literal["llama", "qwen2", "qwen3"]
+    model_type: Literal["llama", "qwen2", "qwen3", "qwen3_moe"]
     """The architecture."""
     hidden_size: PositiveInt
     """Features of a token between layers."""
@@ -44,12 +44,33 @@ class ModelShape(Section):
     """Rows of the embedding."""
     tie_word_embeddings: bool
     """Whether the embedding is the head too."""
+    num_experts: PositiveInt | None = None
+    """Experts of a layer; of a qwen3_moe only, as the next two."""
+    num_experts_per_tok: PositiveInt | None = None
+    """Experts that a token takes."""
+    moe_intermediate_size: PositiveInt | None = None
+    """Features inside of an expert."""
+
+    @model_validator(mode="after")
+    def _experts_are_described(self) -> Self:
+        given = (self.num_experts, self.num_experts_per_tok, self.moe_intermediate_size)
+        has_experts = self.model_type == "qwen3_moe"
+        if None in given if has_experts else any(given):
+            raise ValueError(
+                f"model_type is {self.model_type}: num_experts, num_experts_per_tok and"
+                f" moe_intermediate_size are {'required' if has_experts else 'to be left out'}"
+            )
+        return self
 
     @classmethod
     def of_scratch(cls, model: ModelSettings, vocabulary_size: int) -> Self:
         """The shape that ``base.scratch.model`` gives."""
+        experts = model.experts
         return cls(
-            model_type="llama",
+            model_type="qwen3_moe" if experts else "llama",
+            num_experts=experts and experts.count,
+            num_experts_per_tok=experts and experts.per_token,
+            moe_intermediate_size=experts and experts.intermediate_size,
             hidden_size=model.hidden_size,
             intermediate_size=model.intermediate_size,
             num_hidden_layers=model.layers,
@@ -64,7 +85,10 @@ class ModelShape(Section):
     def parameters(self) -> int:
         """How many weights the dense model has, all but those of norms and biases."""
         heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
-        layer = self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+        features = 3 * self.intermediate_size
+        if self.num_experts and self.moe_intermediate_size:
+            features = self.num_experts * (3 * self.moe_intermediate_size + 1)
+        layer = self.hidden_size * (heads * self.head_dim + features)
         embeddings = self.vocab_size * self.hidden_size
         return self.num_hidden_layers * layer + embeddings * (2 - self.tie_word_embeddings)
 

@@ -16,8 +16,12 @@ from wrinklefree.diffusion.decode import decode
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.evaluate.settings import EvaluateSettings
+from wrinklefree.evaluate.speculative import decode_speculatively
+from wrinklefree.models.future_heads import future_heads
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.tracking.terminal import printable
+
+_GUESSES = ("guessed", "accepted")
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,19 @@ class Sample:
     tokens: int
     """New tokens, the end-of-text token included."""
     forward_passes: int
-    """One per token from an autoregressive model; fewer where tokens are decoded in parallel."""
+    """One per token from an autoregressive model; fewer where tokens are decoded in parallel, or
+    guessed by heads and checked."""
     ended: bool
     """Whether the model ended the text by itself."""
+    guessed: int = 0
+    """Tokens that heads for later tokens guessed, where the model has any."""
+    accepted: int = 0
+    """Those that were right."""
 
     def as_json(self) -> dict[str, Any]:
         """An entry of ``samples.<model>`` of ``evaluation.json``."""
-        return asdict(self)
+        content = asdict(self)
+        return {name: content[name] for name in content if self.guessed or name not in _GUESSES}
 
 
 def generate_samples(
@@ -53,10 +63,11 @@ def generate_samples(
     UserError : a prompt is empty, or together with its continuation longer than the model allows.
     """
     diffusion = model_format.find(DiffuseBlocks)
-    samples = []
+    samples, limits = [], {"new_tokens": settings.new_tokens, "end_of_text_id": end_of_text_id}
     for number, prompt in enumerate(settings.prompts, start=1):
         prompt_ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
         _check_length(number, len(prompt_ids), settings.new_tokens, model)
+        guesses = (0, 0)
         if diffusion:
             decoded = decode(
                 model,
@@ -64,18 +75,18 @@ def generate_samples(
                 block_size=diffusion.block_size,
                 token_shift=diffusion.token_shift,
                 mask_token_id=diffusion.mask_token_id,
-                end_of_text_id=end_of_text_id,
-                new_tokens=settings.new_tokens,
+                **limits,
             )
             new_ids, passes = decoded.tokens, decoded.forward_passes
+        elif future_heads(model):
+            found = decode_speculatively(model, prompt_ids, **limits)
+            new_ids, passes, guesses = found.tokens, found.forward_passes, found.guesses
         else:
-            new_ids = decode_greedily(
-                model, prompt_ids, new_tokens=settings.new_tokens, end_of_text_id=end_of_text_id
-            )
+            new_ids = decode_greedily(model, prompt_ids, **limits)
             passes = len(new_ids)
         ended = new_ids[-1:] == [end_of_text_id]
         text = tokenizer.decode(new_ids[:-1] if ended else new_ids, skip_special_tokens=False)
-        samples.append(Sample(prompt, text, len(new_ids), passes, ended))
+        samples.append(Sample(prompt, text, len(new_ids), passes, ended, *guesses))
     return samples
 
 
@@ -108,6 +119,8 @@ def samples_markdown(samples: dict[str, list[Sample]], new_tokens: int) -> str:
             sample = continuations[number]
             end = "ended by itself" if sample.ended else "cut"
             passes = f"{sample.tokens} tokens in {sample.forward_passes} forward passes, {end}"
+            if sample.guessed:
+                passes += f", {sample.accepted} of {sample.guessed} guesses right"
             lines += ["", f"**{LABELS.get(name, name)}** ({passes})", "", *_indented(sample.text)]
     return "\n".join(lines) + "\n"
 

@@ -28,6 +28,7 @@ from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, tern
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.folder import load_model, read_format
+from wrinklefree.models.future_heads import read_future_heads
 from wrinklefree.models.transforms import InsertBitlinear, Kind, ModelFormat
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tokens.tokenizer import load_tokenizer
@@ -133,7 +134,8 @@ def evaluate_models(
 
     Returns
     -------
-    Facts: ``loss`` and ``recovered`` by model, ``zero_share`` by ternary model.
+    Facts: ``loss`` and ``recovered`` by model, ``zero_share`` by ternary model; ``accepted`` by
+    model with heads for later tokens: the share of their guesses that were right.
 
     Files
     -----
@@ -164,7 +166,8 @@ def evaluate_models(
         ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
         tasks      {autoregressive model: {task: {questions, acc, acc_norm and their standard
                     errors; acc_norm null where choices are not compared by length}}}
-        samples    {model: [{prompt, text, tokens, forward_passes, ended}]}
+        samples    {model: [{prompt, text, tokens, forward_passes, ended; with heads for later
+                    tokens guessed and accepted, too}]}
 
     ``metrics.json``, the few of these numbers that runs are compared by::
 
@@ -192,6 +195,7 @@ def evaluate_models(
     found = _Examination(settings, HeldOutData(mixture), weights, seed, tasks, say)
     for name, path in models.items():
         model, model_format = load_model(path)
+        read_future_heads(path, model)
         nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
         found.examine(name, model, model_format, path)
         if name == BASE:
@@ -288,8 +292,14 @@ def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> N
 
 
 def _facts(found: _Examination) -> dict[str, Any]:
-    return {
+    accepted = {
+        name: sum(sample.accepted for sample in samples) / guessed
+        for name, samples in found.samples.items()
+        if (guessed := sum(sample.guessed for sample in samples))
+    }
+    facts: dict[str, Any] = {
         "loss": {name: score.overall.loss for name, score in found.scores.items()},
         "recovered": found.recovered(),
         "zero_share": {name: pooled(layers)["zero"] for name, layers in found.ternary.items()},
     }
+    return facts | ({"accepted": accepted} if accepted else {})

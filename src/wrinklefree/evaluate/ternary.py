@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from wrinklefree.errors import UserError
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.bitlinear import TernaryLayer
 
 _DECODER_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)$")
 
@@ -46,7 +46,7 @@ class LayerTernary:
 
 @torch.no_grad()
 def ternary_layers(model: nn.Module, name: str) -> list[LayerTernary]:
-    """Statistics of every ``BitLinear`` of ``model``, in the order of its modules.
+    """Statistics of every ``TernaryLayer`` of ``model``, in the order of its modules.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def ternary_layers(model: nn.Module, name: str) -> list[LayerTernary]:
     """
     layers = []
     for path, module in model.named_modules():
-        if not isinstance(module, BitLinear):
+        if not isinstance(module, TernaryLayer):
             continue
         if not torch.isfinite(module.weight).all():
             raise UserError(

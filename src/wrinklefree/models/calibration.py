@@ -11,7 +11,9 @@ with unit gains, 5.80 with a scalar per norm, 4.92 with gains fitted in one pass
 model, and 4.48 this way. Aiming at the unchanged model's activations instead, 4.36 per channel but
 7.25 with a scalar, did not justify a second stream of activations in memory.
 
-Shapes: B rows, T tokens of a row, N input features, D hidden size.
+The norms of experts have gains for each, fitted on the tokens that it reads.
+
+Shapes: B rows, T tokens of a row, M tokens, N input features, D hidden size, E experts.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.models.attention import causal_document_mask
+from wrinklefree.models.experts import SublnStack
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.surgery import SublnLinear, subln_modules
 from wrinklefree.quant.bitlinear import quantization_lambda_of
@@ -59,7 +62,7 @@ class LayerInput:
 
 @dataclass
 class GainStatistics:
-    """Sums over tokens from which the gains of one norm follow, in float64."""
+    """Sums over tokens from which the gains of one norm follow, in float64; [E, N] of experts."""
 
     input_normalised_N: Tensor
     """``sum x h``."""
@@ -69,18 +72,29 @@ class GainStatistics:
     """``sum x^2`` over channels, too."""
 
     @classmethod
-    def zeros(cls, features: int, device: torch.device) -> GainStatistics:
+    def zeros(cls, features: int | torch.Size, device: torch.device) -> GainStatistics:
         """No tokens yet."""
         zeros_N = torch.zeros(features, dtype=torch.float64, device=device)
         return cls(zeros_N, zeros_N.clone())
 
-    def add(self, input_MN: Tensor, epsilon: float) -> None:
-        """Count the tokens ``input_MN``, float [M, N], of a norm with ``epsilon``."""
+    def add(self, input_MN: Tensor, epsilon: float, expert_M: Tensor | None = None) -> None:
+        """Count the tokens ``input_MN``, float [M, N], of a norm with ``epsilon``, or of experts'.
+
+        Parameters
+        ----------
+        expert_M : int64, whose gains each token is for.
+        """
         input_MN = input_MN.double()
         mean_square_M1 = input_MN.square().mean(-1, keepdim=True)
         normalised_MN = input_MN * torch.rsqrt(mean_square_M1 + epsilon)
-        self.input_normalised_N += (input_MN * normalised_MN).sum(0)
-        self.normalised_squared_N += normalised_MN.square().sum(0)
+
+        def total(value_MN: Tensor) -> Tensor:
+            if expert_M is None:
+                return value_MN.sum(0)
+            return torch.zeros_like(self.input_normalised_N).index_add_(0, expert_M, value_MN)
+
+        self.input_normalised_N += total(input_MN * normalised_MN)
+        self.normalised_squared_N += total(normalised_MN.square())
         self.input_squared += input_MN.square().sum().item()
 
     def gain(self, kind: Gain) -> Tensor:
@@ -168,16 +182,21 @@ def first_layer_input(model: PreTrainedModel, batch: Batch) -> LayerInput:
     return caught[0]
 
 
-def _statistics(layer: nn.Module, module: SublnLinear, inputs: list[LayerInput]) -> GainStatistics:
+def _statistics(
+    layer: nn.Module, module: SublnLinear | SublnStack, inputs: list[LayerInput]
+) -> GainStatistics:
     """Run ``layer`` up to ``module`` on all inputs and gather what its norm's gain follows from."""
-    weight = module.norm.weight
-    statistics = GainStatistics.zeros(weight.numel(), weight.device)
+    statistics = GainStatistics.zeros(module.norm.weight.shape, module.norm.weight.device)
     for item in inputs:
 
-        def gather(
-            module: SublnLinear, arguments: tuple[Tensor], real_BT: Tensor = item.real_BT
-        ) -> None:
-            statistics.add(arguments[0][real_BT], module.norm.variance_epsilon)
+        def gather(module: Any, arguments: tuple[Any, ...], real_BT: Tensor = item.real_BT) -> None:
+            epsilon = module.norm.variance_epsilon
+            if isinstance(module, SublnStack):
+                value_PN, routing = arguments
+                real_P = real_BT.flatten()[routing.token_P]
+                statistics.add(value_PN[real_P], epsilon, routing.layer_P[real_P])
+            else:
+                statistics.add(arguments[0][real_BT], epsilon)
             raise _Reached
 
         handle = module.register_forward_pre_hook(gather)

@@ -39,6 +39,9 @@ class _Sizes(BaseModel):
     num_hidden_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     num_attention_heads: _Heads | None = None
     num_key_value_heads: _Heads | None = None
+    num_experts: _Heads | None = None
+    num_experts_per_tok: _Heads | None = None
+    moe_intermediate_size: _Width | None = None
     vocab_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
     max_position_embeddings: Annotated[int, Field(ge=1, le=2**31)] | None = None
     rms_norm_eps: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -55,6 +58,9 @@ class _Sizes(BaseModel):
             raise ValueError(
                 f"num_attention_heads {heads} is no multiple of num_key_value_heads {shared}"
             )
+        experts, taken = self.num_experts, self.num_experts_per_tok
+        if experts and taken and taken > experts:
+            raise ValueError(f"num_experts_per_tok {taken} is more than num_experts {experts}")
         return self
 
 

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3MoeConfig,
 )
 from transformers.initialization import no_init_weights
 
@@ -33,6 +33,7 @@ from wrinklefree.downloads.settings import (
 )
 from wrinklefree.errors import UserError
 from wrinklefree.models.configuration import checked_config, require_memory
+from wrinklefree.models.experts import IN_ORDER
 from wrinklefree.models.finite import require_finite
 from wrinklefree.models.folder import CONFIG, FORMAT, read_format
 from wrinklefree.models.settings import ModelSettings
@@ -45,14 +46,16 @@ PRETRAINED: dict[str, Any] = {
 }
 """How weights are read: no pickle, no code of the repository."""
 _NAMED = 3
-_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+_RESIDUAL = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
 """Of the matrices whose outputs are added to the residual stream."""
 
 
 def build_scratch(
     model: ModelSettings, vocabulary_size: int, sequence_length: int, end_of_text_id: int, seed: int
-) -> LlamaForCausalLM:
+) -> PreTrainedModel:
     """An untrained Llama-like model in float32: SiLU, tied embeddings unless scaled, no biases.
+
+    With experts it is Qwen3-MoE; probabilities of the experts that a token takes add up to 1.
 
     The residual stream of a ``small`` model with a ``scaled_embedding`` starts at a standard
     deviation of 1 and hardly grows over the layers, so that no layer's gradient is much larger than
@@ -61,7 +64,16 @@ def build_scratch(
 
     The same arguments give the same weights, and the global random state is left as it was.
     """
-    config = LlamaConfig(
+    shape: dict[str, Any] = {}
+    if experts := model.experts:
+        shape = {
+            "num_experts": experts.count,
+            "num_experts_per_tok": experts.per_token,
+            "moe_intermediate_size": experts.intermediate_size,
+            "norm_topk_prob": True,
+            "head_dim": model.hidden_size // model.heads,
+        }
+    config = (Qwen3MoeConfig if experts else LlamaConfig)(
         vocab_size=vocabulary_size,
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -77,12 +89,13 @@ def build_scratch(
         bos_token_id=end_of_text_id,
         eos_token_id=end_of_text_id,
         pad_token_id=None,
+        **shape,
     )
-    config._attn_implementation = "sdpa"
+    how = {"attn_implementation": "sdpa", **IN_ORDER}
     require_memory(config, "base.scratch.model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = LlamaForCausalLM(config).float()
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how)
     with torch.no_grad():
         if model.initialization == "small":
             for name, parameter in made.named_parameters():

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.models.layers import decoder_layers
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.bitlinear import BitLinear, TernaryLayer
 from wrinklefree.quant.packing import CODES_PER_BYTE
 from wrinklefree.tokens.tokenizer import TOKENIZER_FILE
 
@@ -109,4 +109,4 @@ def pretokenizer_of(tokenizer: Path) -> str | None:
 
 
 def _granularities(model: PreTrainedModel) -> set[str]:
-    return {layer.granularity for layer in model.modules() if isinstance(layer, BitLinear)}
+    return {layer.granularity for layer in model.modules() if isinstance(layer, TernaryLayer)}

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.configuration import checked_config
+from wrinklefree.models.experts import IN_ORDER
 from wrinklefree.models.finite import require_finite
 from wrinklefree.models.transforms import Kind, ModelFormat
 
@@ -83,7 +84,7 @@ def load_model(folder: Path, *expected: Kind) -> tuple[PreTrainedModel, ModelFor
     model_format = read_format(folder, *expected)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(
-            read_config(folder), attn_implementation="sdpa", dtype=torch.float32
+            read_config(folder), attn_implementation="sdpa", dtype=torch.float32, **IN_ORDER
         )
     try:
         model_format.apply(model)

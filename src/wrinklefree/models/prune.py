@@ -135,7 +135,20 @@ def _shown(importances: list[float]) -> list[float]:
 
 
 def check_prune(settings: PruneSettings, config: PreTrainedConfig) -> None:
-    """Raise UserError where more shall remain than there is."""
+    """Raise UserError where more shall remain than there is, or experts are in the way."""
+    mixed = (
+        getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) > 1
+    )
+    if settings.layers and mixed:
+        raise UserError(
+            "subln.prune.layers is set, and some layers of the base have experts and others have"
+            " none, by their number (mlp_only_layers, decoder_sparse_step); leave it out"
+        )
+    if settings.intermediate_size and getattr(config, "num_experts", None):
+        raise UserError(
+            "subln.prune.intermediate_size is set, and the base has experts, whose features are not"
+            " pruned; leave it out"
+        )
     for name, given in (("num_hidden_layers", "layers"), ("intermediate_size",) * 2):
         wanted, present = getattr(settings, given), getattr(config, name)
         if wanted is not None and wanted > present:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeMLP
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -97,7 +98,7 @@ class GatedMlp(nn.Module):
     @staticmethod
     def can_stand_for(mlp: nn.Module) -> bool:
         """Whether ``mlp`` computes what this class does."""
-        known = isinstance(mlp, LlamaMLP | Qwen2MLP | Qwen3MLP)
+        known = isinstance(mlp, LlamaMLP | Qwen2MLP | Qwen3MLP | Qwen3MoeMLP)
         return known and mlp.config.hidden_act in ("silu", "swish")
 
     def forward(self, activation_MN: Tensor) -> Tensor:

@@ -15,13 +15,37 @@ from wrinklefree.schema.section import (
 )
 
 
+class ExpertsSettings(Section):
+    """Feed-forward networks of which every token takes some."""
+
+    count: Annotated[int, Field(ge=2, le=4096)]
+    """Experts of a layer."""
+    per_token: Annotated[int, Field(ge=2, le=4096)]
+    """Experts that each token takes, weighted by their probabilities; at least 2, because the
+    weights of one are always 1 and teach its router nothing."""
+    intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)]
+    """Features inside of an expert."""
+
+    @model_validator(mode="after")
+    def _there_are_as_many(self) -> ExpertsSettings:
+        if self.per_token > self.count:
+            raise ValueError(
+                f"per_token is {self.per_token} and count {self.count}: a token can't take more"
+                " experts than there are; lower one or raise the other"
+            )
+        return self
+
+
 class ModelSettings(Section):
     """The shape of a Llama-like model trained from scratch."""
 
     hidden_size: Annotated[int, Field(gt=0, le=1 << 16)]
     """Features of a token between layers."""
     intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)]
-    """Features inside the feed-forward network."""
+    """Features inside the feed-forward network; of no effect with ``experts``."""
+    experts: ExpertsSettings | None = None
+    """Experts in place of the feed-forward network of every layer, as in Qwen3-MoE, which the model
+    is then: its queries and keys have norms. Null: a Llama-like model."""
     layers: Annotated[int, Field(gt=0, le=1000)]
     """Decoder layers."""
     heads: Heads

@@ -1,7 +1,8 @@
 """What is put into a dense model: ternary linear layers, and norms before two of them (SubLN).
 
 Works on every architecture whose decoder layers have ``self_attn.{q,k,v,o}_proj`` and
-``mlp.{gate,up,down}_proj``: Llama, Qwen2, Qwen3. Embeddings, head and norms are never touched.
+``mlp.{gate,up,down}_proj`` or experts: Llama, Qwen2, Qwen3, Qwen3-MoE. Embeddings, head, norms and
+routers are never touched.
 
 Shapes: M tokens (any leading dimensions), N input features of a linear layer.
 """
@@ -18,17 +19,17 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.launch import FLOATS, has_triton
 from wrinklefree.kernels.subln_quantize import subln_quantize
+from wrinklefree.models.experts import ExpertNorm, SublnStack, has_experts, open_experts
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.saving import GatedMlp, rms_norm
 from wrinklefree.quant.bitlinear import ABSMEAN, BitLinear
+from wrinklefree.quant.bitlinear_stack import BitLinearStack, LinearStack
 from wrinklefree.quant.settings import QuantizerSettings
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROJECTIONS_WITH_HEADS = ("q_proj", "k_proj", "v_proj")
 """Whose outputs are attention heads, in order."""
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-SUBLN_SITES = (("self_attn", "o_proj"), ("mlp", "down_proj"))
-"""Which linear layers of a decoder layer get a norm, in the order in which data meets them."""
 
 
 class SublnLinear(nn.Module):
@@ -70,14 +71,15 @@ def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
     UserError : the architecture is none that surgery knows.
     """
     layers = decoder_layers(model)
-    expected = [f"self_attn.{name}" for name in ATTENTION_PROJECTIONS]
-    expected += [f"mlp.{name}" for name in MLP_PROJECTIONS]
     for layer in layers:
         names = dict(layer.named_modules())
+        expected = [f"self_attn.{name}" for name in ATTENTION_PROJECTIONS]
+        if "mlp" not in names or not has_experts(layer):
+            expected += [f"mlp.{name}" for name in MLP_PROJECTIONS]
         if missing := [name for name in expected if name not in names]:
             raise UserError(
                 f"{type(model).__name__}: decoder layers lack {missing[0]}; supported are"
-                " architectures built like Llama, Qwen2 and Qwen3"
+                " architectures built like Llama, Qwen2, Qwen3 and Qwen3-MoE"
             )
     return layers
 
@@ -88,7 +90,8 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
     Parameters stay the same objects. Names of parameters do not change; a learned scale adds one
     per layer. The feed-forward part computes the same and saves less. With granularity ``head``
     only ``q_proj``, ``k_proj`` and ``v_proj`` have a scale for each head, other layers have
-    granularity ``tensor``.
+    granularity ``tensor``. Of experts, gate, up and down of each have scales of their own, and
+    names get ``.weight`` appended.
 
     Raises
     ------
@@ -98,18 +101,20 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
     if quantizer.granularity == "head":
         without_heads = quantizer.model_copy(update={"granularity": "tensor"})
     for layer in supported_layers(model):
+        open_experts(layer)
         head_size: Any = layer.get_submodule("self_attn").head_dim
         for name, module in list(layer.named_modules()):
-            if isinstance(module, nn.Linear):
-                has_heads = name.rpartition(".")[2] in PROJECTIONS_WITH_HEADS
-                own = quantizer if has_heads else without_heads
-                try:
-                    linear = BitLinear.from_linear(module, own, head_size)
-                except ValueError as error:
-                    raise UserError(
-                        f"subln.quantizer: {name} of a decoder layer: {error}"
-                    ) from None
-                layer.set_submodule(name, linear)
+            leaf, made = name.rpartition(".")[2], None
+            try:
+                if isinstance(module, LinearStack):
+                    made = BitLinearStack(module, without_heads, 1 + (leaf == "gate_up_proj"))
+                elif isinstance(module, nn.Linear):
+                    own = quantizer if leaf in PROJECTIONS_WITH_HEADS else without_heads
+                    made = BitLinear.from_linear(module, own, head_size)
+            except ValueError as error:
+                raise UserError(f"subln.quantizer: {name} of a decoder layer: {error}") from None
+            if made:
+                layer.set_submodule(name, made)
         if GatedMlp.can_stand_for(mlp := layer.get_submodule("mlp")):
             layer.set_submodule("mlp", GatedMlp(mlp))
 
@@ -119,21 +124,29 @@ def insert_subln(model: PreTrainedModel) -> None:
 
     Unit gain changes the model's function: see ``models.calibration``.
     """
+    epsilon = model.config.rms_norm_eps
     for layer in supported_layers(model):
-        for parent_name, name in SUBLN_SITES:
-            parent = layer.get_submodule(parent_name)
-            linear = parent.get_submodule(name)
-            assert isinstance(linear, nn.Linear | BitLinear), "SubLN is already there"
-            norm = LlamaRMSNorm(linear.in_features, eps=model.config.rms_norm_eps)
-            norm = norm.to(linear.weight.device, linear.weight.dtype)
-            setattr(parent, name, SublnLinear(norm, linear))
+        open_experts(layer)
+        for name in subln_sites(layer):
+            linear: Any = layer.get_submodule(name)
+            if isinstance(linear, LinearStack | BitLinearStack):
+                norm = ExpertNorm(len(linear.weight), linear.weight.shape[-1], epsilon)
+                made = SublnStack(norm, linear)
+            else:
+                assert isinstance(linear, nn.Linear | BitLinear), "SubLN is already there"
+                made = SublnLinear(LlamaRMSNorm(linear.in_features, eps=epsilon), linear)
+            made.norm.to(linear.weight.device, linear.weight.dtype)
+            layer.set_submodule(name, made)
 
 
-def subln_modules(layer: nn.Module) -> dict[str, SublnLinear]:
+def subln_sites(layer: nn.Module) -> tuple[str, str]:
+    """Which linear layers of a decoder layer get a norm, in the order in which data meets them."""
+    return "self_attn.o_proj", f"mlp{'.experts' if has_experts(layer) else ''}.down_proj"
+
+
+def subln_modules(layer: nn.Module) -> dict[str, SublnLinear | SublnStack]:
     """The SubLN modules of one decoder layer by name, in the order in which data meets them."""
-    modules = {
-        f"{parent}.{name}": layer.get_submodule(f"{parent}.{name}") for parent, name in SUBLN_SITES
-    }
+    modules = {name: layer.get_submodule(name) for name in subln_sites(layer)}
     for name, module in modules.items():
-        assert isinstance(module, SublnLinear), f"{name} has no SubLN"
+        assert isinstance(module, SublnLinear | SublnStack), f"{name} has no SubLN"
     return modules  # pyright: ignore[reportReturnType]

@@ -34,8 +34,9 @@ def partition_parameters(model: PreTrainedModel) -> list[Partition]:
 
     - ``embedding``: in an ``nn.Embedding``, also where the head is tied to it;
     - ``head``: the weight of the output embeddings;
-    - ``norm`` or ``other`` (biases): fewer than two dimensions; ``other``: any bias, convolutions,
-      and all else outside of decoder layers;
+    - ``norm``: the gains of a module whose name has ``norm`` in it;
+    - ``other`` (biases): fewer than two dimensions; any bias, convolutions, and all else outside of
+      decoder layers;
     - ``router``: of a module named ``gate``, ``router`` or ``shared_expert_gate``;
     - ``other``: a single row or column, such as scales;
     - ``expert_stack``: 3-D; ``matrix``: 2-D.
@@ -71,9 +72,9 @@ def _kind(
         return "embedding"
     if module is model.get_output_embeddings() and leaf == "weight":
         return "head"
-    if parameter.ndim < 2:
-        return "norm" if "norm" in owner and leaf == "weight" else "other"
-    if not hidden or leaf.endswith("bias") or isinstance(module, nn.Conv1d):
+    if "norm" in owner and leaf == "weight":
+        return "norm"
+    if parameter.ndim < 2 or not hidden or leaf.endswith("bias") or isinstance(module, nn.Conv1d):
         return "other"
     if owner in _ROUTERS:
         return "router"

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from wrinklefree.models.attention import AttentionRule, causal_document_mask
+from wrinklefree.models.experts import layers_with_experts, open_experts
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.settings import QuantizerSettings
 
@@ -79,6 +80,8 @@ def model_on_meta(
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="sdpa", dtype=torch.float32
         )
+        for layer in layers_with_experts(model):
+            open_experts(layer)  # since those of transformers need to know who reads which token
         if quantizer:
             insert_subln(model)
             insert_bitlinear(model, quantizer)

@@ -18,6 +18,7 @@ from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.distill.relations import relations_divergence
 from wrinklefree.distill.settings import RelationSettings
 from wrinklefree.models.forward import hidden_states, tokens_at_once
+from wrinklefree.models.future_heads import attach_future_heads
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.optim.build import build_optimizer
@@ -77,6 +78,13 @@ class Training:
         return taught is not None and BASE in taught.teachers and not taught.cached_logits
 
     @property
+    def future_heads(self) -> int:
+        """How many heads for later tokens it trains."""
+        settings = self.settings
+        has_heads = isinstance(settings, Stage2Settings | DistillSettings)
+        return settings.future_tokens.heads if has_heads else 0
+
+    @property
     def distillation(self) -> DistillationSettings | None:
         """With a teacher, what it teaches."""
         if isinstance(self.settings, Stage2Settings):
@@ -124,6 +132,7 @@ def memory_of(training: Training, config: PreTrainedConfig, devices: int = 1) ->
     settings = training.settings
     student = training.trained(config)
     model = model_on_meta(student, training.quantizer)
+    attach_future_heads(model, training.future_heads)
     optimizer = build_optimizer(model, settings.optimizer)
     parameters = _FLOAT * sum(p.numel() for p in model.parameters())
     state = sum(

@@ -12,6 +12,7 @@ from wrinklefree.config.resources import model_shape, reconstruction_bytes
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.columns import plain
 from wrinklefree.models.settings import SublnSettings
+from wrinklefree.plan.live import model_on_meta
 from wrinklefree.plan.memory import (
     Memory,
     Training,
@@ -54,8 +55,8 @@ def report(settings: Parameters, stage: str | None, devices: int, tflops: float)
     table += [[name, *column.values()] for name, column in zip(chosen, columns, strict=True)]
     lines = plain(table)
     notes = (
-        f"{config.model_type}, {_parameters(config):,} parameters; rows of"
-        f" {length:,} tokens; devices: {devices}",
+        f"{config.model_type}, {_parameters(config)}; rows of {length:,} tokens;"
+        f" devices: {devices}",
         f"Time at {tflops:g}e12 operations a second on each device (--tflops). A device fits if"
         f"\n{SPARE:.0%} of it is left over. docs/plan.md says what is counted and how well.",
     )
@@ -82,7 +83,7 @@ def model_config(settings: Parameters) -> PreTrainedConfig:
         except (OSError, ValueError) as error:
             raise UserError(f"base.source.path: {path} can't be read ({error})") from error
     elif shape := model_shape(settings):
-        content = shape.model_dump()
+        content = shape.model_dump(exclude_none=True)
     else:
         raise UserError(
             f"base.source.kind is {source.kind} and resources.model is missing: write the sizes of"
@@ -120,7 +121,7 @@ def operations_per_token(training: Training, config: PreTrainedConfig) -> float:
     read, length = training.views * training.read_length / training.length, training.read_length
     total = 3 * (read * _decoder(student, length) + training.asked * head)
     if training.settings.activation_checkpointing:
-        last = student.num_hidden_layers * 2 * student.hidden_size * student.intermediate_size
+        last = student.num_hidden_layers * 2 * student.hidden_size * _features(student)
         total += read * (_decoder(student, length) - (0 if training.quantizer else last))
     if training.teacher_reads:
         total += _decoder(config, training.length) + training.asked * head
@@ -131,7 +132,8 @@ def _decoder(config: PreTrainedConfig, length: int) -> float:
     """Operations of the layers in a forward pass over a row of ``length`` tokens, per token."""
     heads, keys = config.num_attention_heads, config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    weights = config.hidden_size * (2 * (heads + keys) * size + 3 * config.intermediate_size)
+    routers = getattr(config, "num_experts", None) or 0
+    weights = config.hidden_size * (2 * (heads + keys) * size + 3 * _features(config) + routers)
     return config.num_hidden_layers * (2 * weights + 4 * heads * size * length)
 
 
@@ -144,6 +146,13 @@ def _reconstruction(
     speed = tflops * 1e12 / ((4 + 3 * chosen.epochs) * _decoder(student, length))
     memory = memory_of_reconstruction(settings, config, length)
     return _cells("adamw", memory, tokens, speed, chosen.rows * length / speed)
+
+
+def _features(config: PreTrainedConfig) -> int:
+    """Features between the products of a feed-forward network, or of the experts of a token."""
+    if getattr(config, "num_experts", None):
+        return config.num_experts_per_tok * config.moe_intermediate_size
+    return config.intermediate_size
 
 
 def _column(
@@ -184,7 +193,11 @@ def _fits(memory: Memory) -> str:
     return str(fitting[0]) if fitting else "none"
 
 
-def _parameters(config: PreTrainedConfig) -> int:
-    from wrinklefree.plan.live import model_on_meta
-
-    return model_on_meta(config).num_parameters()
+def _parameters(config: PreTrainedConfig) -> str:
+    model = model_on_meta(config)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    stacks = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
+    if not stacks:
+        return f"{every:,} parameters"
+    idle = stacks - stacks * config.num_experts_per_tok // config.num_experts
+    return f"{every:,} parameters, {every - idle:,} of them for each\ntoken"

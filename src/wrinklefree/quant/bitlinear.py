@@ -46,13 +46,90 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None, None
 
 
-class BitLinear(nn.Module):
-    """A linear layer that sees ternary weights and int8 activations.
+class TernaryLayer(nn.Module):
+    """Abstract: a weight that a layer sees as ternary, with int8 activations, at some strength.
 
     ``quantization_lambda`` is the strength: 0 is a plain linear layer, 1 is fully quantized. It is
     in no state dict. Whatever it is, the gradients are those of a linear layer at the (partly)
     quantized values, but for a learned scale, which stops those of weights beyond its clip (see
     ``LearnedScale``).
+    """
+
+    weight: nn.Parameter
+    """Of one matrix [O, N], or of a stack of them, [E, O, N]."""
+    alpha: nn.Parameter | None
+    """Of a learned scale, one per scale: its codes stand for two thirds of it."""
+    strength: Tensor
+    """``quantization_lambda`` for compiled layers, to which another number is another program."""
+    scale: Scale
+    granularity: Granularity
+
+    def _quantize_by(self, quantizer: QuantizerSettings, vectors: int) -> None:
+        """To be called once there is a weight; ``vectors``: how many scales it has."""
+        self.scale, self.granularity = quantizer.scale, quantizer.granularity
+        self.vectors = vectors
+        alpha = None
+        if self.scale == "learned":
+            weight_VL = self.weight.detach().reshape(vectors, -1)
+            alpha = nn.Parameter(alpha_of(fitted_scale(weight_VL, self.scale)))
+        self.register_parameter("alpha", alpha)
+        self.register_buffer("strength", torch.ones(()), persistent=False)
+        self.quantization_lambda = 1.0
+        self._codes = WeightCodes()
+
+    @property
+    def quantization_lambda(self) -> float:
+        """The strength, 0 to 1."""
+        return self._lambda
+
+    @quantization_lambda.setter
+    def quantization_lambda(self, value: float) -> None:
+        self._lambda = value
+        self._is_partly_quantized = 0.0 < value < 1.0
+        self.strength.fill_(value)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the layer multiplies integers: its codes are all that it reads of its input."""
+        has_one_sum = self.alpha is None and self.granularity != "group"
+        return has_one_sum and self.quantization_lambda == 1.0
+
+    @torch.no_grad()
+    def ternary_codes(self) -> tuple[Tensor, Tensor]:
+        """Codes, int8 [O, N], and what a code of 1 stands for: a scalar, [O, 1] or [O, N].
+
+        Of a stack, [E, O, N], both have the matrices one under the other, [E O, …].
+        """
+        weight_ON = self.weight.flatten(0, -2)
+        return ternary_codes(weight_ON, self.scale, self.vectors, self.alpha)
+
+    def _weight_codes(self) -> Codes:
+        if torch.compiler.is_compiling():
+            weight_ON = self.weight.detach().flatten(0, -2)
+            return _ternary_codes(weight_ON, self.scale, self.vectors)
+        fit = None if self.scale == "learned" or self.vectors != 1 else self.scale
+        return self._codes.of(self.weight, self.ternary_codes, fit)
+
+    def _seen_activation(self, activation_MN: Tensor) -> Tensor:
+        strength = self.quantization_lambda
+        if strength == 0.0:
+            return activation_MN
+        return _straight_through(activation_MN, quantize_activation, strength)
+
+    def _seen_weight(self) -> Tensor:
+        strength = self.quantization_lambda
+        if self.alpha is not None:
+            # At strength 0 too: alpha gets a gradient of 0 there, and with it an optimizer's state.
+            seen_ON: Any = LearnedScale.apply(self.weight, self.alpha, strength)
+            return seen_ON
+        if strength == 0.0:
+            return self.weight
+        quantize = partial(quantize_weight, scale=self.scale, vectors=self.vectors)
+        return _straight_through(self.weight, quantize, strength)
+
+
+class BitLinear(TernaryLayer):
+    """A linear layer that sees ternary weights and int8 activations.
 
     At strength 1 the product is one of integers and exact (``kernels/ternary_linear``): its bits do
     not depend on machine and threads. Scales that are learned, or of groups along the inputs, and
@@ -68,14 +145,7 @@ class BitLinear(nn.Module):
     ValueError : the weight has no whole number of groups or heads.
     """
 
-    weight: nn.Parameter
     bias: nn.Parameter | None
-    alpha: nn.Parameter | None
-    """Of a learned scale, one per scale: its codes stand for two thirds of it."""
-    strength: Tensor
-    """``quantization_lambda`` for compiled layers, to which another number is another program."""
-    scale: Scale
-    granularity: Granularity
 
     def __init__(
         self,
@@ -106,36 +176,11 @@ class BitLinear(nn.Module):
     def _adopt(
         self, linear: nn.Linear, quantizer: QuantizerSettings, head_size: int | None
     ) -> None:
+        self.out_features, self.in_features = linear.weight.shape
+        vectors = count_vectors(self.out_features, self.in_features, quantizer, head_size)
         self.weight = cast(nn.Parameter, linear.weight)
         self.register_parameter("bias", cast("nn.Parameter | None", linear.bias))
-        self.out_features, self.in_features = linear.weight.shape
-        self.scale, self.granularity = quantizer.scale, quantizer.granularity
-        self.vectors = count_vectors(self.out_features, self.in_features, quantizer, head_size)
-        alpha = None
-        if self.scale == "learned":
-            weight_VL = linear.weight.detach().reshape(self.vectors, -1)
-            alpha = nn.Parameter(alpha_of(fitted_scale(weight_VL, self.scale)))
-        self.register_parameter("alpha", alpha)
-        self.register_buffer("strength", torch.ones(()), persistent=False)
-        self.quantization_lambda = 1.0
-        self._codes = WeightCodes()
-
-    @property
-    def quantization_lambda(self) -> float:
-        """The strength, 0 to 1."""
-        return self._lambda
-
-    @quantization_lambda.setter
-    def quantization_lambda(self, value: float) -> None:
-        self._lambda = value
-        self._is_partly_quantized = 0.0 < value < 1.0
-        self.strength.fill_(value)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the layer multiplies integers: its codes are all that it reads of its input."""
-        has_one_sum = self.alpha is None and self.granularity != "group"
-        return has_one_sum and self.quantization_lambda == 1.0
+        self._quantize_by(quantizer, vectors)
 
     def forward(self, activation_MN: Tensor, codes: Codes | None = None) -> Tensor:
         """float [..., N] to float [..., O].
@@ -150,16 +195,10 @@ class BitLinear(nn.Module):
         if self.is_exact:
             return self._integer_product(activation_MN, codes or activation_codes(activation_MN))
         assert codes is None, "the layer reads values, and has codes only"
-        strength = self.quantization_lambda
-        if strength != 0.0:
-            activation_MN = _straight_through(activation_MN, quantize_activation, strength)
-        return F.linear(activation_MN, self._seen_weight(strength), self.bias)
+        return F.linear(self._seen_activation(activation_MN), self._seen_weight(), self.bias)
 
     def _integer_product(self, activation_MN: Tensor, codes: Codes) -> Tensor:
-        kind, dtype = activation_MN.device.type, activation_MN.dtype
-        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(kind)
-        weight_codes = self._weight_codes()
+        dtype, weight_codes = product_dtype(activation_MN), self._weight_codes()
         if reads_packed(codes, weight_codes):
             packed_QN = self._codes.packed(weight_codes[0])
             codes_MN, scale_M1 = (part.flatten(0, -2) for part in codes)
@@ -168,12 +207,6 @@ class BitLinear(nn.Module):
         else:
             output_MO = ternary_linear(activation_MN, self.weight, codes, weight_codes, dtype=dtype)
         return output_MO if self.bias is None else output_MO + self.bias.to(dtype)
-
-    def _weight_codes(self) -> Codes:
-        if torch.compiler.is_compiling():
-            return _ternary_codes(self.weight.detach(), self.scale, self.vectors)
-        fit = None if self.scale == "learned" or self.vectors != 1 else self.scale
-        return self._codes.of(self.weight, self.ternary_codes, fit)
 
     def _forward_at(self, strength: Tensor, activation_MN: Tensor) -> Tensor:
         """``forward`` between strengths 0 and 1, of which a compiled layer serves all."""
@@ -186,21 +219,6 @@ class BitLinear(nn.Module):
             seen_ON = _partly(self.weight, quantized_ON, strength)
         return F.linear(seen_MN, seen_ON, self.bias)
 
-    def _seen_weight(self, strength: float) -> Tensor:
-        if self.alpha is not None:
-            # At strength 0 too: alpha gets a gradient of 0 there, and with it an optimizer's state.
-            seen_ON: Any = LearnedScale.apply(self.weight, self.alpha, strength)
-            return seen_ON
-        if strength == 0.0:
-            return self.weight
-        quantize = partial(quantize_weight, scale=self.scale, vectors=self.vectors)
-        return _straight_through(self.weight, quantize, strength)
-
-    @torch.no_grad()
-    def ternary_codes(self) -> tuple[Tensor, Tensor]:
-        """Codes, int8 [O, N], and what a code of 1 stands for: a scalar, [O, 1] or [O, N]."""
-        return ternary_codes(self.weight, self.scale, self.vectors, self.alpha)
-
     def extra_repr(self) -> str:
         """Sizes, as ``nn.Linear`` shows them, the quantizer and the strength."""
         return (
@@ -208,6 +226,13 @@ class BitLinear(nn.Module):
             f" bias={self.bias is not None}, scale={self.scale}, granularity={self.granularity},"
             f" quantization_lambda={self.quantization_lambda}"
         )
+
+
+def product_dtype(activation_MN: Tensor) -> torch.dtype:
+    """What a product with the activation returns: its own type, or that of autocast."""
+    kind, dtype = activation_MN.device.type, activation_MN.dtype
+    autocast = torch.is_autocast_enabled(kind) and dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if autocast else dtype
 
 
 @torch.library.custom_op("wrinklefree::ternary_codes", mutates_args=())
@@ -227,17 +252,17 @@ def _(weight_ON: Tensor, scale: str, vectors: int) -> tuple[Tensor, Tensor]:
 
 
 def set_quantization_lambda(model: nn.Module, value: float) -> None:
-    """Give every ``BitLinear`` in ``model`` the strength ``value``, in [0, 1]."""
+    """Give every ``TernaryLayer`` in ``model`` the strength ``value``, in [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"quantization lambda {value}: expected 0 to 1")
-    for layer in _bitlinear_layers(model):
+    for layer in _ternary_layers(model):
         layer.quantization_lambda = float(value)
 
 
 @contextmanager
 def quantization_lambda_of(model: nn.Module, value: float) -> Iterator[None]:
-    """Inside the block every ``BitLinear`` has the strength ``value``; after it, its own again."""
-    before = {layer: layer.quantization_lambda for layer in _bitlinear_layers(model)}
+    """Inside the block every ``TernaryLayer`` has strength ``value``; after it, its own again."""
+    before = {layer: layer.quantization_lambda for layer in _ternary_layers(model)}
     set_quantization_lambda(model, value)
     try:
         yield
@@ -247,8 +272,8 @@ def quantization_lambda_of(model: nn.Module, value: float) -> Iterator[None]:
 
 
 def forget_codes(model: nn.Module) -> None:
-    """Free what every ``BitLinear`` in ``model`` holds of its weight, as after a move of it."""
-    for layer in _bitlinear_layers(model):
+    """Free what every ``TernaryLayer`` in ``model`` holds of its weight, as after a move of it."""
+    for layer in _ternary_layers(model):
         layer._codes.forget()
 
 
@@ -257,7 +282,7 @@ def resting_scales(model: nn.Module) -> set[str]:
     return {
         f"{name}.alpha"
         for name, layer in model.named_modules()
-        if isinstance(layer, BitLinear) and layer.alpha is not None
+        if isinstance(layer, TernaryLayer) and layer.alpha is not None
         if layer.quantization_lambda == 0.0
     }
 
@@ -267,8 +292,8 @@ def _partly(value: Tensor, quantized: Tensor, strength: Tensor) -> Tensor:
     return value + ((quantized - value) * strength).detach().to(value.dtype)
 
 
-def _bitlinear_layers(model: nn.Module) -> list[BitLinear]:
-    return [module for module in model.modules() if isinstance(module, BitLinear)]
+def _ternary_layers(model: nn.Module) -> list[TernaryLayer]:
+    return [module for module in model.modules() if isinstance(module, TernaryLayer)]
 
 
 def _straight_through(

@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.bitlinear import TernaryLayer
 from wrinklefree.quant.ternary import activation_codes
 
 _HALF_STEP = 0.501
@@ -37,7 +37,7 @@ class LayerActivations:
 
 
 class ActivationTelemetry:
-    """Measures the input of every ``BitLinear`` in ``model`` while the block is open.
+    """Measures the input of every ``TernaryLayer`` in ``model`` while the block is open.
 
     ``with ActivationTelemetry(model) as telemetry: model(...)``, then ``telemetry.metrics()``. What
     the model computes stays as it is; its strength of quantization does not matter. What activation
@@ -50,7 +50,7 @@ class ActivationTelemetry:
         self._layers = [
             (name, module)
             for name, module in model.named_modules()
-            if isinstance(module, BitLinear)
+            if isinstance(module, TernaryLayer)
         ]
         self._found: dict[str, list[Tensor]] = {}
         """For each call of a layer its tokens and entries, the sum of their errors, entries that

@@ -128,7 +128,7 @@ class MovementCheck:
         gains = [
             parameter
             for name, parameter in self._parameters.items()
-            if parameter.ndim == 1 and "norm" in name and name.endswith("weight")
+            if name.endswith("norm.weight")
         ]
         deviations = [(gain.detach().float() - 1.0).abs().max().item() for gain in gains]
         return MovementReport(self.observed, movements, max(deviations, default=0.0))

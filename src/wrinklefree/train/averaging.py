@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wrinklefree.mixture.loader import HeldOutData
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.quant.bitlinear import TernaryLayer
 from wrinklefree.train.hooks import HELD_OUT, HeldOutLoss, Hook, Training
 from wrinklefree.train.settings import AveragingSettings
 
@@ -99,4 +99,6 @@ class Averaging(Hook):
 
 
 def _codes(model: PreTrainedModel) -> list[Tensor]:
-    return [layer.ternary_codes()[0] for layer in model.modules() if isinstance(layer, BitLinear)]
+    return [
+        layer.ternary_codes()[0] for layer in model.modules() if isinstance(layer, TernaryLayer)
+    ]

@@ -9,6 +9,11 @@ from torch import nn
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.future_heads import (
+    attach_future_heads,
+    read_future_heads,
+    write_future_heads,
+)
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.schema.load import validate_section
 from wrinklefree.tracking.artifact import read_manifest
@@ -18,6 +23,7 @@ from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.future_tokens import with_future_tokens
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.question import Corruption
 from wrinklefree.train.teacher import load_teachers, teacher_of
@@ -41,9 +47,14 @@ def distill_student(stage: Stage) -> dict[str, Any]:
         teacher_of(stage, settings, settings, data, name, teacher, mask_token_id)
         for name, teacher in teachers.items()
     ]
-    objective = distillation(corruption, settings, *reads)
+    objective = with_future_tokens(
+        distillation(corruption, settings, *reads), settings.future_tokens
+    )
+    if read_future_heads(stage.inputs["model"], student) != settings.future_tokens.heads:
+        attach_future_heads(student, settings.future_tokens.heads)
     del teachers  # which may be written down by now
     facts = stage_trainer(stage, student, data, settings, objective).run()
+    write_future_heads(stage.folder, student)
     save_model(stage.folder, student, student_format, stage.inputs["model"])
     return {**facts, **data_facts}
 

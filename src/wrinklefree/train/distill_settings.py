@@ -14,6 +14,7 @@ from wrinklefree.distill.settings import (
 )
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.schema.section import Name, PositiveFloat, Section, Temperature
+from wrinklefree.train.future_tokens_settings import FutureTokensSettings
 from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
@@ -83,6 +84,8 @@ class DistillSettings(QuantizedTrainingSettings, DistillationSettings):
 
     lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
     """Quantization strength over steps; the student is ternary already."""
+    future_tokens: FutureTokensSettings = FutureTokensSettings()
+    """Heads for the tokens behind the next one; the diffusion student has none."""
 
     @model_validator(mode="after")
     def _who_orders_rows_can_read_them(self) -> Self:
@@ -101,3 +104,12 @@ class DistillStudents(Section):
     """The autoregressive student."""
     dlm: DistillSettings
     """The diffusion student."""
+
+    @model_validator(mode="after")
+    def _only_next_tokens_have_tokens_behind_them(self) -> Self:
+        if heads := self.dlm.future_tokens.heads:
+            raise ValueError(
+                f"dlm.future_tokens.heads is {heads}: a diffusion student predicts blocks and has"
+                " no next token; leave it out"
+            )
+        return self

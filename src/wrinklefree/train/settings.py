@@ -13,6 +13,7 @@ from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.schema.reads import AveragingName
 from wrinklefree.schema.section import (
     Decay,
+    NonNegativeFloat,
     Rows,
     RowsAtOnce,
     Section,
@@ -82,6 +83,9 @@ class TrainingSettings(Section):
     """Which optimizer trains, and how."""
     schedule: ScheduleSettings
     """The learning rate over steps."""
+    router_balance_weight: NonNegativeFloat = 0.01
+    """Of the load-balancing loss, where the model has experts: how strongly routers are drawn to
+    spread tokens evenly over them. Of no effect without experts."""
     clipping: ClippingSettings = ClippingSettings()
     """How gradients are clipped."""
     spikes: SpikeSettings = SpikeSettings()

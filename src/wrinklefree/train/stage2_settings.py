@@ -7,6 +7,7 @@ from typing import Literal
 from wrinklefree.distill.settings import DistillationWeights
 from wrinklefree.schema.section import NonNegativeFloat, Temperature
 from wrinklefree.train.distill_settings import DistillationSettings
+from wrinklefree.train.future_tokens_settings import FutureTokensSettings
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
 
@@ -35,6 +36,8 @@ class Stage2Settings(QuantizedTrainingSettings):
     """``none``: the text alone teaches; ``base``: the dense model that the student was made of."""
     distillation: Stage2DistillationSettings = Stage2DistillationSettings()
     """What the teacher teaches; only counts with one."""
+    future_tokens: FutureTokensSettings = FutureTokensSettings()
+    """Heads for the tokens behind the next one."""
 
     @property
     def taught(self) -> DistillationSettings | None:

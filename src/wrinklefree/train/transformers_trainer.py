@@ -30,6 +30,7 @@ from wrinklefree.stability.clippers import build_clipper
 from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
+from wrinklefree.train.objectives.router import with_balanced_routers
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
 _CLIPPER = "clipper.pt"
@@ -103,7 +104,10 @@ class WrinkleFreeTrainer(Trainer):
         _check(args, settings)
         self.settings = settings
         self.clipper = build_clipper(settings.clipping)
-        self.train_step = TrainStep(model, objective or Objective(NextToken()))
+        objective = with_balanced_routers(
+            objective or Objective(NextToken()), model, settings.router_balance_weight
+        )
+        self.train_step = TrainStep(model, objective)
         self._clipped: dict[str, float] = {}
         if isinstance(train_dataset, TrainingRows):
             named.setdefault("data_collator", default_collate)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import FLEX
+from wrinklefree.models.experts import layers_with_experts
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.train.objectives.objective import TrainStep
 from wrinklefree.train.settings import TrainingSettings
@@ -52,8 +53,16 @@ def wrap_for_training(
             _require_compiler(model.device)
         layers = decoder_layers(model)
         # A layer whose projections are read has an attention of its own in every step.
-        read = {look.projections for look in train_step.looks.values()}
-        for index in set(range(len(layers))) - read:
+        looks = train_step.looks.values()
+        read = {look.projections for look in looks}
+        if any(look.routers for look in looks):
+            read |= {layers.index(layer) for layer in layers_with_experts(model)}
+        if not (chosen := set(range(len(layers))) - read):
+            raise UserError(
+                "compile is true, and every decoder layer has a router or projections that are read"
+                " in each step, which a program would pass by; set compile to false"
+            )
+        for index in chosen:
             _compile(layers[index], backend or "inductor")
 
 

@@ -1,17 +1,18 @@
 """What terms of a loss look at inside of a model, in student and teacher alike.
 
-Shapes: B rows, T tokens of a row, D hidden size.
+Shapes: B rows, T tokens of a row, D hidden size, E experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from wrinklefree.models.experts import captured_routers
 from wrinklefree.models.projections import Projections, captured
 from wrinklefree.models.states import captured_states
 
@@ -24,6 +25,8 @@ class Looks:
     """Queries, keys and values of this layer."""
     states: Sequence[int] = ()
     """What leaves these layers."""
+    routers: bool = False
+    """How all routers choose."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,17 @@ class Seen:
 
     projections: Projections | None
     states_BTD: Sequence[Tensor]
+    router_logits_BTE: Sequence[Tensor] = ()
+    """Of each router, in order."""
 
     def rows(self, start: int, stop: int, *, batch: int) -> Seen:
         """Tokens ``start`` to ``stop`` of the first ``batch`` rows."""
         projections = self.projections and self.projections.rows(start, stop, batch=batch)
-        return Seen(projections, [state[:batch, start:stop] for state in self.states_BTD])
+        states, logits = (
+            [tensor[:batch, start:stop] for tensor in tensors]
+            for tensors in (self.states_BTD, self.router_logits_BTE)
+        )
+        return Seen(projections, states, logits)
 
 
 @contextmanager
@@ -46,13 +55,19 @@ def looking(
     """Look while the model runs inside the context; what is given tells, after the run."""
     layers = {n: look.projections for n, look in looks.items() if look.projections is not None}
     every = {layer for look in looks.values() for layer in look.states}
-    with captured(model, layers) as captures, captured_states(model, every) as states:
+    with ExitStack() as stack:
+        captures = stack.enter_context(captured(model, layers))
+        states = stack.enter_context(captured_states(model, every))
+        routers: list[Tensor] = []
+        if any(look.routers for look in looks.values()):
+            routers = stack.enter_context(captured_routers(model))
 
         def seen() -> dict[str, Seen]:
             return {
                 name: Seen(
                     captures[name].projections if name in captures else None,
                     [states[layer] for layer in look.states],
+                    routers if look.routers else (),
                 )
                 for name, look in looks.items()
             }

@@ -4,7 +4,8 @@
 (BitDistill, arXiv 2510.13998, for those of a teacher). Each is logged raw and weighted, as
 ``distill/<term>`` and ``distill/<term>_weighted``, so that a term that does nothing shows. A term
 of weight 0 is not computed and both are logged as 0, except the raw cross-entropy, which the loss
-per domain needs anyway.
+per domain needs anyway. Terms without a teacher are logged as ``train/<term>``; they are read for
+their metrics whatever their weight.
 
 Shapes: as in ``question``.
 """
@@ -27,6 +28,7 @@ from wrinklefree.train.objectives.inside import Looks, looking
 from wrinklefree.train.objectives.question import (
     Corruption,
     Outputs,
+    OwnTerm,
     Prepared,
     Share,
     Teacher,
@@ -53,7 +55,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Objective:
-    """A corruption with the cross-entropy of what it asks for, and terms of a teacher."""
+    """A corruption with the cross-entropy of what it asks for, terms of teachers and of its own."""
 
     corruption: Corruption
     vocabulary_terms: Sequence[VocabularyTerm] = ()
@@ -65,20 +67,28 @@ class Objective:
     between steps, but none becomes 0 or comes back from it."""
     gradient_ratios: GradientRatioSettings | None = None
     """How strong the terms are to be, and when that is measured."""
+    own_terms: Sequence[OwnTerm] = ()
+    """Terms that no teacher is asked for."""
 
     def alone(self, name: str) -> Objective:
         """The cross-entropy or one of the terms, with weight 1."""
-        return replace(self, weights=dict.fromkeys(self.weights, 0.0) | {name: 1.0})
+        own = [term for term in self.own_terms if term.name == name]
+        weights = dict.fromkeys(self.weights, 0.0) | {name: 1.0}
+        return replace(self, weights=weights, own_terms=own)
 
     def looks(self, model: PreTrainedModel) -> dict[str, Looks]:
-        """What the terms look at inside of ``model``, by term."""
+        """What the terms of a teacher look at inside of ``model``, by term."""
         return {term.name: term.looks_at(model) for term in self.terms if self.weights[term.name]}
+
+    def own_looks(self, model: PreTrainedModel) -> dict[str, Looks]:
+        """What all terms look at inside of the ``model`` that is trained, by term."""
+        return self.looks(model) | {term.name: term.looks_at(model) for term in self.own_terms}
 
     def loss(self, outputs: Outputs, prepared: Prepared, denominator: float) -> LossOutput:
         """The weighted sum of the terms over ``denominator``; the row sums are not weighted."""
         question, lessons = outputs.question, []
         shares = {name: Share(weight, denominator) for name, weight in self.weights.items()}
-        if any(self.weights[name] for name in shares if name != CROSS_ENTROPY):
+        if any(self.weights[term.name] for term in (*self.vocabulary_terms, *self.terms)):
             for weight, teacher in self.teachers:
                 looks = self.looks(teacher.model) if teacher.model else {}
                 lesson = teacher.read(prepared.batch, question.piece_BT, looks)
@@ -89,9 +99,16 @@ class Objective:
                 for weight, lesson in lessons:
                     loss = loss + term.loss(outputs, lesson, shares[term.name].times(weight))
         logged: dict[str, Tensor] = {}
-        for name, share in shares.items() if self.teachers else ():
-            logged[f"distill/{name}"] = torch.as_tensor(share.raw, device=loss.device)
-            logged[f"distill/{name}_weighted"] = share.weight * logged[f"distill/{name}"]
+        for term in self.own_terms:
+            total, metrics = term.read(outputs)
+            loss = loss + shares[term.name](total)
+            logged |= {name: value.detach() / denominator for name, value in metrics.items()}
+        own = {term.name for term in self.own_terms}
+        for name, share in shares.items():
+            if self.teachers or name in own:
+                path = f"{'train' if name in own else 'distill'}/{name}"
+                logged[path] = torch.as_tensor(share.raw, device=loss.device)
+                logged[f"{path}_weighted"] = share.weight * logged[path]
         return LossOutput(
             loss=loss,
             row_loss_B=_sum_by_row(loss_N, question.row_N, len(prepared.supervised_BT)),
@@ -150,7 +167,7 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        self.looks = objective.looks(model)
+        self.looks = objective.own_looks(model)
         """What the terms look at inside of the model."""
         for _, teacher in objective.teachers:
             teacher.check(model, objective.corruption.mask_token_id)

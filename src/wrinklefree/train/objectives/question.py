@@ -165,6 +165,23 @@ class Term(Protocol):
         ...
 
 
+class OwnTerm(Protocol):
+    """What the model adds to the loss without a teacher, by what is inside of it."""
+
+    @property
+    def name(self) -> str:
+        """What metrics call it."""
+        ...
+
+    def looks_at(self, model: PreTrainedModel) -> Looks:
+        """Where in the model it looks."""
+        ...
+
+    def read(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over tokens, a scalar, and such sums to log, by the names of their metrics."""
+        ...
+
+
 class Teacher(Protocol):
     """Reads what the student is asked about."""
 
