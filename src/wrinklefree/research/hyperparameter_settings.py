@@ -162,7 +162,8 @@ def _check(path: str, values: RangeSettings) -> None:
     field = fields[path]
     if values.choices is None and field.annotation not in (int, float):
         raise ValueError(f"ranges has low and high for {path}, which is no number: give choices")
-    kind = TypeAdapter(Annotated[field.annotation, field])
+    bounded: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm]
+    kind = TypeAdapter(bounded)
     for value in values.ends:
         # Bounds are read as floats, and JSON has 8.0 for 8.
         whole = is_whole(path) and isinstance(value, float) and value.is_integer()
