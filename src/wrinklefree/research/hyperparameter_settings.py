@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import overlay
 from wrinklefree.schema.reads import ALTERNATIVES, WITHOUT_EFFECT
-from wrinklefree.schema.section import Rows, Section, Workers
+from wrinklefree.schema.section import MOST, Rows, Section, Workers
 from wrinklefree.train.stage2_settings import Stage2Settings
 
 SECTION = "stage2"
@@ -24,8 +24,8 @@ _OF_THE_SEARCH = ("evaluate_interval", "evaluate_rows_per_domain", "telemetry_in
 SettingPath = Annotated[
     str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$", max_length=256)
 ]
-Bound = Annotated[float, Field(ge=-1e15, le=1e15)]
-Choice = bool | int | float | str
+Bound = Annotated[float, Field(ge=-MOST, le=MOST)]
+Choice = bool | Annotated[int, Field(ge=-MOST, le=MOST)] | Bound | str
 
 
 class RangeSettings(Section):
