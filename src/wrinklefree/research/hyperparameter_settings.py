@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import overlay
 from wrinklefree.schema.reads import ALTERNATIVES, WITHOUT_EFFECT
-from wrinklefree.schema.section import Rows, Section, Workers
+from wrinklefree.schema.section import MOST, Rows, Section, Workers
 from wrinklefree.train.stage2_settings import Stage2Settings
 
 SECTION = "stage2"
@@ -24,8 +24,8 @@ _OF_THE_SEARCH = ("evaluate_interval", "evaluate_rows_per_domain", "telemetry_in
 SettingPath = Annotated[
     str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$", max_length=256)
 ]
-Bound = Annotated[float, Field(ge=-1e15, le=1e15)]
-Choice = bool | int | float | str
+Bound = Annotated[float, Field(ge=-MOST, le=MOST)]
+Choice = bool | Annotated[int, Field(ge=-MOST, le=MOST)] | Bound | str
 
 
 class RangeSettings(Section):
@@ -162,8 +162,8 @@ def _check(path: str, values: RangeSettings) -> None:
     field = fields[path]
     if values.choices is None and field.annotation not in (int, float):
         raise ValueError(f"ranges has low and high for {path}, which is no number: give choices")
-    annotated: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm]
-    kind: TypeAdapter[Any] = TypeAdapter(annotated)
+    bounded: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm]
+    kind = TypeAdapter(bounded)
     for value in values.ends:
         # Bounds are read as floats, and JSON has 8.0 for 8.
         whole = is_whole(path) and isinstance(value, float) and value.is_integer()
