@@ -53,15 +53,13 @@ def clean_source(
     if is_judged(name, steps.quality):
         judges_FH, facts["quality"] = train_judges(raw, steps.quality)
     items: Iterable[Item]
-    if isinstance(settings.engine, DatatroveEngine):
-        engine = _datatrove_engine()
-        references = settings.references
-        items = engine(
-            steps, settings.engine, references, name, raw, judges_FH, work, cache, counts
-        )
+    engine, references = settings.engine, settings.references
+    if isinstance(engine, DatatroveEngine):
+        clean = _datatrove_engine()
+        items = clean(steps, engine, references, name, raw, judges_FH, work, cache, counts)
     else:
         n = steps.decontamination.ngram
-        find = partial(evaluation_ngrams, raw, settings.references, n, counts, cache=cache)
+        find = partial(evaluation_ngrams, raw, references, n, counts, cache=cache)
         items = clean_locally(name, steps, raw[name], find, judges_FH, work, counts)
     domain = read_domain(raw[name])
     kept = Counts()
