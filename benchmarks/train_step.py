@@ -70,7 +70,7 @@ class _Rounded(torch.autograd.Function):
 
 def _general(layer: BitLinear, activation_MN: Tensor) -> Tensor:
     seen: Any = _Rounded.apply(activation_MN)
-    return F.linear(seen, layer._seen_weight(1.0), layer.bias)
+    return F.linear(seen, layer._seen_weight(), layer.bias)
 
 
 def variants(dense: PreTrainedModel, quantizer: QuantizerSettings) -> dict[str, PreTrainedModel]:

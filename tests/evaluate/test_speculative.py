@@ -33,25 +33,26 @@ def test_tokens_are_those_of_greedy_decoding(
     tiny_model: Any, family: str, ternary: bool, heads: int
 ) -> None:
     model = tiny_model() if family == "llama" else experts()
+    model.lm_head.weight = model.model.embed_tokens.weight  # so that some tokens repeat
     if ternary:
         insert_subln(model)
         insert_bitlinear(model)
     attach_future_heads(model, heads)
-    accepted = 0
+    guessed = accepted = 0
     for seed in range(2):
         torch.manual_seed(seed)
         for head in future_heads(model):
-            nn.init.normal_(head.get_parameter("weight"), std=0.02)
+            nn.init.normal_(head.get_parameter("weight"), std=0.05)
         prompt = torch.randint(1, 40, (3,)).tolist()
-        for new_tokens in (1, 2, 25):
+        for new_tokens in (1, 14):
             limits = {"new_tokens": new_tokens, "end_of_text_id": 0}
             wanted = decode_greedily(model, prompt, **limits)
             found = decode_speculatively(model, prompt, **limits)
             assert found.tokens == wanted
-            accepted += found.guesses[1]
+            guessed, accepted = guessed + found.guesses[0], accepted + found.guesses[1]
             # A pass gives a token of its own and the guesses that were right.
             assert len(wanted) <= found.forward_passes + found.guesses[1]
-    assert accepted
+    assert 0 < accepted < guessed
 
 
 def test_guesses_that_are_right_save_their_passes(tiny_model: Any) -> None:

@@ -42,7 +42,9 @@ def run(
         save_model(root / name, model, model_format, mixture.parent / "tokenizer")
 
     def run(name: str, model: Path | None = None, **future: Any) -> Path:
-        training = make_settings().model_dump(exclude_none=True) | {"future_tokens": future}
+        slow = {"lr": 1e-3, "adamw_lr": 1e-6, "allow_unusual_lr": True}
+        training = make_settings({"optimizer.muon": slow} if model else {})
+        training = training.model_dump(exclude_none=True) | {"future_tokens": future}
         settings = {"stage2": training, "distill": {"ar": training | RELATIONS}}
         inputs = {"mixture": mixture, "model": model or root / "subln", "teacher": root / "dense"}
         stage = replace(make_stage(name, **settings), inputs=inputs)
@@ -66,10 +68,10 @@ def test_heads_are_trained_by_stage_2_and_go_on_in_the_distillation(
         history[0]["train/loss"] + 0.3 * history[0]["train/future_tokens"], rel=1e-4
     )
     load_model(stage2, "ternary")
-    went_on = load_file(run("kept", stage2, heads=2) / FILE)
+    went_on = load_file(run("kept", stage2, heads=2) / FILE)  # at rates that hardly move them
+    torch.testing.assert_close(went_on, first, rtol=0.0, atol=1e-5)
     anew = load_file(run("new", stage2, heads=1) / FILE)
-    assert (went_on["0.weight"] - first["0.weight"]).norm() < first["0.weight"].norm()
-    assert len(anew) == 1
+    assert len(anew) == 1 and anew["0.weight"].abs().max() < 1e-5
     assert not (run("without", stage2) / FILE).exists()
 
 

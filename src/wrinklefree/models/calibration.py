@@ -189,16 +189,14 @@ def _statistics(
     statistics = GainStatistics.zeros(module.norm.weight.shape, module.norm.weight.device)
     for item in inputs:
 
-        def gather(
-            module: Any, arguments: tuple[Tensor, *Any], real_BT: Tensor = item.real_BT
-        ) -> None:
-            value_MN, *routing = arguments
-            if routing:
-                real_P = real_BT.flatten()[routing[0].token_P]
-                counted = value_MN[real_P], module.norm.variance_epsilon, routing[0].layer_P[real_P]
+        def gather(module: Any, arguments: tuple[Any, ...], real_BT: Tensor = item.real_BT) -> None:
+            epsilon = module.norm.variance_epsilon
+            if isinstance(module, SublnStack):
+                value_PN, routing = arguments
+                real_P = real_BT.flatten()[routing.token_P]
+                statistics.add(value_PN[real_P], epsilon, routing.layer_P[real_P])
             else:
-                counted = value_MN[real_BT], module.norm.variance_epsilon
-            statistics.add(*counted)
+                statistics.add(arguments[0][real_BT], epsilon)
             raise _Reached
 
         handle = module.register_forward_pre_hook(gather)

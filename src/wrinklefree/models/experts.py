@@ -69,12 +69,11 @@ class Experts(nn.Module):
     def __init__(self, experts: Qwen3MoeExperts) -> None:
         """Takes over the very parameters of ``experts``, whose gate is SiLU."""
         super().__init__()
-        self.gate_up_proj: nn.Module = LinearStack(experts.gate_up_proj)
-        self.down_proj: nn.Module = LinearStack(experts.down_proj)
-        self.count = experts.num_experts
+        self.gate_up_proj: nn.Module = LinearStack(experts.get_parameter("gate_up_proj"))
+        self.down_proj: nn.Module = LinearStack(experts.get_parameter("down_proj"))
+        self.count = len(experts.get_parameter("down_proj"))
         self.train(experts.training)
 
-    @torch.compiler.disable  # how many tokens an expert has is another number in every step
     def forward(self, hidden_MD: Tensor, expert_MK: Tensor, weight_MK: Tensor) -> Tensor:
         """What the experts make of each token, times their weights: float, as ``hidden_MD``."""
         routing = Routing.of(expert_MK, self.count)
@@ -102,9 +101,10 @@ def open_experts(layer: nn.Module) -> None:
     experts = getattr(layer.get_submodule("mlp"), "experts", None)
     if not isinstance(experts, Qwen3MoeExperts):
         return
-    if experts.config.hidden_act not in ("silu", "swish"):
+    config: Any = experts.config
+    if config.hidden_act not in ("silu", "swish"):
         raise UserError(
-            f"hidden_act is {experts.config.hidden_act}: experts are made ternary with silu only"
+            f"hidden_act is {config.hidden_act}: experts are made ternary with silu only"
         )
     layer.set_submodule("mlp.experts", Experts(experts))
 

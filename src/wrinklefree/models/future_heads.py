@@ -33,11 +33,11 @@ def attach_future_heads(model: PreTrainedModel, count: int) -> None:
     if hasattr(model, _NAME):
         delattr(model, _NAME)
     if count:
-        heads = nn.ModuleList()
-        for _ in range(count):
-            heads.append(nn.Linear(model.config.hidden_size, model.config.hidden_size, bias=False))
-            nn.init.zeros_(heads[-1].weight)
-        model.add_module(_NAME, heads.to(model.device, model.dtype))
+        size = model.config.hidden_size
+        heads = [nn.Linear(size, size, bias=False) for _ in range(count)]
+        for head in heads:
+            nn.init.zeros_(head.weight)
+        model.add_module(_NAME, nn.ModuleList(heads).to(model.device, model.dtype))
 
 
 def future_heads(model: PreTrainedModel) -> list[nn.Module]:
@@ -74,6 +74,7 @@ def read_future_heads(folder: Path, model: PreTrainedModel) -> int:
 def write_future_heads(folder: Path, model: PreTrainedModel) -> None:
     """Take the heads off ``model``, if it has any, and write them into its folder."""
     if heads := future_heads(model):
-        tensors = {f"{number}.weight": head.weight.detach() for number, head in enumerate(heads)}
+        weights = [head.get_parameter("weight").detach() for head in heads]
+        tensors = {f"{number}.weight": weight for number, weight in enumerate(weights)}
         write_tensors(folder / FILE, tensors)
         attach_future_heads(model, 0)

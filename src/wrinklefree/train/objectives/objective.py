@@ -62,13 +62,13 @@ class Objective:
     terms: Sequence[Term] = ()
     teachers: Sequence[tuple[float, Teacher]] = ()
     """Of the terms, each with the weight of what it adds to any of them."""
-    own_terms: Sequence[OwnTerm] = ()
-    """Terms that no teacher is asked for."""
     weights: dict[str, float] = field(default_factory=lambda: {CROSS_ENTROPY: 1.0})
     """Of the text itself, as ``cross_entropy``, and of each term by its name. They may change
     between steps, but none becomes 0 or comes back from it."""
     gradient_ratios: GradientRatioSettings | None = None
     """How strong the terms are to be, and when that is measured."""
+    own_terms: Sequence[OwnTerm] = ()
+    """Terms that no teacher is asked for."""
 
     def alone(self, name: str) -> Objective:
         """The cross-entropy or one of the terms, with weight 1."""
