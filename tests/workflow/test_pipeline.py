@@ -137,20 +137,6 @@ def test_a_mixture_of_experts_goes_through_all_stages(project: Path):
     assert "Nothing is exported" in (project / "models" / "export" / "README.md").read_text()
 
 
-def test_a_mixture_of_experts_goes_through_all_stages(project: Path):
-    run(project, "snakemake", "all", "--configfile", "params/moe.yaml", "params/tiny.yaml")
-    for stage in ("base", "distill/ar"):
-        config = json.loads((project / "models" / stage / "config.json").read_text())
-        assert config["model_type"] == "qwen3_moe"
-    layers = (project / "results" / "ternary.csv").read_text()
-    assert "distill_ar,model.layers.1.mlp.experts.down_proj.linear,131072," in layers
-    facts = read_manifest(project / "results").facts
-    assert set(facts["accepted"]) == {"stage2", "distill_ar"}
-    last = read_history(project / "models" / "distill" / "ar")[-1]
-    assert 2.0 <= last["train/router_balance"] < 8.0 and "future_tokens/loss_2" in last
-    assert "Nothing is exported" in (project / "models" / "export" / "README.md").read_text()
-
-
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
     weights = project / "models" / "stage2" / "model.safetensors"
     expected = weights.read_bytes()
