@@ -88,7 +88,7 @@ def test_the_weight_of_later_tokens_changes_what_is_trained(run: Callable[..., P
 
 def test_a_diffusion_student_has_no_later_tokens(make_settings: Callable[..., Any]) -> None:
     training = make_settings().model_dump(exclude_none=True) | RELATIONS
-    with pytest.raises(ValidationError, match="dlm.future_tokens.heads is 2: a diffusion student"):
+    with pytest.raises(ValidationError, match="dlm.future_tokens"):
         DistillStudents.model_validate(
             {"ar": training, "dlm": training | {"future_tokens": {"heads": 2}}}
         )

@@ -240,6 +240,8 @@ def test_telemetry_is_in_the_history_where_it_is_due_and_changes_nothing(
     again.run()
     seen = {k: v for k, v in measured.state.history[1].items() if k.startswith("activation/")}
     assert seen == pytest.approx(beside.metrics) and seen["activation/quantization_error"] > 0
+    assert 0 < measured.state.history[1]["ternary/flipped"] < 0.5
+    assert "ternary/flipped" not in measured.state.history[0]
 
 
 class Beside(Hook):

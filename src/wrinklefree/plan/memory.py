@@ -24,7 +24,12 @@ from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import Phases, decoder_phases, model_on_meta, phases_of
 from wrinklefree.quant.settings import QuantizerSettings
-from wrinklefree.train.distill_settings import BASE, DistillationSettings, DistillSettings
+from wrinklefree.train.distill_settings import (
+    BASE,
+    DistillationSettings,
+    DistillSettings,
+    NextTokenDistillSettings,
+)
 from wrinklefree.train.objectives.distillation import queries_at_once
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.stage2_settings import Stage2Settings
@@ -81,7 +86,7 @@ class Training:
     def future_heads(self) -> int:
         """How many heads for later tokens it trains."""
         settings = self.settings
-        has_heads = isinstance(settings, Stage2Settings | DistillSettings)
+        has_heads = isinstance(settings, Stage2Settings | NextTokenDistillSettings)
         return settings.future_tokens.heads if has_heads else 0
 
     @property

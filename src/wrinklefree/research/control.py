@@ -34,7 +34,7 @@ from wrinklefree.research.part_of_stage import part_of
 from wrinklefree.research.settings import OVERALL, ControlSettings
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
-from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.train.distill_settings import NextTokenDistillSettings
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.stage2_settings import Stage2Settings
@@ -112,7 +112,7 @@ def _train_on(stage: Stage, name: str, model: PreTrainedModel) -> dict[str, Any]
         quantized = part.section("stage2", Stage2Settings)
         part = replace(part, name="stage2")  # whose seed gives it the same rows
     else:
-        quantized = part.section("distill.ar", DistillSettings)
+        quantized = part.section("distill.ar", NextTokenDistillSettings)
         part = replace(part, name="distill", instance="ar")
     fields = TrainingSettings.model_fields
     settings = TrainingSettings(**{field: getattr(quantized, field) for field in fields})

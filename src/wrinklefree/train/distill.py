@@ -19,7 +19,7 @@ from wrinklefree.schema.load import validate_section
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
-from wrinklefree.train.distill_settings import DistillSettings
+from wrinklefree.train.distill_settings import DistillSettings, NextTokenDistillSettings
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
@@ -28,10 +28,17 @@ from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.question import Corruption
 from wrinklefree.train.teacher import load_teachers, teacher_of
 
+_SETTINGS: dict[str, type[DistillSettings]] = {
+    "ar": NextTokenDistillSettings,
+    "dlm": DistillSettings,
+}
+
 
 def distill_student(stage: Stage) -> dict[str, Any]:
     """Train the student ``stage.instance`` under its dense teachers, into ``stage.folder``."""
-    settings: DistillSettings = stage.section(f"distill.{stage.instance}", DistillSettings)
+    settings: DistillSettings = stage.section(
+        f"distill.{stage.instance}", _SETTINGS[stage.instance]
+    )
     data = open_data(stage, settings)
     kind = "ternary" if stage.instance == "ar" else "diffusion"
     student, student_format = load_model(stage.inputs["model"], kind)
@@ -47,11 +54,11 @@ def distill_student(stage: Stage) -> dict[str, Any]:
         teacher_of(stage, settings, settings, data, name, teacher, mask_token_id)
         for name, teacher in teachers.items()
     ]
-    objective = with_future_tokens(
-        distillation(corruption, settings, *reads), settings.future_tokens
-    )
-    if read_future_heads(stage.inputs["model"], student) != settings.future_tokens.heads:
-        attach_future_heads(student, settings.future_tokens.heads)
+    objective = distillation(corruption, settings, *reads)
+    if isinstance(settings, NextTokenDistillSettings):
+        objective = with_future_tokens(objective, settings.future_tokens)
+        if read_future_heads(stage.inputs["model"], student) != settings.future_tokens.heads:
+            attach_future_heads(student, settings.future_tokens.heads)
     del teachers  # which may be written down by now
     facts = stage_trainer(stage, student, data, settings, objective).run()
     write_future_heads(stage.folder, student)

@@ -84,8 +84,6 @@ class DistillSettings(QuantizedTrainingSettings, DistillationSettings):
 
     lambda_warmup: LambdaWarmupSettings = LambdaWarmupSettings(warmup_steps=0)
     """Quantization strength over steps; the student is ternary already."""
-    future_tokens: FutureTokensSettings = FutureTokensSettings()
-    """Heads for the tokens behind the next one; the diffusion student has none."""
 
     @model_validator(mode="after")
     def _who_orders_rows_can_read_them(self) -> Self:
@@ -97,19 +95,17 @@ class DistillSettings(QuantizedTrainingSettings, DistillationSettings):
         return self
 
 
+class NextTokenDistillSettings(DistillSettings):
+    """The same into the autoregressive student."""
+
+    future_tokens: FutureTokensSettings = FutureTokensSettings()
+    """Heads for the tokens behind the next one."""
+
+
 class DistillStudents(Section):
     """One distillation per student."""
 
-    ar: DistillSettings
+    ar: NextTokenDistillSettings
     """The autoregressive student."""
     dlm: DistillSettings
     """The diffusion student."""
-
-    @model_validator(mode="after")
-    def _only_next_tokens_have_tokens_behind_them(self) -> Self:
-        if heads := self.dlm.future_tokens.heads:
-            raise ValueError(
-                f"dlm.future_tokens.heads is {heads}: a diffusion student predicts blocks and has"
-                " no next token; leave it out"
-            )
-        return self

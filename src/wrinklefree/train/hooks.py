@@ -21,6 +21,7 @@ from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.quant.warmup import quantization_lambda
 from wrinklefree.stability.activations import ActivationTelemetry
+from wrinklefree.stability.codes import CodeTelemetry
 from wrinklefree.stability.gradients import HEALTHY_NORMS, healthy_share
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.train.journal import Journal
@@ -245,9 +246,10 @@ class HeldOutLoss(Hook):
 
 
 class Telemetry(Hook):
-    """What int8 loses of activations, every ``telemetry_interval`` steps, on the step's rows.
+    """Activations and codes, every ``telemetry_interval`` steps: what int8 loses of the step's
+    rows, and what its update does to the codes.
 
-    Where processes train together, on those that the first one reads.
+    Where processes train together, of the rows that the first one reads.
     """
 
     def __init__(self) -> None:
@@ -257,13 +259,14 @@ class Telemetry(Hook):
         """Begin to measure, where it is time."""
         if (step + 1) % training.settings.telemetry_interval == 0:
             self._open = ActivationTelemetry(training.model).__enter__()
+            self._codes = CodeTelemetry(training.model)
         return {}
 
     def after_step(self, training: Training, entry: dict[str, float]) -> None:
         """Report what was measured."""
         if self._open:
             self._open.__exit__(None, None, None)
-            entry |= self._open.metrics()
+            entry |= self._open.metrics() | self._codes.metrics()
             self._open = None
 
 

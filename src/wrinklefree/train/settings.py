@@ -112,7 +112,8 @@ class TrainingSettings(Section):
     evaluate_rows_per_domain: Rows = 8
     """Held-out rows of each domain that it is measured on, the same ones each time."""
     telemetry_interval: StepsOrZero = 0
-    """Steps between measurements of what int8 loses of activations, in the history; 0: none."""
+    """Steps between measurements of what int8 loses of activations and what an update does to
+    ternary codes, in the history; 0: none."""
     max_skipped_steps: StepsOrZero = 0
     """Steps of a run that may be left out because loss or gradient is not finite."""
 
