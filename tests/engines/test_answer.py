@@ -39,6 +39,8 @@ def test_the_price_is_that_of_the_student_of_the_results():
 def test_sizes_are_those_of_the_files_that_were_written():
     facts = {"parameters": 4200704, "ternary_parameters": 3145728}
     facts |= {"float32_bytes": 16807840, "exported_bytes": 5014296}
+    make("models/export", {})
+    assert len(answer_of_run()) == 2, "nothing was exported"
     make("models/export", facts)
     assert answer_of_run()[-1] == (
         "Of 4,200,704 parameters 75% are ternary: 16.8 MB in float32, 5.0 for transformers."

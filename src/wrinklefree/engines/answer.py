@@ -40,7 +40,7 @@ def answer_of_run() -> list[str]:
                 "A part of that is more training: snakemake control says what ternary weights cost"
                 " against a dense model trained as long."
             )
-    if student := _manifest(_EXPORT):
+    if (student := _manifest(_EXPORT)) and student.facts:  # else nothing was to be exported
         sentences.append(_sizes(student.facts))
     return sentences
 

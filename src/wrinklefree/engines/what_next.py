@@ -20,7 +20,7 @@ def what_next(since: float) -> list[str]:
     if _is_new(Path("results"), since):
         lines += [line for sentence in answer_of_run() for line in wrap(sentence, _WIDTH)]
         lines.append("results/: table.txt, samples.md, plots/; make report puts all into one page")
-    if _is_new(_STUDENT, since):
+    if _is_new(_STUDENT, since) and (_STUDENT / "config.json").is_file():
         files = sorted(path.name for path in _STUDENT.glob("*.gguf"))
         runs = f"; {', '.join(files)} for llama.cpp" if files else ""
         lines.append(f"{_STUDENT}/: the student for transformers{runs}")
