@@ -502,11 +502,15 @@ def test_mlflow_has_the_lineage_from_tokens_to_export(completed: Path):
     assert str(parents[0].info.run_name).startswith("tiny · ")
     assert parents[0].info.status == "FINISHED"
     assert {"loss/base", "loss/stage2", "recovered/stage2"} <= set(parents[0].data.metrics)
-    stages = {run.info.run_name: run for run in runs if run not in parents}
+    below: dict[str, dict[str, Any]] = {}
+    for found in (found for found in runs if found not in parents):
+        below.setdefault(found.data.tags["mlflow.parentRunId"], {})[found.info.run_name] = found
+    stages = below.pop(parents[0].info.run_id)
     assert len(stages) == len(dvc_outputs(completed))
+    trials = below.pop(stages["search"].info.run_id)
+    assert len(trials) == 3 and not below, "only a search has runs below its own"
     made = {run.data.tags["wrinklefree.output.digest"][:36] for run in stages.values()}
     for name, run_ in stages.items():
-        assert run_.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         for used in run_.inputs.dataset_inputs:
             assert used.dataset.digest in made, f"{name} read {used.dataset.name}, made by no stage"
     trained = stages["stage2"]
