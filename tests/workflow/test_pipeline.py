@@ -502,7 +502,7 @@ def test_mlflow_has_the_lineage_from_tokens_to_export(completed: Path):
     assert str(parents[0].info.run_name).startswith("tiny · ")
     assert parents[0].info.status == "FINISHED"
     assert {"loss/base", "loss/stage2", "recovered/stage2"} <= set(parents[0].data.metrics)
-    below: dict[str, dict[str, Any]] = {}
+    below: dict[str, dict[Any, Any]] = {}
     for found in (found for found in runs if found not in parents):
         below.setdefault(found.data.tags["mlflow.parentRunId"], {})[found.info.run_name] = found
     stages = below.pop(parents[0].info.run_id)
