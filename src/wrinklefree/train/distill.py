@@ -28,19 +28,15 @@ from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.question import Corruption
 from wrinklefree.train.teacher import load_teachers, teacher_of
 
-_SETTINGS: dict[str, type[DistillSettings]] = {
-    "ar": NextTokenDistillSettings,
-    "dlm": DistillSettings,
-}
-
 
 def distill_student(stage: Stage) -> dict[str, Any]:
     """Train the student ``stage.instance`` under its dense teachers, into ``stage.folder``."""
+    of_next_tokens = stage.instance == "ar"
     settings: DistillSettings = stage.section(
-        f"distill.{stage.instance}", _SETTINGS[stage.instance]
+        f"distill.{stage.instance}", NextTokenDistillSettings if of_next_tokens else DistillSettings
     )
     data = open_data(stage, settings)
-    kind = "ternary" if stage.instance == "ar" else "diffusion"
+    kind = "ternary" if of_next_tokens else "diffusion"
     student, student_format = load_model(stage.inputs["model"], kind)
     teachers = load_teachers(stage, settings)
     if torch.cuda.is_available():
