@@ -116,8 +116,7 @@ def add_data_to_card(folder: Path, model: Path, mixture: Path) -> None:
         length=read.settings["mixture"]["sequence_length"],
         rows="\n".join(rows),
     )
-    with (folder / "README.md").open("a", encoding="utf-8") as card:
-        card.write(text)
+    _append(folder, text)
 
 
 def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:
@@ -134,8 +133,7 @@ def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:
         texts=facts["texts"],
         exact=facts["float32_relative_difference"],
     )
-    with (folder / "README.md").open("a", encoding="utf-8") as card:
-        card.write(text)
+    _append(folder, text)
 
 
 def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, Any]) -> None:
@@ -159,3 +157,8 @@ def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, An
         ties=gate["greedy_ties"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _append(folder: Path, text: str) -> None:
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(text)

@@ -8,9 +8,11 @@ Shapes: M tokens, N features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,11 +119,18 @@ class ActivationTelemetry:
         over layers (``activation/zeroed``), that of the worst (``activation/zeroed_worst``) and of
         each (``activation/zeroed/<layer>``).
         """
-        metrics: dict[str, float] = {}
-        layers = {name: vars(layer) for name, layer in self.layers().items()}
-        for field in LayerActivations.__annotations__ if layers else ():
-            values = {name: layer[field] for name, layer in layers.items()}
-            metrics[f"activation/{field}"] = sum(values.values()) / len(values)
-            metrics[f"activation/{field}_worst"] = max(values.values())
-            metrics |= {f"activation/{field}/{name}": value for name, value in values.items()}
-        return metrics
+        return layer_metrics("activation", self.layers(), worst=True)
+
+
+def layer_metrics(
+    prefix: str, layers: Mapping[str, Any], *, worst: bool = False
+) -> dict[str, float]:
+    """Of each field of ``layers``, which are by name: the mean, the highest, and that of each."""
+    metrics: dict[str, float] = {}
+    for field in vars(next(iter(layers.values()))) if layers else ():
+        values = {name: vars(layer)[field] for name, layer in layers.items()}
+        metrics[f"{prefix}/{field}"] = sum(values.values()) / len(values)
+        if worst:
+            metrics[f"{prefix}/{field}_worst"] = max(values.values())
+        metrics |= {f"{prefix}/{field}/{name}": value for name, value in values.items()}
+    return metrics

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wrinklefree.quant.bitlinear import TernaryLayer
+from wrinklefree.stability.activations import layer_metrics
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,7 @@ class CodeTelemetry:
         """Numbers to log, none without layers: for each field of :class:`LayerCodes` its mean over
         layers (``ternary/flipped``) and that of each (``ternary/flipped/<layer>``).
         """
-        metrics: dict[str, float] = {}
-        layers = {name: vars(layer) for name, layer in self.layers().items()}
-        for field in LayerCodes.__annotations__ if layers else ():
-            values = {name: layer[field] for name, layer in layers.items()}
-            metrics[f"ternary/{field}"] = sum(values.values()) / len(values)
-            metrics |= {f"ternary/{field}/{name}": value for name, value in values.items()}
-        return metrics
+        return layer_metrics("ternary", self.layers())
 
 
 def _compared(layer: TernaryLayer, before_ON: Tensor) -> LayerCodes:

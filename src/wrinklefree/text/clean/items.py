@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from wrinklefree.text.documents.document import Document
 
 Item = tuple[Document, str]
 """A document and its split."""
+Value = TypeVar("Value")
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 1024
@@ -15,26 +17,21 @@ BATCH_DOCUMENTS = 1024
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     """``items`` in lists of about a megabyte, for steps that work on many texts at once."""
-    batch: list[Item] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += len(item[0].text)
-        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return _batches(items, lambda item: len(item[0].text))
 
 
 def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """``texts`` in lists of about a megabyte."""
-    batch: list[str] = []
+    """The same for texts alone."""
+    return _batches(texts, len)
+
+
+def _batches(values: Iterable[Value], length: Callable[[Value], int]) -> Iterator[list[Value]]:
+    batch: list[Value] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
+    for value in values:
+        batch.append(value)
+        size += length(value)
+        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0
     if batch:
