@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
-from wrinklefree.evaluate import plots
+from wrinklefree.evaluate import plots, ternary_plots
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.history import History
 from wrinklefree.evaluate.scores import (
@@ -18,7 +19,7 @@ from wrinklefree.evaluate.scores import (
     loss_variance,
     overall_score,
 )
-from wrinklefree.evaluate.ternary import LayerTernary
+from wrinklefree.evaluate.ternary import HISTOGRAM_EDGES, LayerTernary
 
 STEPS = list(range(1, 41))
 HISTORY = History(
@@ -27,6 +28,12 @@ HISTORY = History(
     metrics={
         "train/loss": [5.0 - step / 40 for step in STEPS],
         "train/lambda": [min(step / 20, 1.0) for step in STEPS],
+        "train/learning_rate": [0.002 * min(step / 10, 1.0) for step in STEPS],
+        "distill/cross_entropy_weighted": [5.0 - step / 40 for step in STEPS],
+        "distill/logits_weighted": [0.4 - step / 200 for step in STEPS],
+        "distill/hidden_weighted": [0.0] * 40,
+        "ternary/flipped": [0.01 / step if step % 5 == 0 else math.nan for step in STEPS],
+        "ternary/zero": [0.31 if step % 5 == 0 else math.nan for step in STEPS],
         "train/grad_norm_raw": [1.0 + 5.0 * (step == 7) for step in STEPS],
         "train/grad_norm_clipped": [1.0] * 40,
         "train/zclip_ema_mean": [1.0] * 40,
@@ -40,6 +47,7 @@ HISTORY = History(
         "train/loss_variance": [0.5] * 40,
     },
 )
+BINS = tuple(max(0, 100 - int(40 * abs(edge))) for edge in HISTOGRAM_EDGES[:-1])
 DENSE = History(STEPS, HISTORY.tokens, {"train/loss": [5.0] * 40})
 
 
@@ -68,7 +76,7 @@ def _models() -> dict[str, ModelScore]:
 
 def _layers() -> list[LayerTernary]:
     return [
-        LayerTernary(f"model.layers.{depth}.mlp.{kind}", 10, 0.3, 0.4, 0.3, 0.1)
+        LayerTernary(f"model.layers.{depth}.mlp.{kind}", 10, 0.3, 0.4, 0.3, 0.1, BINS)
         for depth in range(3)
         for kind in ("gate_proj", "up_proj", "down_proj")
     ]
@@ -80,7 +88,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "gradient_norms": lambda: plots.gradient_norms({"base": DENSE, "stage2": HISTORY}),
     "loss_variance": lambda: plots.loss_variance({"stage2": HISTORY}),
     "domain_loss": lambda: plots.domain_loss(HISTORY, "stage2"),
-    "ternary_shares": lambda: plots.ternary_shares(_layers(), "stage2"),
+    "loss_terms": lambda: plots.loss_terms({"stage2": HISTORY, "distill_ar": HISTORY}),
+    "ternary_shares": lambda: ternary_plots.ternary_shares(_layers(), "stage2"),
+    "latent_weights": lambda: ternary_plots.latent_weights(_layers(), "stage2"),
+    "code_changes": lambda: ternary_plots.code_changes({"base": DENSE, "stage2": HISTORY}),
 }
 
 
@@ -120,17 +131,43 @@ def test_clipped_steps_are_counted_and_a_stage_without_norms_is_drawn_empty():
 
 
 def test_a_stage_without_lambda_is_said_to_be_not_quantized():
-    assert _texts(DRAWINGS["training_loss"]()).count("not quantized") == 1
+    texts = _texts(DRAWINGS["training_loss"]())
+    assert [text for text in texts if "not quantized" in text] == ["not quantized, peak rate 0"]
+    assert "peak rate 0.002" in texts
+
+
+def test_terms_that_add_nothing_are_not_drawn_and_the_others_are_named():
+    figure = DRAWINGS["loss_terms"]()
+    named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert named == ["cross entropy", "logits"]
+    assert [len(axes.lines) for axes in figure.axes] == [4, 4]
+
+
+def test_a_run_whose_losses_are_of_one_term_says_so():
+    assert "every loss is of one term" in _texts(plots.loss_terms({"base": DENSE}))
+
+
+def test_weights_between_the_thresholds_are_drawn_apart_and_all_are_counted():
+    axes = DRAWINGS["latent_weights"]().axes[0]
+    bars = [(bar.get_x(), bar.get_height(), bar.get_facecolor()) for bar in axes.patches]  # type: ignore[attr-defined]
+    assert sum(height for _, height, _ in bars) == pytest.approx(1.0)
+    pale = bars[len(bars) // 2][2]
+    assert [left for left, _, color in bars if color == pale] == [i / 8 for i in range(-4, 4)]
+
+
+def test_only_trainings_that_measured_codes_are_drawn_and_none_is_said():
+    assert "base" not in _texts(DRAWINGS["code_changes"]())
+    assert any("telemetry_interval" in text for text in _texts(ternary_plots.code_changes({})))
 
 
 def test_ternary_shares_of_a_layer_fill_the_bar():
-    axes = plots.ternary_shares(_layers(), "stage2").axes[0]
+    axes = ternary_plots.ternary_shares(_layers(), "stage2").axes[0]
     tops = {round(bar.get_y() + bar.get_height(), 6) for bar in axes.patches[-3:]}  # type: ignore[attr-defined]
     assert tops == {1.0}
 
 
 def test_the_reference_line_is_the_share_of_zeros_of_gaussian_weights():
-    assert pytest.approx(0.3101, abs=1e-4) == plots.GAUSSIAN_ZERO_SHARE
+    assert pytest.approx(0.3101, abs=1e-4) == ternary_plots.GAUSSIAN_ZERO_SHARE
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5000])

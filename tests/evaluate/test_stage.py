@@ -45,6 +45,9 @@ FILES = {
     "plots/domain_loss.svg",
     "plots/loss_variance.svg",
     "plots/ternary_shares.svg",
+    "plots/latent_weights.svg",
+    "plots/code_changes.svg",
+    "plots/loss_terms.svg",
 }
 
 

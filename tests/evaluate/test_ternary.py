@@ -19,6 +19,17 @@ def test_shares_and_scale_are_those_of_a_count_by_hand():
     # mean|w| = 2; 0.1 rounds to 0.
     assert (found.minus, found.zero, found.plus) == (0.4, 0.2, 0.4)
     assert (found.scale, found.weights) == (pytest.approx(2.0), 5)
+    # -1, .05, .95, 1 and -2 scales, in bins of an eighth from -3.
+    counted = {index: n for index, n in enumerate(found.histogram) if n}
+    assert counted == {8: 1, 16: 1, 24: 1, 31: 1, 32: 1}
+
+
+def test_weights_beyond_the_histogram_are_in_its_outermost_bins():
+    layer = BitLinear(8, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[9.0, -9.0, 0, 0, 0, 0, 0, 0]]))
+    (found,) = ternary_layers(nn.Sequential(layer), "m")
+    assert (found.histogram[0], found.histogram[-1], sum(found.histogram)) == (1, 1, 8)
 
 
 def test_shares_agree_with_a_count_in_double_precision():

@@ -4,7 +4,10 @@ PLOTS = {
     "domain_loss": "Training",
     "loss_variance": "Training",
     "gradient_norms": "Training",
+    "loss_terms": "Training",
     "ternary_shares": "Ternary weights",
+    "latent_weights": "Ternary weights",
+    "code_changes": "Ternary weights",
 }
 
 

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wrinklefree.evaluate.ternary import LayerTernary
-
-GAUSSIAN_ZERO_SHARE = math.erf(0.5 * math.sqrt(2.0 / math.pi) / math.sqrt(2.0))
-"""Share of zero codes of normally distributed weights: P(|w| < mean|w| / 2), about 0.31."""
+_WEIGHTED = "_weighted"
+"""How the metric of a term ends that was multiplied by its weight."""
 
 
 @styled
@@ -90,12 +88,15 @@ def held_out_loss(models: dict[str, ModelScore]) -> Figure:
 
 @styled
 def training_loss(histories: dict[str, History]) -> Figure:
-    """Training loss over tokens, a panel per stage, with the quantization strength below it.
+    """Training loss over tokens, a panel per stage; below it λ and the learning rate.
 
     The thin line is the loss of single steps, the thick one its moving average. Panels have their
     own vertical axes: the losses of an autoregressive and of a diffusion model are different
-    quantities.
+    quantities. The learning rate is drawn as a share of its peak.
     """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     figure, loss_row, strength_row = stage_panels(histories, "Training loss of every stage")
     for loss, strength, history in zip(loss_row, strength_row, histories.values(), strict=True):
         curve(loss, history, "train/loss", BLUE)
@@ -104,16 +105,74 @@ def training_loss(histories: dict[str, History]) -> Figure:
                 *points(history, "train/lambda"), color=ORANGE, alpha=0.35, linewidth=0
             )
             strength.plot(*points(history, "train/lambda"), color=ORANGE, linewidth=1.4)
-        else:
-            strength.text(
-                0.5, 0.45, "not quantized", transform=strength.transAxes, ha="center", color=GREY
-            )
+        tokens, rates = points(history, "train/learning_rate")
+        peak = max(rates, default=0.0)
+        if peak > 0.0:
+            strength.plot(tokens, [rate / peak for rate in rates], color=INK, linewidth=1.0)
+        quantized = "" if history.reports("train/lambda") else "not quantized, "
+        strength.set_title(f"{quantized}peak rate {peak:.3g}", fontweight="normal", fontsize=8)
         strength.set_ylim(0.0, 1.08)
         strength.set_yticks([0.0, 1.0])
         strength.set_xlabel("training tokens")
     label_first_column(loss_row, "loss (nats per token)")
-    label_first_column(strength_row, "λ")
+    label_first_column(strength_row, "λ, rate")
+    figure.legend(
+        handles=[
+            Patch(facecolor=ORANGE, alpha=0.5, label="λ, strength of quantization"),
+            Line2D([], [], color=INK, label="learning rate, as a share of its peak"),
+        ],
+        loc="outside lower left",
+        ncols=2,
+    )
     return figure
+
+
+@styled
+def loss_terms(histories: dict[str, History]) -> Figure:
+    """What each term adds to the loss of a stage that has several, times its weight, over tokens.
+
+    Terms that are 0 throughout are left out.
+    """
+    from matplotlib.lines import Line2D
+
+    several = {name: terms for name, found in histories.items() if (terms := _terms(found))}
+    figure, grid = panels(1, max(len(several), 1), (3.3 * max(len(several), 1) + 0.4, 3.6))
+    heading(figure, "Terms of the loss, times their weights")
+    if not several:
+        grid[0].text(0.5, 0.5, "every loss is of one term", ha="center", color=GREY)
+        grid[0].set_axis_off()
+    colors: dict[str, str] = {}
+    for axes, (stage, terms) in zip(grid, several.items(), strict=False):
+        axes.set_title(LABELS.get(stage, stage))
+        for term in terms:
+            color = colors.setdefault(term, SERIES[len(colors) % len(SERIES)])
+            curve(axes, histories[stage], term, color)
+        axes.set_yscale("log")
+        axes.set_xlim(0, histories[stage].tokens[-1])
+        axes.set_xlabel("training tokens")
+        tokens_axis(axes)
+    if several:
+        label_first_column(grid, "nats per token")
+        figure.legend(
+            handles=[Line2D([], [], color=color, label=_named(t)) for t, color in colors.items()],
+            loc="outside lower left",
+            ncols=4,
+        )
+    return figure
+
+
+def _terms(history: History) -> list[str]:
+    """Metrics of the weighted terms of a loss that has more than one."""
+    found = [
+        name
+        for name, values in history.metrics.items()
+        if name.endswith(_WEIGHTED) and any(value > 0.0 for value in values)
+    ]
+    return found if len(found) > 1 else []
+
+
+def _named(metric: str) -> str:
+    return metric.rpartition("/")[2].removesuffix(_WEIGHTED).replace("_", " ")
 
 
 @styled
@@ -207,48 +266,6 @@ def domain_loss(history: History, stage: str) -> Figure:
     axes.set_xlim(0, history.tokens[-1])
     tokens_axis(axes)
     _name_ends(axes, ends)
-    return figure
-
-
-@styled
-def ternary_shares(layers: Sequence[LayerTernary], model: str) -> Figure:
-    """Shares of the codes 0, -1 and +1 over depth, a panel for each kind of linear layer."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
-
-    kinds = list(dict.fromkeys(layer.kind for layer in layers))
-    columns = min(4, len(kinds))
-    rows = math.ceil(len(kinds) / columns)
-    size = (2.5 * columns + 0.6, 0.9 + 1.9 * rows)
-    figure, grid = panels(rows, columns, size, sharex=True, sharey=True)
-    heading(figure, f"Ternary codes per layer: {LABELS.get(model, model)}")
-    colors = {"zero": PALE, "minus": ORANGE, "plus": BLUE}
-    for index, axes in enumerate(grid):
-        if index >= len(kinds):
-            axes.set_axis_off()
-            continue
-        axes.set_title(kinds[index])
-        chosen = [layer for layer in layers if layer.kind == kinds[index]]
-        floor = [0.0] * len(chosen)
-        for share, color in colors.items():
-            heights = [getattr(layer, share) for layer in chosen]
-            depths = [layer.depth for layer in chosen]
-            axes.bar(depths, heights, width=0.86, bottom=floor, color=color)
-            floor = [low + height for low, height in zip(floor, heights, strict=True)]
-        axes.axhline(GAUSSIAN_ZERO_SHARE, color=INK, linewidth=1.0, linestyle="--")
-        axes.set_ylim(0.0, 1.0)
-        axes.grid(visible=False)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if index + columns >= len(kinds):
-            axes.set_xlabel("decoder layer")
-            axes.tick_params(axis="x", labelbottom=True)
-        if index % columns == 0:
-            axes.set_ylabel("share of weights")
-    named = {"zero": "code 0", "minus": "code −1", "plus": "code +1"}
-    handles = [Patch(facecolor=colors[share], label=label) for share, label in named.items()]
-    line = Line2D([], [], color=INK, linestyle="--", label="zeros of Gaussian weights (31 %)")
-    figure.legend(handles=[*handles, line], loc="outside lower left", ncols=4)
     return figure
 
 

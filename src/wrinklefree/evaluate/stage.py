@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from wrinklefree.evaluate import plots
+from wrinklefree.evaluate import plots, ternary_plots
 from wrinklefree.evaluate.answers import score_tasks
 from wrinklefree.evaluate.canvas import save_svg
 from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
@@ -281,8 +281,12 @@ def _metrics(
 def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> None:
     shown = next(name for name in SHOWN_TERNARY if name in found.ternary)
     save_svg(plots.held_out_loss(found.scores), folder / "held_out_loss.svg")
-    save_svg(plots.ternary_shares(found.ternary[shown], shown), folder / "ternary_shares.svg")
+    layers = found.ternary[shown]
+    save_svg(ternary_plots.ternary_shares(layers, shown), folder / "ternary_shares.svg")
+    save_svg(ternary_plots.latent_weights(layers, shown), folder / "latent_weights.svg")
     if histories:
+        save_svg(ternary_plots.code_changes(histories), folder / "code_changes.svg")
+        save_svg(plots.loss_terms(histories), folder / "loss_terms.svg")
         save_svg(plots.training_loss(histories), folder / "training_loss.svg")
         save_svg(plots.gradient_norms(histories), folder / "gradient_norms.svg")
         save_svg(plots.loss_variance(histories), folder / "loss_variance.svg")

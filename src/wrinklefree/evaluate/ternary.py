@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wrinklefree.errors import UserError
 from wrinklefree.quant.bitlinear import TernaryLayer
 
+HISTOGRAM_EDGES = tuple(index / 8 for index in range(-24, 25))
+"""Edges of the bins of :attr:`LayerTernary.histogram`: latent weight / scale, from -3 to 3."""
 _DECODER_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)$")
 
 
@@ -28,6 +30,8 @@ class LayerTernary:
     plus: float
     scale: float
     """What a code of 1 stands for, as a mean over the weights where there are several scales."""
+    histogram: tuple[int, ...] = ()
+    """Latent weights between :data:`HISTOGRAM_EDGES`; those beyond are in the outermost bins."""
 
     @property
     def depth(self) -> int:
@@ -64,8 +68,17 @@ def ternary_layers(model: nn.Module, name: str) -> list[LayerTernary]:
         codes, scales = module.ternary_codes()
         minus, zero, plus = ((codes == code).sum().item() for code in (-1, 0, 1))
         count, scale = codes.numel(), scales.double().mean().item()
-        layers.append(LayerTernary(path, count, minus / count, zero / count, plus / count, scale))
+        shares = (minus / count, zero / count, plus / count)
+        layers.append(LayerTernary(path, count, *shares, scale, _histogram(module, scales)))
     return layers
+
+
+def _histogram(module: TernaryLayer, scales: Tensor) -> tuple[int, ...]:
+    """As in :class:`LayerTernary`."""
+    ratios = module.weight.float().flatten(0, -2) / scales
+    inside = ratios.clamp(HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
+    low, high, bins = HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1], len(HISTOGRAM_EDGES) - 1
+    return tuple(int(n) for n in torch.histc(inside, bins, low, high).tolist())
 
 
 def pooled(layers: Sequence[LayerTernary]) -> dict[str, float | int]:

@@ -1,0 +1,135 @@
+"""Plots of ternary weights: their codes, what lies behind them, and how they change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wrinklefree.evaluate.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    heading,
+    label_first_column,
+    panels,
+    styled,
+)
+from wrinklefree.evaluate.curves import points, stage_panels
+from wrinklefree.evaluate.history import History
+from wrinklefree.evaluate.scores import LABELS
+from wrinklefree.evaluate.ternary import HISTOGRAM_EDGES, LayerTernary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GAUSSIAN_ZERO_SHARE = math.erf(0.5 * math.sqrt(2.0 / math.pi) / math.sqrt(2.0))
+"""Share of zero codes of normally distributed weights: P(|w| < mean|w| / 2), about 0.31."""
+
+
+@styled
+def ternary_shares(layers: Sequence[LayerTernary], model: str) -> Figure:
+    """Shares of the codes 0, -1 and +1 over depth, a panel for each kind of linear layer."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    figure, kinds = _kind_panels(layers, f"Ternary codes per layer: {LABELS.get(model, model)}")
+    colors = {"zero": PALE, "minus": ORANGE, "plus": BLUE}
+    for axes, chosen in kinds:
+        floor = [0.0] * len(chosen)
+        for share, color in colors.items():
+            heights = [getattr(layer, share) for layer in chosen]
+            depths = [layer.depth for layer in chosen]
+            axes.bar(depths, heights, width=0.86, bottom=floor, color=color)
+            floor = [low + height for low, height in zip(floor, heights, strict=True)]
+        axes.axhline(GAUSSIAN_ZERO_SHARE, color=INK, linewidth=1.0, linestyle="--")
+        axes.set_ylim(0.0, 1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _label(kinds, "decoder layer", "share of weights")
+    named = {"zero": "code 0", "minus": "code −1", "plus": "code +1"}
+    handles = [Patch(facecolor=colors[share], label=label) for share, label in named.items()]
+    line = Line2D([], [], color=INK, linestyle="--", label="zeros of Gaussian weights (31 %)")
+    figure.legend(handles=[*handles, line], loc="outside lower left", ncols=4)
+    return figure
+
+
+@styled
+def latent_weights(layers: Sequence[LayerTernary], model: str) -> Figure:
+    """Histogram of latent weights in units of their scale, all layers of a kind together.
+
+    The first and the last bar hold all that lies beyond.
+    """
+    from matplotlib.lines import Line2D
+
+    figure, kinds = _kind_panels(
+        layers, f"Latent weights behind the codes: {LABELS.get(model, model)}"
+    )
+    width = HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0]
+    for axes, chosen in kinds:
+        counts = [sum(bins) for bins in zip(*(layer.histogram for layer in chosen), strict=True)]
+        shares = [count / sum(counts) for count in counts]
+        colors = [PALE if abs(left + width / 2) < 0.5 else BLUE for left in HISTOGRAM_EDGES[:-1]]
+        axes.bar(HISTOGRAM_EDGES[:-1], shares, width=width, align="edge", color=colors)
+        for threshold in (-0.5, 0.5):
+            axes.axvline(threshold, color=INK, linewidth=1.0, linestyle="--")
+        axes.set_xlim(HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
+        axes.set_yticks([])
+    _label(kinds, "latent weight / scale", "share of weights")
+    line = Line2D([], [], color=INK, linestyle="--", label="where a code changes (±½)")
+    figure.legend(handles=[line], loc="outside lower left")
+    return figure
+
+
+@styled
+def code_changes(histories: dict[str, History]) -> Figure:
+    """Share of the codes that a single update changes, and below it the share of zeros."""
+    measured = {
+        name: history for name, history in histories.items() if history.reports("ternary/flipped")
+    }
+    if not measured:
+        figure, (axes,) = panels(1, 1, (6.0, 1.6))
+        axes.text(0.0, 0.5, "not measured: telemetry_interval of every training is 0", color=GREY)
+        axes.set_axis_off()
+        return figure
+    figure, flipped, zeros = stage_panels(measured, "Codes that an update changes")
+    for upper, lower, history in zip(flipped, zeros, measured.values(), strict=True):
+        upper.plot(*points(history, "ternary/flipped"), color=BLUE, linewidth=1.4)
+        upper.set_ylim(bottom=0.0)
+        lower.plot(*points(history, "ternary/zero"), color=INK, linewidth=1.4)
+        lower.set_xlabel("training tokens")
+    label_first_column(flipped, "share of the codes")
+    label_first_column(zeros, "zeros")
+    return figure
+
+
+def _kind_panels(
+    layers: Sequence[LayerTernary], title: str
+) -> tuple[Figure, list[tuple[Axes, list[LayerTernary]]]]:
+    """A panel for each kind of linear layer, and the layers of that kind."""
+    kinds = list(dict.fromkeys(layer.kind for layer in layers))
+    columns = min(4, len(kinds))
+    rows = math.ceil(len(kinds) / columns)
+    size = (2.5 * columns + 0.6, 0.9 + 1.9 * rows)
+    figure, grid = panels(rows, columns, size, sharex=True, sharey=True)
+    heading(figure, title)
+    for axes in grid[len(kinds) :]:
+        axes.set_axis_off()
+    found = []
+    for axes, kind in zip(grid, kinds, strict=False):
+        axes.set_title(kind)
+        axes.grid(visible=False)
+        found.append((axes, [layer for layer in layers if layer.kind == kind]))
+    return figure, found
+
+
+def _label(kinds: list[tuple[Axes, list[LayerTernary]]], horizontal: str, vertical: str) -> None:
+    """Name the axes below the lowest panel of each column, and left of each line of panels."""
+    columns = min(4, len(kinds))
+    for axes, _ in kinds[-columns:]:
+        axes.set_xlabel(horizontal)
+        axes.tick_params(axis="x", labelbottom=True)
+    label_first_column([axes for axes, _ in kinds], vertical)
