@@ -33,6 +33,8 @@ def main() -> None:
     )
     lineage = commands.add_parser("lineage", help="show from what an artifact was made, and how")
     lineage.add_argument("folder", type=Path)
+    compare = commands.add_parser("compare", help="runs of several seeds in one table")
+    compare.add_argument("runs", type=Path, nargs="+", help="folders in which the pipeline ran")
     restore = commands.add_parser("restore", help="put back the last finished artifacts")
     restore.add_argument("folders", nargs="*", type=Path, help="none: list what can be put back")
     continue_ = commands.add_parser(
@@ -74,6 +76,7 @@ def main() -> None:
             "preset": _preset,
             "verify": _verify,
             "lineage": _lineage,
+            "compare": _compare,
             "restore": _restore,
             "continue": _continue,
             "code": _code,
@@ -198,6 +201,12 @@ def _lineage(arguments: argparse.Namespace) -> None:
     from wrinklefree.tracking.terminal import printable
 
     print(printable(lineage(arguments.folder)), end="")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from wrinklefree.evaluate.runs import compare_runs
+
+    print(compare_runs(arguments.runs))
 
 
 def _restore(arguments: argparse.Namespace) -> None:

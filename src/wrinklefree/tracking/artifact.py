@@ -73,6 +73,17 @@ class Artifact:
     manifest: Manifest
 
 
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings or facts by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat.update(flatten(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the artifact in folder ``path``, its files unchecked.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wrinklefree.tracking import parents, store
-from wrinklefree.tracking.artifact import MANIFEST, Artifact
+from wrinklefree.tracking.artifact import MANIFEST, Artifact, flatten
 from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.pipeline import present_commit
@@ -86,7 +86,7 @@ class StageRun:
         def log() -> None:
             from mlflow.entities import Param
 
-            params = [Param(name, str(value)) for name, value in _flatten(settings).items()]
+            params = [Param(name, str(value)) for name, value in flatten(settings).items()]
             self._client.log_batch(self._run_id, params=params)
 
         self._do(log)
@@ -145,7 +145,7 @@ class StageRun:
 
     def log_output(self, artifact: Artifact) -> None:
         """Log the manifest of what the stage made, its files and its facts."""
-        facts = _flatten(artifact.manifest.facts)
+        facts = flatten(artifact.manifest.facts)
         numbers = {
             name: float(value) for name, value in facts.items() if isinstance(value, int | float)
         }
@@ -296,13 +296,3 @@ class StageRun:
         if text not in self._said:
             self._said.add(text)
             say(f"{kind}{self._label}: tracking at {store.tracking_uri()} {text}")
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat.update(_flatten(item, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
