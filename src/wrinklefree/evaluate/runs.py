@@ -71,7 +71,7 @@ def _apart(runs: list[Path]) -> str:
     settings = [_settings(run) for run in runs]
     names = dict.fromkeys(name for run in settings for name in run)
     apart = [name for name in names if len({repr(run.get(name)) for run in settings}) > 1]
-    others = [name for name in apart if name.rpartition(".")[2] not in ("seed", "seeds")]
+    others = [name for name in apart if not name.endswith((".seed", " seed", ".seeds"))]
     if not apart:
         return "All settings of the runs are alike, seeds too."
     if not others:
