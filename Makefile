@@ -38,6 +38,7 @@ all: setup
 report: setup
 	snakemake $(SNAKEMAKE_ACCEPTED) --report report.html
 	@echo "report.html is the report; it needs no network"
+	@wrinklefree attach report.html || true
 
 # A worker runs all tests of a file, which share what they make; the workers share one finished run.
 PYTEST := pytest --numprocesses $(WORKERS) --dist loadfile

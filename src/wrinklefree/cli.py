@@ -35,6 +35,8 @@ def main() -> None:
     lineage.add_argument("folder", type=Path)
     compare = commands.add_parser("compare", help="runs of several seeds in one table")
     compare.add_argument("runs", type=Path, nargs="+", help="folders in which the pipeline ran")
+    attach = commands.add_parser("attach", help="put a file beside the run's results in MLflow")
+    attach.add_argument("file", type=Path)
     restore = commands.add_parser("restore", help="put back the last finished artifacts")
     restore.add_argument("folders", nargs="*", type=Path, help="none: list what can be put back")
     continue_ = commands.add_parser(
@@ -77,6 +79,7 @@ def main() -> None:
             "verify": _verify,
             "lineage": _lineage,
             "compare": _compare,
+            "attach": _attach,
             "restore": _restore,
             "continue": _continue,
             "code": _code,
@@ -207,6 +210,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     from wrinklefree.evaluate.runs import compare_runs
 
     print(compare_runs(arguments.runs))
+
+
+def _attach(arguments: argparse.Namespace) -> None:
+    from wrinklefree.tracking.attach import attach
+
+    print(attach(arguments.file, Path("results")))
 
 
 def _restore(arguments: argparse.Namespace) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from wrinklefree.errors import UserError
 from wrinklefree.tracking import runs as tracked
 from wrinklefree.tracking import store
 from wrinklefree.tracking.artifact import Artifact, Origin, open_artifact, writing_artifact
+from wrinklefree.tracking.attach import attach
 from wrinklefree.tracking.pipeline import VARIABLE
 from wrinklefree.tracking.runs import StageRun
 from wrinklefree.tracking.store import tracking_uri
@@ -527,3 +529,31 @@ def test_an_unreachable_server_does_not_stop_a_stage(project: Path):
     first, last = result.stderr.splitlines()
     assert "tracking at http://127.0.0.1:9 does not answer" in first
     assert "did not come back: what was logged since then is not there" in last
+
+
+def test_a_file_is_attached_to_the_run_of_the_pipeline_that_made_the_results(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (project / "report.html").write_text("a report")
+    for pipeline, name in (("first", "old"), ("second", "results"), ("third", "other")):
+        monkeypatch.setenv(VARIABLE, pipeline)
+        run = StageRun("evaluate", Path("work") / name)
+        run.log_output(write(project / name, "evaluate", {"loss": {"base": len(pipeline)}}))
+        run.finish("FINISHED")
+    assert "is an artifact of run" in attach(Path("report.html"), Path("results"))
+    client, _ = recorded()
+    with_report = [
+        parent.data.tags["wrinklefree.pipeline"]
+        for parent in parents_and_stages()[0]
+        if [file.path for file in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    ]
+    assert with_report == ["second"]
+
+
+def test_results_that_no_run_made_get_no_file(project: Path):
+    write(project / "results", "evaluate", {})
+    with pytest.raises(UserError, match="no such file"):
+        attach(Path("report.html"), Path("results"))
+    (project / "report.html").write_text("a report")
+    with pytest.raises(UserError, match="no run there made results"):
+        attach(Path("report.html"), Path("results"))
