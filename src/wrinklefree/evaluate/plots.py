@@ -19,6 +19,7 @@ from wrinklefree.evaluate.canvas import (
     VERMILION,
     heading,
     label_first_column,
+    logarithmic,
     panels,
     styled,
     tokens_axis,
@@ -147,7 +148,7 @@ def loss_terms(histories: dict[str, History]) -> Figure:
         for term in terms:
             color = colors.setdefault(term, SERIES[len(colors) % len(SERIES)])
             curve(axes, histories[stage], term, color)
-        axes.set_yscale("log")
+        logarithmic(axes)
         axes.set_xlim(0, histories[stage].tokens[-1])
         axes.set_xlabel("training tokens")
         tokens_axis(axes)
@@ -182,20 +183,14 @@ def gradient_norms(histories: dict[str, History]) -> Figure:
 
     figure, norm_row, clip_row = stage_panels(histories, "Gradient norms and clipping")
     for norms, clips, history in zip(norm_row, clip_row, histories.values(), strict=True):
-        for name, color, width in (
-            ("train/grad_norm_raw", VERMILION, 0.9),
-            ("train/grad_norm_clipped", BLUE, 0.9),
-            ("train/zclip_ema_mean", INK, 1.4),
-        ):
-            norms.plot(*points(history, name), color=color, linewidth=width)
-        norms.set_yscale("log")
-        clipped = [
-            tokens
-            for tokens, flag in zip(
-                history.tokens, history.series("train/grad_clipped"), strict=True
-            )
-            if flag > 0.0
-        ]
+        norms.plot(*points(history, "train/grad_norm_clipped"), color=BLUE, linewidth=0.9)
+        norms.plot(*points(history, "train/zclip_ema_mean"), color=INK, linewidth=1.4)
+        logarithmic(norms)
+        raw, flags = history.series("train/grad_norm_raw"), history.series("train/grad_clipped")
+        steps = zip(history.tokens, raw, flags, strict=True)
+        before = [(tokens, norm) for tokens, norm, flag in steps if flag > 0.0]
+        clipped = [tokens for tokens, _ in before]
+        norms.plot(clipped, [norm for _, norm in before], "o", color=VERMILION, markersize=3.0)
         clips.vlines(clipped, 0.0, 1.0, color=VERMILION, linewidth=0.7)
         clips.set_ylim(0.0, 1.0)
         clips.set_yticks([])
@@ -208,8 +203,8 @@ def gradient_norms(histories: dict[str, History]) -> Figure:
     label_first_column(norm_row, "gradient norm")
     figure.legend(
         handles=[
-            Line2D([], [], color=VERMILION, label="before clipping"),
-            Line2D([], [], color=BLUE, label="after clipping"),
+            Line2D([], [], color=BLUE, label="of the update"),
+            Line2D([], [], color=VERMILION, marker="o", linewidth=0, label="before it was clipped"),
             Line2D([], [], color=INK, label="ZClip's mean"),
         ],
         loc="outside lower left",
