@@ -1,12 +1,14 @@
 """How cost grows: training with model and rows, data stages with text, engines with sources.
 
-`python benchmarks/scaling.py [train] [data] [engines]`: all of them without a name. Every size is a
-process of its own, so that its peak memory is its own. The exponent of a column is the slope of
-log(cost) over log(size) between the two largest sizes, where what is constant matters least.
+`python benchmarks/scaling.py [train] [data] [engines] [--output growth.svg]`: all of them without a
+name. Every size is a process of its own, so that its peak memory is its own. The exponent of a
+column is the slope of log(cost) over log(size) between the two largest sizes, where what is
+constant matters least. The plot has a panel for each size that grows, on logarithmic axes.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -19,13 +21,17 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from _timing import ROOT, print_header, require
 
 from wrinklefree.errors import UserError
+from wrinklefree.evaluate.canvas import SERIES, heading, logarithmic, panels, save_svg, styled
 from wrinklefree.schema.load import overlay, read_yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Point = dict[str, float]
 """Costs at a size, by name."""
@@ -187,6 +193,30 @@ def print_growth(what: str, sizes: Sequence[int], points: list[Point]) -> None:
     print(f"{'exponent':<12}" + "".join(values))
 
 
+@styled
+def growth_plot(found: Mapping[str, tuple[Sequence[int], list[Point]]]) -> Figure:
+    """Costs over sizes, a panel for each size that grows, each cost relative to its first."""
+    columns = min(3, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure, grid = panels(rows, columns, (3.3 * columns + 0.4, 0.6 + 2.8 * rows))
+    heading(figure, "How cost grows: times the cost at the smallest size")
+    for axes in grid[len(found) :]:
+        axes.set_axis_off()
+    for axes, (name, (sizes, points)) in zip(grid, found.items(), strict=False):
+        axes.set_title(name)
+        linear = [size / sizes[0] for size in sizes]
+        axes.plot(sizes, linear, color="black", linestyle=":", label="linear")
+        for color, cost in zip(SERIES, points[0], strict=False):
+            relative = [point[cost] / points[0][cost] for point in points]
+            axes.plot(sizes, relative, "o-", color=color, markersize=3, label=cost)
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+        axes.set_xticks([], minor=True)
+        logarithmic(axes)
+        axes.legend(fontsize=7)
+    return figure
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
         kinds: dict[str, Callable[[Any], Point]] = {
@@ -194,16 +224,28 @@ def main() -> None:
         }  # fmt: skip
         print(json.dumps(kinds[sys.argv[2]](json.loads(sys.argv[3]))))
         return
-    chosen = sys.argv[1:] or ["train", "data", "engines"]
+    parser = argparse.ArgumentParser(description="How cost grows.")
+    parser.add_argument("kinds", nargs="*", metavar="train|data|engines", help="default: all")
+    parser.add_argument("--output", type=Path, help="an SVG file of the growth")
+    arguments = parser.parse_args()
+    chosen = arguments.kinds or ["train", "data", "engines"]
+    require(set(chosen) <= {"train", "data", "engines"}, "names: train, data or engines")
     print_header("How cost grows")
+    measures: list[tuple[str, Sequence[int], str, Callable[[int], Any]]] = []
     if "train" in chosen:
         for name, sizes in GROWTH.items():
-            points = [measured("train", SHAPE | {name: size}) for size in sizes]
-            print_growth(name, sizes, points)
+            measures.append((name, sizes, "train", lambda size, name=name: SHAPE | {name: size}))
     if "data" in chosen:
-        print_growth("documents", DOCUMENTS, [measured("data", size) for size in DOCUMENTS])
+        measures.append(("documents", DOCUMENTS, "data", int))
     if "engines" in chosen:
-        print_growth("sources", SOURCES, [measured("engines", size) for size in SOURCES])
+        measures.append(("sources", SOURCES, "engines", int))
+    found = {}
+    for name, sizes, kind, given in measures:
+        points = [measured(kind, given(size)) for size in sizes]
+        print_growth(name, sizes, points)
+        found[name] = (sizes, points)
+    if arguments.output:
+        save_svg(growth_plot(found), arguments.output)
 
 
 if __name__ == "__main__":
