@@ -20,8 +20,8 @@ tags:
 # A 1.58-bit language model
 
 Weights of all linear layers in the decoder are -1, 0 or 1 times one scale per matrix, four weights
-in a byte; activations are 8-bit integers per token (BitNet b1.58, arXiv 2402.17764), with norms
-before the output projections (arXiv 2510.13998). Embeddings, norms and head are float32.{precision}
+in a byte; activations are 8-bit integers per token (BitNet b1.58, arXiv 2402.17764).{norms}
+Embeddings, norms and head are float32.{precision}
 
 | | |
 |---|---|
@@ -62,6 +62,9 @@ which {ties} rows part at a tie.
 The weights here are the codes. Quantizing this model again, or converting it by a tool that does,
 changes its scales.
 """
+
+NORMS = """
+There are norms before the output projections (arXiv 2510.13998)."""
 
 PRECISION = """
 Load it in float32 or bfloat16: some of its gains are too small for float16."""
@@ -138,7 +141,8 @@ def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:
 
 def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, Any]) -> None:
     """Write ``README.md`` from the model's configuration and the facts of its export."""
-    gate = facts["gate"]
+    gate, subln = facts["gate"], facts["subln"]
+    in_layers = subln and facts["architecture"] != "BitNetForCausalLM"
     text = CARD.format(
         parameters=facts["parameters"],
         ternary_parameters=facts["ternary_parameters"],
@@ -148,7 +152,8 @@ def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, An
         exported_bytes=facts["exported_bytes"],
         float32_bytes=facts["float32_bytes"],
         architecture=facts["architecture"],
-        precision="" if facts["architecture"] == "BitNetForCausalLM" else PRECISION,
+        norms=NORMS if subln else "",
+        precision=PRECISION if in_layers else "",
         linear_class=facts["linear_class"],
         layer=gate["layer_relative_difference"],
         sensitivity=gate["logits_relative_sensitivity"],

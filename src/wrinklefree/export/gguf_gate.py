@@ -120,19 +120,14 @@ def check_tensors(path: Path, model: PreTrainedModel) -> None:
     Ternary ones are codes times a scale, which blocks round to float16.
     """
     written = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    for name, tensor, layer in tensors_of(model):
+    for name, expected, scale in tensors_of(model):
         theirs = written.pop(gguf_name(name))
         kind, found = theirs.tensor_type, dequantize(theirs.data, theirs.tensor_type)
-        if layer:
-            codes_ON, scale = layer.ternary_codes()
-            value = np.float32(scale.item())
-            if kind != BlockType.F32:
-                value = np.float32(np.float16(value))
-            expected = codes_ON.cpu().numpy() * value
-        else:
-            expected = tensor.detach().float().cpu().numpy()
-            if kind != BlockType.F32:
-                expected = dequantize(quantize(expected, kind), kind)
+        if scale is not None:
+            rounded = np.float32(scale) if kind == BlockType.F32 else np.float16(scale)
+            expected = expected * np.float32(rounded)
+        elif kind != BlockType.F32:
+            expected = dequantize(quantize(expected, kind), kind)
         if not np.array_equal(found, expected):
             wrong = int((found != expected).sum())
             raise RuntimeError(f"{path}: {wrong} of {expected.size} values of {name} are not ours")

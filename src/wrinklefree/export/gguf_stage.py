@@ -20,6 +20,7 @@ from wrinklefree.export.gguf_gate import (
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.models.exportable import llama_cpp_obstacles
 from wrinklefree.models.folder import load_model
+from wrinklefree.models.surgery import has_subln
 from wrinklefree.tracking.terminal import say
 
 
@@ -47,7 +48,7 @@ def export_gguf(
     if not settings.gguf:
         return {}
     loaded, _ = load_model(model, "ternary")
-    if obstacles := llama_cpp_obstacles(loaded, model):
+    if obstacles := llama_cpp_obstacles(loaded, model, subln=has_subln(loaded)):
         say(f"export: no GGUF file, llama.cpp would not run it: {'; '.join(obstacles)}")
         return {"gguf_obstacles": obstacles}
     reference = Reference(loaded, tokens_BT)

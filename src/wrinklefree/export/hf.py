@@ -30,12 +30,8 @@ from wrinklefree.models.folder import (
     write_json,
     write_tensors,
 )
-from wrinklefree.models.transforms import (
-    DiffuseBlocks,
-    InsertBitlinear,
-    InsertSubln,
-    ModelFormat,
-)
+from wrinklefree.models.surgery import has_subln
+from wrinklefree.models.transforms import DiffuseBlocks, InsertBitlinear, ModelFormat
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.packing import pack_ternary
 
@@ -69,6 +65,7 @@ def export_hf(
     facts: dict[str, Any] = {
         "architecture": layout.architecture,
         "linear_class": settings.linear_class,
+        "subln": has_subln(loaded),
         "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "float32_bytes": (model / WEIGHTS).stat().st_size,
         "exported_bytes": (folder / WEIGHTS).stat().st_size,
@@ -86,8 +83,8 @@ def check_exportable(path: Path, model: PreTrainedModel, model_format: ModelForm
     reasons: list[str] = []
     if model_format.find(DiffuseBlocks):
         reasons.append("it is a block-diffusion model; export the autoregressive student")
-    if not (model_format.find(InsertSubln) and model_format.find(InsertBitlinear)):
-        reasons.append("it lacks SubLN or ternary layers; export a trained student")
+    if not model_format.find(InsertBitlinear):
+        reasons.append("it has no ternary layers; export a trained student")
     reasons += export_obstacles(model)
     if reasons:
         raise UserError(

@@ -30,7 +30,7 @@ class ExportSettings(Section):
     """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
     1.69, 4.5, or in float32. Of blocks, rows that are no multiple of 256 are Q4_0 in any case."""
     gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
-    """Type of the embedding in these files, which is the head as well."""
+    """Type of the embedding in these files, and of the head, where the model has one beside it."""
 
     @field_validator("gguf")
     @classmethod
