@@ -83,6 +83,18 @@ this model with activations in floats. llama.cpp quantizes activations in blocks
 """
 
 
+DEQUANTIZED = """
+## Without ternary layers
+
+`dequantized/` is the same model for tools that know no ternary layers, {bytes:,} bytes: every code
+times its scale in bfloat16, to which all other weights are rounded as well, and nothing quantizes
+activations. In bfloat16 its logits are within {relative_difference:.2g} of those of the ternary
+model (RMS), the KL divergence is {kl:.2g} nats and the likeliest token the same at
+{same_choices:.1%} of positions. In float32 its layers are within {layer:.2g} of what ours give with
+these weights.
+"""
+
+
 DATA = """
 ## What it was trained on
 
@@ -137,6 +149,12 @@ def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:
         exact=facts["float32_relative_difference"],
     )
     _append(folder, text)
+
+
+def add_dequantized_to_card(folder: Path, facts: dict[str, Any]) -> None:
+    """Say in ``README.md`` of the folder what ``dequantized`` in it is, from its facts."""
+    layer = facts["gate"]["layer_relative_difference"]
+    _append(folder, DEQUANTIZED.format(layer=layer, **facts))
 
 
 def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, Any]) -> None:

@@ -63,6 +63,10 @@ class Layout:
     epsilon: float | None
     """Epsilon of the norms in all ternary linear layers; None where these have none."""
 
+    def plain_config(self, dtype: str) -> dict[str, Any]:
+        """``config.json`` of floats of type ``dtype``."""
+        return {**self.config, "architectures": [self.architecture], "dtype": dtype}
+
     def place(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """``tensors`` (by our names, float32 and packed) under the stock names."""
         placed: dict[str, Tensor] = {}

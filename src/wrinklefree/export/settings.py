@@ -26,6 +26,9 @@ class ExportSettings(Section):
 
     Both have one scale per matrix.
     """
+    dequantized: bool = False
+    """Whether ``dequantized/`` holds the same model in plain bfloat16, codes times scales, for
+    tools that know no ternary layers. Its activations are not quantized."""
     gguf: list[GgufType] = ["TQ2_0"]
     """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
     1.69, 4.5, or in float32. Of blocks, rows that are no multiple of 256 are Q4_0 in any case."""
