@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import (
@@ -39,8 +38,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from wrinklefree.errors import UserError
 from wrinklefree.export import gguf, llama_cpp, settings
-from wrinklefree.export.blocks import ROW_MULTIPLES, block_type, pack_blocks
-from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.blocks import ROW_MULTIPLES, BlockType, block_type, pack_blocks
+from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.gguf_gate import (
     check_float32,
     check_packed,
@@ -48,7 +47,7 @@ from wrinklefree.export.gguf_gate import (
     check_tokens,
 )
 from wrinklefree.export.gguf_stage import export_gguf
-from wrinklefree.export.llama_cpp import opened
+from wrinklefree.export.llama_cpp import decoded, opened
 from wrinklefree.export.reference import Reference, with_codes_as_weights
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.models import exportable
@@ -58,7 +57,7 @@ from wrinklefree.models.transforms import ternary
 from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.tracking.files import write_atomically
 
-BLOCKS = (BlockType.TQ2_0, BlockType.TQ1_0, BlockType.Q4_0)
+BLOCKS = tuple(ROW_MULTIPLES)
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -140,7 +139,7 @@ def test_blocks_hold_the_codes_and_the_scale_in_float16(
         packed_OB = pack_blocks(codes_ON, scale, kind)
         assert packed_OB.dtype == np.uint8 and len(packed_OB) == rows
         expected_ON = codes_ON * np.float32(np.float16(scale))
-        assert np.array_equal(dequantize(packed_OB, kind), expected_ON)
+        assert np.array_equal(decoded(packed_OB, kind), expected_ON.ravel())
 
 
 def test_rows_that_no_block_holds_are_refused_and_others_are_q4_0():
@@ -154,7 +153,7 @@ def test_rows_that_no_block_holds_are_refused_and_others_are_q4_0():
 def test_llama_cpp_computes_what_ours_does_with_every_type(
     student: Path, rows: Tensor, request: pytest.FixtureRequest
 ):
-    asked = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q4_0", "F32"], gguf_embedding="F32")
+    asked = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q2_0", "Q4_0", "F32"], gguf_embedding="F32")
     folder = student.parent / "export"
     folder.mkdir()
     facts = export_gguf(asked, student, folder, tokens_BT=rows)["gguf"]
@@ -165,11 +164,13 @@ def test_llama_cpp_computes_what_ours_does_with_every_type(
     assert facts["float32_relative_difference"] < 2e-4
     assert facts["TQ2_0"]["matrices"] == {"Q4_0": 12, "TQ2_0": 2}  # of 256 features: down_proj
     assert facts["Q4_0"]["matrices"] == {"Q4_0": 14}
+    assert facts["Q2_0"]["matrices"] == {"Q2_0": 14}
     for name in asked.gguf:
         assert facts[name]["bytes"] == (folder / f"model-{name}.gguf").stat().st_size
         assert facts[name]["kl"] < 1e-3
     assert facts["TQ1_0"]["bytes"] < facts["TQ2_0"]["bytes"] < facts["Q4_0"]["bytes"]
-    architecture = GGUFReader(folder / names[0]).get_field("general.architecture")
+    assert facts["Q2_0"]["bytes"] < facts["TQ1_0"]["bytes"]  # no row is left to Q4_0
+    architecture = GGUFReader(folder / "model-Q4_0.gguf").get_field("general.architecture")
     assert architecture and architecture.contents() == request.node.callspec.params["student"]
 
 

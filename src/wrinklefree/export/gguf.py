@@ -17,12 +17,16 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter, TokenType
-from gguf.constants import GGMLQuantizationType as BlockType
-from gguf.quants import quantize
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.export.blocks import ROW_MULTIPLES, block_type, pack_blocks
+from wrinklefree.export.blocks import (
+    ROW_MULTIPLES,
+    BlockType,
+    block_type,
+    pack_blocks,
+    rounded,
+)
 from wrinklefree.models.exportable import head_size, llama_cpp_obstacles, pretokenizer_of
 from wrinklefree.models.folder import stored_tensors
 from wrinklefree.models.surgery import has_subln
@@ -92,22 +96,19 @@ def write_gguf(
                 own = block_type(values.shape[1], kind)
                 data = pack_blocks(values, scale, own)
             else:
-                own, data = kind, _rounded(values * np.float32(scale), kind)
+                own, data = kind, rounded(values * np.float32(scale), kind)
             counts[own.name] = counts.get(own.name, 0) + 1
         else:
             own = embedding if name in _VOCABULARY else BlockType.F32
-            data = _rounded(values, own)
-        raw = None if own == BlockType.F32 else own
-        writer.add_tensor(gguf_name(name), data, raw_dtype=raw)
+            data = rounded(values, own)
+        # As int8: of bytes the package would look up how long blocks are, which it must know then.
+        raw: Any = own
+        writer.add_tensor(gguf_name(name), data.view(np.int8), values.shape, raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return counts
-
-
-def _rounded(values: np.ndarray, kind: BlockType) -> np.ndarray:
-    return values if kind == BlockType.F32 else quantize(values, kind)
 
 
 def graph_of(model: PreTrainedModel) -> str:

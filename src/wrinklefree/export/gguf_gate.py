@@ -13,13 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader
-from gguf.quants import dequantize, quantize
 from transformers import PreTrainedModel
 
+from wrinklefree.export.blocks import BlockType, rounded
 from wrinklefree.export.gate import AMPLIFICATION_MARGIN
-from wrinklefree.export.gguf import BlockType, gguf_name, tensors_of
-from wrinklefree.export.llama_cpp import LlamaCpp, opened
+from wrinklefree.export.gguf import gguf_name, tensors_of
+from wrinklefree.export.llama_cpp import LlamaCpp, decoded, decoded_tensors, opened
 from wrinklefree.export.reference import Reference, distances, relative
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
@@ -49,7 +48,7 @@ def check_float32(path: Path, reference: Reference) -> float:
 
 
 def check_packed(path: Path, reference: Reference) -> dict[str, float]:
-    """What ``distances`` of its logits from ours are; RuntimeError where one of the first two is too
+    """The ``distances`` of its logits from ours; RuntimeError where one of the first two is too
     large."""
     with opened(path, len(reference.rows[0])) as theirs:
         found = distances(reference.quantized, _theirs(theirs, reference))
@@ -84,19 +83,19 @@ def check_tokens(path: Path, tokenizer: Path, rows: list[list[int]]) -> int:
 
 
 def check_tensors(path: Path, model: PreTrainedModel) -> None:
-    """Read every tensor back; RuntimeError for one that is not ours, to the last bit.
+    """Have llama.cpp decode every tensor; RuntimeError for one that is not ours, to the last bit.
 
     Ternary ones are codes times a scale, which blocks round to float16.
     """
-    written = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    written = {name: found for name, *found in decoded_tensors(path)}
     for name, expected, scale in tensors_of(model):
-        theirs = written.pop(gguf_name(name))
-        kind, found = theirs.tensor_type, dequantize(theirs.data, theirs.tensor_type)
+        kind, found = written.pop(gguf_name(name))
         if scale is not None:
-            rounded = np.float32(scale) if kind == BlockType.F32 else np.float16(scale)
-            expected = expected * np.float32(rounded)
-        elif kind != BlockType.F32:
-            expected = dequantize(quantize(expected, kind), kind)
+            own = np.float32(scale) if kind == BlockType.F32 else np.float16(scale)
+            expected = expected * np.float32(own)
+        else:
+            expected = decoded(rounded(expected, BlockType(kind)), kind).reshape(expected.shape)
+        found = found.reshape(expected.shape)
         if not np.array_equal(found, expected):
             wrong = int((found != expected).sum())
             raise RuntimeError(f"{path}: {wrong} of {expected.size} values of {name} are not ours")

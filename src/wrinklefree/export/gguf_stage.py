@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from wrinklefree.export.blocks import BlockType
 from wrinklefree.export.card import add_gguf_to_card
-from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.gguf_gate import (
     Reference,
     check_float32,

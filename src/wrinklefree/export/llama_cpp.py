@@ -12,7 +12,18 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int8, c_int32, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int8,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_void_p,
+)
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +60,21 @@ class _Batch(Structure):
         ("n_seq_id", POINTER(c_int32)),
         ("seq_id", POINTER(POINTER(c_int32))),
         ("logits", POINTER(c_int8)),
+    )
+
+
+class _GgufParameters(Structure):
+    _fields_ = (("no_alloc", c_bool), ("context", c_void_p))
+
+
+class _TypeTraits(Structure):
+    _fields_ = (
+        ("name", c_char_p),
+        ("block", c_int64),
+        ("interleaved", c_int64),
+        ("block_bytes", c_size_t),
+        ("is_quantized", c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
     )
 
 
@@ -147,6 +173,33 @@ def opened(path: Path, context: int = 512) -> Iterator[LlamaCpp]:
         library.llama_log_set(_SILENT, None)
 
 
+def decoded_tensors(path: Path) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Name, number of the type, and values, flat float32, of every tensor of a GGUF file."""
+    library = _library()
+    file = library.gguf_init_from_file(os.fsencode(path), _GgufParameters(no_alloc=True))
+    if not file:
+        raise UserError(f"{path}: llama.cpp finds no GGUF file")
+    try:
+        data, start = np.memmap(path, np.uint8, "r"), library.gguf_get_data_offset(file)
+        for index in range(library.gguf_get_n_tensors(file)):
+            first = start + library.gguf_get_tensor_offset(file, index)
+            raw = data[first : first + library.gguf_get_tensor_size(file, index)]
+            kind = library.gguf_get_tensor_type(file, index)
+            yield library.gguf_get_tensor_name(file, index).decode(), kind, decoded(raw, kind)
+    finally:
+        library.gguf_free(file)
+
+
+def decoded(raw: np.ndarray, kind: int) -> np.ndarray:
+    """Values, flat float32, of a tensor of the type of that number, by llama.cpp's own decoder."""
+    traits = _library().ggml_get_type_traits(kind).contents
+    if not traits.to_float:
+        return raw.view(np.float32).ravel()
+    values = np.empty(raw.nbytes // traits.block_bytes * traits.block, np.float32)
+    traits.to_float(raw.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
 _SILENT = _Log(lambda level, text, data: None)
 
 
@@ -220,6 +273,15 @@ def _library() -> Any:
             [c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool],
         ),
         "llama_vocab_is_eog": (c_bool, [c_void_p, c_int32]),
+        "gguf_init_from_file": (c_void_p, [c_char_p, _GgufParameters]),
+        "gguf_free": (None, [c_void_p]),
+        "gguf_get_data_offset": (c_size_t, [c_void_p]),
+        "gguf_get_n_tensors": (c_int64, [c_void_p]),
+        "gguf_get_tensor_name": (c_char_p, [c_void_p, c_int64]),
+        "gguf_get_tensor_type": (c_int32, [c_void_p, c_int64]),
+        "gguf_get_tensor_offset": (c_size_t, [c_void_p, c_int64]),
+        "gguf_get_tensor_size": (c_size_t, [c_void_p, c_int64]),
+        "ggml_get_type_traits": (POINTER(_TypeTraits), [c_int32]),
         "llama_free": (None, [c_void_p]),
         "llama_model_free": (None, [c_void_p]),
         "llama_log_set": (None, [_Log, c_void_p]),

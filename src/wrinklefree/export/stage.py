@@ -19,8 +19,8 @@ from wrinklefree.mixture.loader import HeldOutData
 def export_student(
     settings: ExportSettings, model: Path, mixture: Path, folder: Path
 ) -> dict[str, Any]:
-    """Write ``model`` to ``folder`` for stock transformers, also without ternary layers, and as GGUF
-    files for llama.cpp.
+    """Write ``model`` to ``folder`` for stock transformers, with and without ternary layers, and as
+    GGUF files for llama.cpp.
 
     Where no export is wanted, ``folder`` only says so. Errors are those of ``export_hf``,
     ``export_dequantized`` and ``export_gguf``.
