@@ -139,7 +139,7 @@ def test_blocks_hold_the_codes_and_the_scale_in_float16(
         packed_OB = pack_blocks(codes_ON, scale, kind)
         assert packed_OB.dtype == np.uint8 and len(packed_OB) == rows
         expected_ON = codes_ON * np.float32(np.float16(scale))
-        assert np.array_equal(decoded(packed_OB, kind), expected_ON.ravel())
+        assert np.array_equal(decoded(kind, packed_OB), expected_ON.ravel())
 
 
 def test_rows_that_no_block_holds_are_refused_and_others_are_q4_0():

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from wrinklefree.export.blocks import BlockType, rounded
 from wrinklefree.export.gate import AMPLIFICATION_MARGIN
 from wrinklefree.export.gguf import gguf_name, tensors_of
-from wrinklefree.export.llama_cpp import LlamaCpp, decoded, decoded_tensors, opened
+from wrinklefree.export.llama_cpp import LlamaCpp, decoded, opened, tensors_in
 from wrinklefree.export.reference import Reference, distances, relative
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
@@ -87,15 +87,15 @@ def check_tensors(path: Path, model: PreTrainedModel) -> None:
 
     Ternary ones are codes times a scale, which blocks round to float16.
     """
-    written = {name: found for name, *found in decoded_tensors(path)}
-    for name, expected, scale in tensors_of(model):
-        kind, found = written.pop(gguf_name(name))
+    written = tensors_in(path)
+    for name, values, scale in tensors_of(model):
+        kind, raw = written.pop(gguf_name(name))
+        found = decoded(kind, raw)
         if scale is not None:
             own = np.float32(scale) if kind == BlockType.F32 else np.float16(scale)
-            expected = expected * np.float32(own)
+            expected = values.ravel() * np.float32(own)
         else:
-            expected = decoded(rounded(expected, BlockType(kind)), kind).reshape(expected.shape)
-        found = found.reshape(expected.shape)
+            expected = decoded(kind, rounded(values, BlockType(kind)))
         if not np.array_equal(found, expected):
             wrong = int((found != expected).sum())
             raise RuntimeError(f"{path}: {wrong} of {expected.size} values of {name} are not ours")

@@ -12,18 +12,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import (
-    POINTER,
-    Structure,
-    c_bool,
-    c_char_p,
-    c_float,
-    c_int8,
-    c_int32,
-    c_int64,
-    c_size_t,
-    c_void_p,
-)
+from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int8, c_int32, c_void_p
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +31,7 @@ _DEFAULTS = {0: 512, 1: 2048, 2: 512, 3: 1, 7: 4, 8: 4, 13: -1, 26: 1, 27: 1}
 _WORDS = 256
 _LONGEST_PIECE = 1024
 
+_Size = ctypes.c_size_t
 _Log = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 
 
@@ -70,11 +60,11 @@ class _GgufParameters(Structure):
 class _TypeTraits(Structure):
     _fields_ = (
         ("name", c_char_p),
-        ("block", c_int64),
-        ("interleaved", c_int64),
-        ("block_bytes", c_size_t),
+        ("block", _Size),
+        ("interleaved", _Size),
+        ("block_bytes", _Size),
         ("is_quantized", c_bool),
-        ("to_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
+        ("to_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, _Size)),
     )
 
 
@@ -173,24 +163,23 @@ def opened(path: Path, context: int = 512) -> Iterator[LlamaCpp]:
         library.llama_log_set(_SILENT, None)
 
 
-def decoded_tensors(path: Path) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Name, number of the type, and values, flat float32, of every tensor of a GGUF file."""
-    library = _library()
+def tensors_in(path: Path) -> dict[str, tuple[int, np.ndarray]]:
+    """Number of the type, and bytes, of every tensor of a GGUF file, by name; see ``decoded``."""
+    library, found = _library(), {}
     file = library.gguf_init_from_file(os.fsencode(path), _GgufParameters(no_alloc=True))
     if not file:
         raise UserError(f"{path}: llama.cpp finds no GGUF file")
-    try:
-        data, start = np.memmap(path, np.uint8, "r"), library.gguf_get_data_offset(file)
-        for index in range(library.gguf_get_n_tensors(file)):
-            first = start + library.gguf_get_tensor_offset(file, index)
-            raw = data[first : first + library.gguf_get_tensor_size(file, index)]
-            kind = library.gguf_get_tensor_type(file, index)
-            yield library.gguf_get_tensor_name(file, index).decode(), kind, decoded(raw, kind)
-    finally:
-        library.gguf_free(file)
+    data, start = np.memmap(path, np.uint8, "r"), library.gguf_get_data_offset(file)
+    for index in range(library.gguf_get_n_tensors(file)):
+        first = start + library.gguf_get_tensor_offset(file, index)
+        raw = data[first : first + library.gguf_get_tensor_size(file, index)]
+        name = library.gguf_get_tensor_name(file, index).decode()
+        found[name] = library.gguf_get_tensor_type(file, index), raw
+    library.gguf_free(file)
+    return found
 
 
-def decoded(raw: np.ndarray, kind: int) -> np.ndarray:
+def decoded(kind: int, raw: np.ndarray) -> np.ndarray:
     """Values, flat float32, of a tensor of the type of that number, by llama.cpp's own decoder."""
     traits = _library().ggml_get_type_traits(kind).contents
     if not traits.to_float:
@@ -275,12 +264,12 @@ def _library() -> Any:
         "llama_vocab_is_eog": (c_bool, [c_void_p, c_int32]),
         "gguf_init_from_file": (c_void_p, [c_char_p, _GgufParameters]),
         "gguf_free": (None, [c_void_p]),
-        "gguf_get_data_offset": (c_size_t, [c_void_p]),
-        "gguf_get_n_tensors": (c_int64, [c_void_p]),
-        "gguf_get_tensor_name": (c_char_p, [c_void_p, c_int64]),
-        "gguf_get_tensor_type": (c_int32, [c_void_p, c_int64]),
-        "gguf_get_tensor_offset": (c_size_t, [c_void_p, c_int64]),
-        "gguf_get_tensor_size": (c_size_t, [c_void_p, c_int64]),
+        "gguf_get_data_offset": (_Size, [c_void_p]),
+        "gguf_get_n_tensors": (_Size, [c_void_p]),
+        "gguf_get_tensor_name": (c_char_p, [c_void_p, _Size]),
+        "gguf_get_tensor_type": (c_int32, [c_void_p, _Size]),
+        "gguf_get_tensor_offset": (_Size, [c_void_p, _Size]),
+        "gguf_get_tensor_size": (_Size, [c_void_p, _Size]),
         "ggml_get_type_traits": (POINTER(_TypeTraits), [c_int32]),
         "llama_free": (None, [c_void_p]),
         "llama_model_free": (None, [c_void_p]),
