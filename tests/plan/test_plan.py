@@ -250,15 +250,16 @@ def test_a_model_without_subln_is_planned_as_such(reconstructing: Parameters):
     config, memory = model_config(reconstructing), {}
     for gain in ("ones", "none"):
         subln = reconstructing.subln.model_copy(update={"gain": gain})
-        settings = reconstructing.model_copy(update={"subln": subln})
-        for name, training in trainings_of(settings).items():
-            memory[name, gain] = memory_of(training, config)
+        trainings = trainings_of(reconstructing.model_copy(update={"subln": subln}))
+        ternary = [one for one in trainings.values() if one.quantizer]
+        assert len(ternary) == 4 and {one.subln for one in ternary} == {gain == "ones"}
+        memory["stage2", gain] = memory_of(trainings["stage2"], config)
         memory["subln", gain] = memory_of_reconstruction(subln, config, 32)
-    layers, gains = config.num_hidden_layers, 4 * (config.hidden_size + config.intermediate_size)
-    for name, norms in {"base": 0, "stage2": layers, "distill.ar": layers, "subln": 1}.items():
+    gains = 4 * (config.hidden_size + config.intermediate_size)
+    for name, layers in {"stage2": config.num_hidden_layers, "subln": 1}.items():
         one, other = memory[name, "ones"], memory[name, "none"]
-        assert one.parameters - other.parameters == norms * gains
-        assert (one.activations > other.activations) == bool(norms)
+        assert one.parameters - other.parameters == layers * gains
+        assert one.activations > other.activations
 
 
 def test_layers_that_are_trained_one_by_one_have_a_column(reconstructing: Parameters):
