@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from _timing import ROOT, print_header, print_table, require_close, time_in_turns
 
-from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.blocks import BlockType
+from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.llama_cpp import opened
 from wrinklefree.models.folder import load_model
 
-TYPES = ("F16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0")
+TYPES = ("F16", "Q8_0", "Q4_0", "Q2_0", "TQ2_0", "TQ1_0")
 PROMPT = "The history of the city begins with"
 NEW_TOKENS, PROMPT_TOKENS = 32, 256
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,28 +10,45 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf.quants import dequantize
+from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from wrinklefree.errors import UserError
 from wrinklefree.export import gguf, llama_cpp, settings
-from wrinklefree.export.blocks import ROW_MULTIPLES, block_type, pack_blocks
-from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.blocks import ROW_MULTIPLES, BlockType, block_type, pack_blocks
+from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.gguf_gate import (
-    Reference,
     check_float32,
     check_packed,
     check_tensors,
     check_tokens,
-    with_codes_as_weights,
 )
 from wrinklefree.export.gguf_stage import export_gguf
-from wrinklefree.export.llama_cpp import opened
+from wrinklefree.export.llama_cpp import decoded, opened
+from wrinklefree.export.reference import Reference, with_codes_as_weights
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.models import exportable
 from wrinklefree.models.exportable import llama_cpp_obstacles
@@ -39,7 +57,7 @@ from wrinklefree.models.transforms import ternary
 from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.tracking.files import write_atomically
 
-BLOCKS = (BlockType.TQ2_0, BlockType.TQ1_0, BlockType.Q4_0)
+BLOCKS = tuple(ROW_MULTIPLES)
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -64,19 +82,40 @@ def tokenizer(
     return folder
 
 
-def small(**changes: Any) -> PreTrainedModel:
-    model = LlamaForCausalLM(LlamaConfig(**SIZES | changes)).eval()
-    ternary().apply(model)
+DENSE = {
+    "bitnet": (LlamaForCausalLM, LlamaConfig, {}),
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32}),
+}
+EVERY_GRAPH = pytest.mark.parametrize("student", DENSE, indirect=True)
+
+
+def dense(graph: str = "bitnet", **changes: Any) -> PreTrainedModel:
+    architecture, config, own = DENSE[graph]
+    return architecture(config(**SIZES | own | changes)).eval()
+
+
+def small(graph: str = "bitnet", **changes: Any) -> PreTrainedModel:
+    """A ternary model that is of this architecture in llama.cpp."""
+    model = dense(graph, **changes)
+    ternary(subln=graph == "bitnet").apply(model)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
     return model
 
 
+def save_student(folder: Path, tokenizer: Path, graph: str, **changes: Any) -> Path:
+    save_model(folder, small(graph, **changes), ternary(subln=graph == "bitnet"), tokenizer)
+    return folder
+
+
 @pytest.fixture
-def student(tokenizer: Path, tmp_path: Path) -> Path:
-    save_model(tmp_path / "student", small(), ternary(), tokenizer)
-    return tmp_path / "student"
+def student(request: pytest.FixtureRequest, tokenizer: Path, tmp_path: Path) -> Path:
+    return save_student(tmp_path / "student", tokenizer, getattr(request, "param", "bitnet"))
 
 
 @pytest.fixture
@@ -100,7 +139,7 @@ def test_blocks_hold_the_codes_and_the_scale_in_float16(
         packed_OB = pack_blocks(codes_ON, scale, kind)
         assert packed_OB.dtype == np.uint8 and len(packed_OB) == rows
         expected_ON = codes_ON * np.float32(np.float16(scale))
-        assert np.array_equal(dequantize(packed_OB, kind), expected_ON)
+        assert np.array_equal(decoded(kind, packed_OB), expected_ON.ravel())
 
 
 def test_rows_that_no_block_holds_are_refused_and_others_are_q4_0():
@@ -110,8 +149,11 @@ def test_rows_that_no_block_holds_are_refused_and_others_are_q4_0():
         pack_blocks(np.zeros((2, 288), np.int8), 1.0, BlockType.TQ2_0)
 
 
-def test_llama_cpp_computes_what_ours_does_with_every_type(student: Path, rows: Tensor):
-    asked = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q4_0", "F32"], gguf_embedding="F32")
+@EVERY_GRAPH
+def test_llama_cpp_computes_what_ours_does_with_every_type(
+    student: Path, rows: Tensor, request: pytest.FixtureRequest
+):
+    asked = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q2_0", "Q4_0", "F32"], gguf_embedding="F32")
     folder = student.parent / "export"
     folder.mkdir()
     facts = export_gguf(asked, student, folder, tokens_BT=rows)["gguf"]
@@ -122,10 +164,30 @@ def test_llama_cpp_computes_what_ours_does_with_every_type(student: Path, rows: 
     assert facts["float32_relative_difference"] < 2e-4
     assert facts["TQ2_0"]["matrices"] == {"Q4_0": 12, "TQ2_0": 2}  # of 256 features: down_proj
     assert facts["Q4_0"]["matrices"] == {"Q4_0": 14}
+    assert facts["Q2_0"]["matrices"] == {"Q2_0": 14}
     for name in asked.gguf:
         assert facts[name]["bytes"] == (folder / f"model-{name}.gguf").stat().st_size
         assert facts[name]["kl"] < 1e-3
     assert facts["TQ1_0"]["bytes"] < facts["TQ2_0"]["bytes"] < facts["Q4_0"]["bytes"]
+    assert facts["Q2_0"]["bytes"] < facts["TQ1_0"]["bytes"]  # no row is left to Q4_0
+    architecture = GGUFReader(folder / "model-Q4_0.gguf").get_field("general.architecture")
+    assert architecture and architecture.contents() == request.node.callspec.params["student"]
+
+
+@pytest.mark.parametrize("graph", ["llama", "qwen3"])
+def test_a_head_beside_the_embedding_is_written_where_the_graph_has_one(
+    tokenizer: Path, tmp_path: Path, rows: Tensor, graph: str
+):
+    student = save_student(tmp_path / "student", tokenizer, graph, tie_word_embeddings=False)
+    sizes = []
+    for name in ("Q8_0", "F16"):
+        asked = ExportSettings.model_validate({"gguf": ["Q4_0"], "gguf_embedding": name})
+        folder = tmp_path / name
+        folder.mkdir()
+        facts = export_gguf(asked, student, folder, tokens_BT=rows)["gguf"]
+        assert facts["float32_relative_difference"] < 2e-4
+        sizes.append(facts["Q4_0"]["bytes"])
+    assert sizes[1] - sizes[0] > 2 * (0.9 * 300 * 64 * 0.9)  # of both
 
 
 def test_the_type_of_the_embedding_has_its_effect(student: Path, rows: Tensor):
@@ -152,6 +214,7 @@ def planted(student: Path, path: Path, kind: BlockType = BlockType.F32) -> PreTr
     return model
 
 
+@EVERY_GRAPH
 def test_one_flipped_code_is_found(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def flipped(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarray:
         codes_ON = codes_ON.copy()
@@ -160,10 +223,11 @@ def test_one_flipped_code_is_found(student: Path, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(gguf, "pack_blocks", flipped)
     model = planted(student, tmp_path / "a.gguf", BlockType.Q4_0)
-    with pytest.raises(RuntimeError, match="1 of 4096 values of .*q_proj.weight are not ours"):
+    with pytest.raises(RuntimeError, match=r"1 of \d+ values of .*q_proj.weight are not ours"):
         check_tensors(tmp_path / "a.gguf", model)
 
 
+@EVERY_GRAPH
 def test_a_scale_of_up_that_subln_cancels_is_found(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -176,6 +240,7 @@ def test_a_scale_of_up_that_subln_cancels_is_found(
         check_tensors(tmp_path / "a.gguf", model)
 
 
+@EVERY_GRAPH
 def test_a_wrong_epsilon_is_found_in_the_logits(student: Path, tmp_path: Path, rows: Tensor):
     model = load_model(student)[0]
     reference = Reference(model, rows)
@@ -186,14 +251,26 @@ def test_a_wrong_epsilon_is_found_in_the_logits(student: Path, tmp_path: Path, r
         check_float32(tmp_path / "a.gguf", reference)
 
 
+def test_queries_that_are_not_put_in_the_order_of_the_graph_are_found_in_the_logits(
+    tokenizer: Path, tmp_path: Path, rows: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    student = save_student(tmp_path / "student", tokenizer, "llama")
+    monkeypatch.setattr(gguf, "_in_pairs", lambda rows_ON, size: rows_ON)
+    model = planted(student, tmp_path / "a.gguf")
+    check_tensors(tmp_path / "a.gguf", model)
+    with pytest.raises(RuntimeError, match=r"logits in llama.cpp differ"):
+        check_float32(tmp_path / "a.gguf", Reference(model, rows))
+
+
+@EVERY_GRAPH
 def test_queries_in_the_order_of_another_graph_are_found(
     student: Path, tmp_path: Path, rows: Tensor
 ):
     model = load_model(student)[0]
     reference = Reference(model, rows)
-    with torch.no_grad():  # as architecture llama wants them
+    with torch.no_grad():  # as architecture llama wants them, once more where it is that
         weight = model.get_submodule("model.layers.0.self_attn.q_proj").get_parameter("weight")
-        weight.copy_(weight.view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64))
+        weight.copy_(weight.view(4, 2, -1, 64).transpose(1, 2).reshape(weight.shape))
     for kind, check in ((BlockType.F32, check_float32), (BlockType.Q4_0, check_packed)):
         write_gguf(tmp_path / "a.gguf", model, student, kind, BlockType.F32)
         with pytest.raises(RuntimeError, match="differ from ours"):
@@ -223,27 +300,61 @@ def test_text_that_is_split_otherwise_is_found(
         check_tokens(tmp_path / "b.gguf", student, [])
 
 
+def qwen_tokenizer(folder: Path) -> None:
+    """Of 300 ids, with merges that would not be made by another way to split text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    by_pattern = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_pattern, in_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(["def f(x):\n\n    return (x)\n\n"] * 9, trainer)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+
+
+def test_text_is_split_as_qwen_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    qwen_tokenizer(tmp_path / "tokenizer")
+    student = save_student(tmp_path / "student", tmp_path / "tokenizer", "qwen3")
+    planted(student, tmp_path / "a.gguf")
+    assert check_tokens(tmp_path / "a.gguf", student, [[5, 6, 7]]) == 5
+    monkeypatch.setitem(exportable._PRETOKENIZERS, (PRETOKENIZE_REGEX, "bytes"), "gpt-2")
+    planted(student, tmp_path / "b.gguf")
+    with pytest.raises(RuntimeError, match=r"than our tokenizer, from token"):
+        check_tokens(tmp_path / "b.gguf", student, [])
+
+
+LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+
+
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("graph", "changes", "reason"),
     [
-        ({"tie_word_embeddings": False}, "no head beside the embedding"),
-        ({"hidden_act": "relu2"}, "hidden_act is relu2"),
-        ({"attention_bias": True}, "has biases"),
-        ({"intermediate_size": 100}, "intermediate_size is 100, no multiple of 32"),
-        (
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-            "rotary embeddings of type linear",
-        ),
+        ("bitnet", {"tie_word_embeddings": False}, "no head beside the embedding"),
+        ("bitnet", {"hidden_act": "relu2"}, "hidden_act is relu2"),
+        ("bitnet", {"attention_bias": True}, "has biases"),
+        ("bitnet", {"intermediate_size": 100}, "intermediate_size is 100, no multiple of 32"),
+        ("bitnet", {"rope_parameters": LINEAR_ROPE}, "rotary embeddings of type linear"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act is gelu"),
+        ("llama", {"attention_bias": True}, "biases are not written"),
+        ("llama", {"rope_parameters": LINEAR_ROPE}, "rotary embeddings of type linear"),
+        ("qwen3", {"head_dim": 12}, "num_attention_heads . head_dim is 48, no multiple of 32"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "windows of attention"),
     ],
 )
 def test_a_model_that_llama_cpp_has_no_graph_for_gets_no_file_and_the_reason(
-    tokenizer: Path, tmp_path: Path, rows: Tensor, changes: dict[str, Any], reason: str
+    tokenizer: Path, tmp_path: Path, rows: Tensor, graph: str, changes: dict[str, Any], reason: str
 ):
-    model = small(**changes)
-    save_model(tmp_path / "student", model, ternary(), tokenizer)
+    model = small(graph, **changes)
+    save_model(tmp_path / "student", model, ternary(subln=graph == "bitnet"), tokenizer)
     facts = export_gguf(ExportSettings(), tmp_path / "student", tmp_path, tokens_BT=rows)
     (found,) = facts["gguf_obstacles"]
-    assert reason in found
+    assert re.search(reason, found)
     with pytest.raises(UserError, match=r"llama.cpp cannot run this model"):
         write_gguf(tmp_path / "a.gguf", model, tokenizer, BlockType.F32, BlockType.F32)
     assert not list(tmp_path.rglob("*.gguf"))
@@ -252,8 +363,11 @@ def test_a_model_that_llama_cpp_has_no_graph_for_gets_no_file_and_the_reason(
 def test_norms_of_queries_and_another_way_to_split_text_are_obstacles(
     tokenizer: Path, tmp_path: Path
 ):
-    qwen = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16))
-    assert "norms of queries" in llama_cpp_obstacles(qwen, tokenizer)[0]
+    assert "norms of queries" in llama_cpp_obstacles(dense("qwen3"), tokenizer, subln=True)[0]
+    assert not llama_cpp_obstacles(dense("qwen3"), tokenizer, subln=False)
+    mistral = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None))
+    (found,) = llama_cpp_obstacles(mistral, tokenizer, subln=False)
+    assert "its graph of mistral is not known here, only of llama, qwen2, qwen3" in found
     text = (tokenizer / "tokenizer.json").read_text()
     write_atomically(
         tmp_path / "tokenizer.json",
@@ -261,7 +375,7 @@ def test_norms_of_queries_and_another_way_to_split_text_are_obstacles(
             '"add_prefix_space": false', '"add_prefix_space": true'
         ),
     )
-    (found,) = llama_cpp_obstacles(small(), tmp_path)
+    (found,) = llama_cpp_obstacles(small(), tmp_path, subln=True)
     assert "splits text" in found
 
 

@@ -33,7 +33,6 @@ from wrinklefree.export.stage import export_student
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.transforms import (
     DiffuseBlocks,
-    InsertBitlinear,
     InsertSubln,
     ModelFormat,
     ternary,
@@ -319,6 +318,32 @@ def test_what_bitnet_has_no_place_for_is_exported_in_its_own_class(
     assert f"`{architecture}`" in card and "too small for float16" in card
 
 
+@CLASSES
+@pytest.mark.parametrize("make", [llama, qwen2, qwen3])
+def test_a_model_without_subln_is_exported_in_its_own_class(
+    tmp_path: Path, tokens: Tensor, make: Callable[[], PreTrainedModel], linear_class: str
+) -> None:
+    student = write_student(tmp_path, make(), ternary(subln=False))
+    folder = tmp_path / "out"
+    facts = export_hf(settings_of(linear_class), student, folder, tokens_BT=tokens)
+    ours, _ = load_model(student)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        stock = AutoModelForCausalLM.from_pretrained(folder)
+        difference = (stock(input_ids=tokens).logits - ours(input_ids=tokens).logits).abs().max()
+    assert type(stock) is type(ours)
+    assert difference.item() == pytest.approx(facts["gate"]["logits_max_difference"], abs=1e-6)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["quantization_config"]["use_rms_norm"] is False
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "norms before" not in card and "too small for float16" not in card
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight_scale"] *= 1.05
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="layer 1 in transformers differs from ours"):
+        compare_with_stock(ours, folder, tokens)
+
+
 @pytest.mark.parametrize(
     ("model", "model_format", "reason"),
     [
@@ -329,8 +354,7 @@ def test_what_bitnet_has_no_place_for_is_exported_in_its_own_class(
             TERNARY,
             "of layer 0 has 99 outputs, no multiple of 4",
         ),
-        (lambda: llama(), ModelFormat().then(InsertBitlinear()), "lacks SubLN"),
-        (lambda: llama(), ModelFormat().then(InsertSubln()), "lacks SubLN or ternary"),
+        (lambda: llama(), ModelFormat().then(InsertSubln()), "has no ternary layers"),
         (
             lambda: llama(),
             ternary().then(DiffuseBlocks(block_size=4, token_shift="none", mask_token_id=1)),

@@ -35,11 +35,14 @@ def rows(batch: MakeBatch) -> list[Batch]:
     return [batch(rows=2), batch(rows=2), batch(rows=1)]
 
 
-def made_ternary(dense: PreTrainedModel, rows: list[Batch]) -> PreTrainedModel:
+def made_ternary(
+    dense: PreTrainedModel, rows: list[Batch], *, subln: bool = True
+) -> PreTrainedModel:
     model = copy.deepcopy(dense)
     insert_bitlinear(model)
-    insert_subln(model)
-    calibrate_subln(model, rows, "calibrated")
+    if subln:
+        insert_subln(model)
+        calibrate_subln(model, rows, "calibrated")
     return model
 
 
@@ -59,10 +62,11 @@ def errors_of(model: PreTrainedModel, dense: PreTrainedModel, rows: list[Batch])
     return (sums / sum(int((batch.document_ids_BT >= 0).sum()) for batch in rows)).tolist()
 
 
+@pytest.mark.parametrize("subln", [True, False])
 def test_errors_are_those_of_the_whole_model_and_fall_in_every_layer(
-    dense: PreTrainedModel, rows: list[Batch], tmp_path: Path
+    dense: PreTrainedModel, rows: list[Batch], tmp_path: Path, subln: bool
 ):
-    model = made_ternary(dense, rows)
+    model = made_ternary(dense, rows, subln=subln)
     set_quantization_lambda(model, 1.0)
     before = errors_of(model, dense, rows)
     logged: list[tuple[int, dict[str, float]]] = []

@@ -78,6 +78,37 @@ def test_gain_decides_the_gains(base: Path, tmp_path: Path, batch: MakeBatch) ->
     assert gains["calibrated"]["gain_min"] < gains["calibrated"]["gain_max"]
 
 
+def test_without_a_gain_there_are_no_norms(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
+    rows = batch(rows=6)
+    settings = SublnSettings(gain="none", calibration_rows=6)
+    facts = insert_subln_stage(settings, base, [rows], [rows], tmp_path / "subln")
+    model, model_format = load_model(tmp_path / "subln", "ternary")
+    assert model_format == ternary(subln=False)
+    assert not [name for name, _ in model.named_parameters() if "o_proj.norm" in name]
+    assert facts["gains"] == []
+    assert facts["loss_after_lambda0"] == facts["loss_before"]
+    assert facts["loss_after_lambda1"] == facts["loss_ternary_without_subln"]
+    assert facts["loss_after_lambda1"] == mean_next_token_loss(model, [rows], 1.0)
+
+
+def test_what_llama_cpp_will_not_run_is_said_before_any_training(
+    tiny: Tiny,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    batch: MakeBatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_model(tmp_path / "base", tiny("qwen3"), ModelFormat(), tokenizer_folder)
+    said = {}
+    for gain in ("ones", "none"):
+        settings = SublnSettings.model_validate({"gain": gain, "calibration_rows": 1})
+        insert_subln_stage(settings, tmp_path / "base", [batch()], [batch()], tmp_path / gain)
+        said[gain] = "".join(capsys.readouterr())
+    assert "subln: llama.cpp will not run this model" in said["ones"]
+    assert "norms of queries and keys" in " ".join(said["ones"].split())
+    assert "norms of queries and keys" not in " ".join(said["none"].split())
+
+
 def test_a_model_that_is_not_dense_is_refused(base: Path, tmp_path: Path, batch: MakeBatch) -> None:
     settings = SublnSettings(gain="ones", calibration_rows=1)
     insert_subln_stage(settings, base, [batch()], [batch()], tmp_path / "subln")

@@ -103,7 +103,8 @@ def trainer_of(training: Training, config: Any) -> Trainer:
     model, teacher = (
         AutoModelForCausalLM.from_config(config, attn_implementation="sdpa") for _ in range(2)
     )
-    insert_subln(model)
+    if training.subln:
+        insert_subln(model)
     insert_bitlinear(model, QUANTIZER)
     corruption = NextToken()
     if training.diffusion:
@@ -134,10 +135,14 @@ def test_the_optimizer_state_is_that_of_a_step(name: str):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
-@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
-def test_activations_are_what_autograd_keeps(family: str, checkpointing: bool, precision: str):
+@pytest.mark.parametrize(
+    ("family", "subln"), [("qwen3", True), ("qwen3", False), ("qwen3_moe", True)]
+)
+def test_activations_are_what_autograd_keeps(
+    family: str, subln: bool, checkpointing: bool, precision: str
+):
     changes = {"precision": precision, "activation_checkpointing": checkpointing}
-    training = Training("t", settings_of(**changes), 64, QUANTIZER, None)
+    training = Training("t", settings_of(**changes), 64, QUANTIZER, None, subln=subln)
     config = config_of(family, num_hidden_layers=5)
     planned = memory_of(training, config).activations
     trainer = trainer_of(training, config)
@@ -239,6 +244,22 @@ def test_layers_that_are_trained_one_by_one_cost_what_a_counter_sees(
     numbers = sum(parameter.numel() for parameter in layer.parameters())
     memory = memory_of_reconstruction(settings.subln, config, length)
     assert memory.parameters == memory.optimizer / 2 == 4 * numbers
+
+
+def test_a_model_without_subln_is_planned_as_such(reconstructing: Parameters):
+    config, memory = model_config(reconstructing), {}
+    for gain in ("ones", "none"):
+        subln = reconstructing.subln.model_copy(update={"gain": gain})
+        trainings = trainings_of(reconstructing.model_copy(update={"subln": subln}))
+        ternary = [one for one in trainings.values() if one.quantizer]
+        assert len(ternary) == 4 and {one.subln for one in ternary} == {gain == "ones"}
+        memory["stage2", gain] = memory_of(trainings["stage2"], config)
+        memory["subln", gain] = memory_of_reconstruction(subln, config, 32)
+    gains = 4 * (config.hidden_size + config.intermediate_size)
+    for name, layers in {"stage2": config.num_hidden_layers, "subln": 1}.items():
+        one, other = memory[name, "ones"], memory[name, "none"]
+        assert one.parameters - other.parameters == layers * gains
+        assert one.activations > other.activations
 
 
 def test_layers_that_are_trained_one_by_one_have_a_column(reconstructing: Parameters):

@@ -59,8 +59,11 @@ def test_a_base_that_can_be_exported_is_brought_in_silence(brought: Callable[...
 def test_a_base_that_llama_cpp_would_not_run_is_brought_with_a_warning(
     brought: Callable[..., Stage],
 ):
-    with pytest.warns(UserWarning, match="writes no GGUF file: .* no head beside"):
-        brought(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)))
+    untied = {"tie_word_embeddings": False}
+    with pytest.warns(UserWarning, match="writes no GGUF file: .* no head beside .*; without Sub"):
+        brought(LlamaForCausalLM(LlamaConfig(**SIZES, **untied)))
+    with pytest.warns(UserWarning, match="hidden_act is gelu. transformers will run it$"):
+        brought(LlamaForCausalLM(LlamaConfig(**SIZES, **untied, hidden_act="gelu")))
 
 
 def test_a_shape_that_cannot_be_exported_is_warned_of_before_it_is_trained(

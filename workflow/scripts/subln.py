@@ -34,10 +34,10 @@ def subln(stage: Stage) -> dict[str, Any]:
             f" {station['parameters_after']:,} of {station['parameters_before']:,} parameters,"
             f" held-out loss {station['loss_after']:.3f}"
         )
+    without = f" with SubLN, {facts['loss_ternary_without_subln']:.3f} without"
     stage.terminal.say(
         f"{stage.terminal.label}: held-out loss {facts['loss_before']:.3f} dense,"
-        f" {facts['loss_after_lambda1']:.3f} ternary with SubLN,"
-        f" {facts['loss_ternary_without_subln']:.3f} without"
+        f" {facts['loss_after_lambda1']:.3f} ternary{without * bool(facts['gains'])}"
     )
     return facts
 

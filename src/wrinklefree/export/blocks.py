@@ -8,11 +8,31 @@ Shapes: O rows (outputs), N inputs, K weights of a block.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
-from gguf.constants import GGMLQuantizationType as BlockType
+from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
 
-ROW_MULTIPLES = {BlockType.TQ2_0: 256, BlockType.TQ1_0: 256, BlockType.Q4_0: 32}
+
+class BlockType(IntEnum):
+    """llama.cpp's numbers of types. The package gguf (0.19) does not know Q2_0."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q8_0 = 8
+    TQ1_0 = 34
+    TQ2_0 = 35
+    Q2_0 = 42
+
+
+ROW_MULTIPLES = {
+    BlockType.TQ2_0: 256,
+    BlockType.TQ1_0: 256,
+    BlockType.Q2_0: 64,
+    BlockType.Q4_0: 32,
+}
 """Weights of a block; a row is a whole number of them."""
 _HALF = 16
 
@@ -36,14 +56,23 @@ def pack_blocks(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarr
     if codes_ON.shape[1] % ROW_MULTIPLES[kind]:
         raise ValueError(f"rows of {codes_ON.shape[1]}: no multiple of {ROW_MULTIPLES[kind]}")
     if kind == BlockType.Q4_0:
-        return _q4_0(codes_ON, scale)
-    # Of floats that are a scale times a code, these two take the largest as scale.
-    return quantize(codes_ON.astype(np.float32) * np.float32(scale), kind)
+        # Codes + 8, those of both halves of a block in one byte.
+        first, second = (codes_ON + 8).astype(np.uint8).reshape(-1, 2, _HALF).swapaxes(0, 1)
+        return _behind_scales(scale, first | second << 4, len(codes_ON))
+    if kind == BlockType.Q2_0:
+        # Codes + 1, four neighbours in one byte, the first in its lowest bits.
+        a, b, c, d = (codes_ON + 1).astype(np.uint8).reshape(-1, 4).T
+        packed_K = (a | b << 2 | c << 4 | d << 6).reshape(-1, ROW_MULTIPLES[kind] // 4)
+        return _behind_scales(scale, packed_K, len(codes_ON))
+    # Of floats that are a scale times a code, the other two take the largest as scale.
+    return rounded(codes_ON.astype(np.float32) * np.float32(scale), kind)
 
 
-def _q4_0(codes_ON: np.ndarray, scale: float) -> np.ndarray:
-    """18 bytes for 32 weights: the scale, then codes + 8, those of both halves in one byte."""
-    blocks_K = (codes_ON + 8).astype(np.uint8).reshape(-1, 2, _HALF)
-    scales = np.full((len(blocks_K), 1), scale, dtype=np.float16).view(np.uint8)
-    nibbles = blocks_K[:, 0] | blocks_K[:, 1] << 4
-    return np.concatenate([scales, nibbles], axis=1).reshape(len(codes_ON), -1)
+def rounded(values: np.ndarray, kind: BlockType) -> np.ndarray:
+    """float32 ``values`` as this type holds them, by gguf's own quantizer."""
+    return values if kind == BlockType.F32 else quantize(values, GGMLQuantizationType(kind))
+
+
+def _behind_scales(scale: float, packed_K: np.ndarray, rows: int) -> np.ndarray:
+    scales = np.full((len(packed_K), 1), scale, dtype=np.float16).view(np.uint8)
+    return np.concatenate([scales, packed_K], axis=1).reshape(rows, -1)

@@ -20,8 +20,8 @@ tags:
 # A 1.58-bit language model
 
 Weights of all linear layers in the decoder are -1, 0 or 1 times one scale per matrix, four weights
-in a byte; activations are 8-bit integers per token (BitNet b1.58, arXiv 2402.17764), with norms
-before the output projections (arXiv 2510.13998). Embeddings, norms and head are float32.{precision}
+in a byte; activations are 8-bit integers per token (BitNet b1.58, arXiv 2402.17764).{norms}
+Embeddings, norms and head are float32.{precision}
 
 | | |
 |---|---|
@@ -63,6 +63,9 @@ The weights here are the codes. Quantizing this model again, or converting it by
 changes its scales.
 """
 
+NORMS = """
+There are norms before the output projections (arXiv 2510.13998)."""
+
 PRECISION = """
 Load it in float32 or bfloat16: some of its gains are too small for float16."""
 
@@ -77,6 +80,18 @@ GGUF = """
 `llama-cli -m {first}`. Checked with llama.cpp when it was written: every tensor was read back, of
 {texts} texts all were split alike, and logits of a float32 file were within {exact:.2g} of those of
 this model with activations in floats. llama.cpp quantizes activations in blocks, as in the table.
+"""
+
+
+DEQUANTIZED = """
+## Without ternary layers
+
+`dequantized/` is the same model for tools that know no ternary layers, {bytes:,} bytes: every code
+times its scale in bfloat16, to which all other weights are rounded as well, and nothing quantizes
+activations. In bfloat16 its logits are within {relative_difference:.2g} of those of the ternary
+model (RMS), the KL divergence is {kl:.2g} nats and the likeliest token the same at
+{same_choices:.1%} of positions. In float32 its layers are within {layer:.2g} of what ours give with
+these weights.
 """
 
 
@@ -136,9 +151,16 @@ def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:
     _append(folder, text)
 
 
+def add_dequantized_to_card(folder: Path, facts: dict[str, Any]) -> None:
+    """Say in ``README.md`` of the folder what ``dequantized`` in it is, from its facts."""
+    layer = facts["gate"]["layer_relative_difference"]
+    _append(folder, DEQUANTIZED.format(layer=layer, **facts))
+
+
 def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, Any]) -> None:
     """Write ``README.md`` from the model's configuration and the facts of its export."""
-    gate = facts["gate"]
+    gate, subln = facts["gate"], facts["subln"]
+    in_layers = subln and facts["architecture"] != "BitNetForCausalLM"
     text = CARD.format(
         parameters=facts["parameters"],
         ternary_parameters=facts["ternary_parameters"],
@@ -148,7 +170,8 @@ def write_model_card(folder: Path, config: PreTrainedConfig, facts: dict[str, An
         exported_bytes=facts["exported_bytes"],
         float32_bytes=facts["float32_bytes"],
         architecture=facts["architecture"],
-        precision="" if facts["architecture"] == "BitNetForCausalLM" else PRECISION,
+        norms=NORMS if subln else "",
+        precision=PRECISION if in_layers else "",
         linear_class=facts["linear_class"],
         layer=gate["layer_relative_difference"],
         sensitivity=gate["logits_relative_sensitivity"],

@@ -1,8 +1,11 @@
 """The student as a GGUF file, which llama.cpp runs.
 
 Architecture ``bitnet`` of llama.cpp has the norms of SubLN and a head that is the embedding; it has
-no biases, no norms of queries and keys and no heads of a size of their own. Weights are written
-from the codes: see ``blocks``.
+no biases, no norms of queries and keys and no heads of a size of their own. A model without SubLN
+is of the architecture that its dense base is of: ``llama``, ``qwen2`` or ``qwen3``. Weights are
+written from the codes: see ``blocks``.
+
+Shapes: O rows (outputs), N inputs.
 """
 
 from __future__ import annotations
@@ -14,20 +17,24 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter, TokenType
-from gguf.constants import GGMLQuantizationType as BlockType
-from gguf.quants import quantize
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
-from wrinklefree.export.blocks import ROW_MULTIPLES, block_type, pack_blocks
-from wrinklefree.models.exportable import llama_cpp_obstacles, pretokenizer_of
+from wrinklefree.export.blocks import (
+    ROW_MULTIPLES,
+    BlockType,
+    block_type,
+    pack_blocks,
+    rounded,
+)
+from wrinklefree.models.exportable import head_size, llama_cpp_obstacles, pretokenizer_of
 from wrinklefree.models.folder import stored_tensors
+from wrinklefree.models.surgery import has_subln
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.tokens.tokenizer import TOKENIZER_FILE, end_of_text_id
 
-ARCHITECTURE = "bitnet"
 NAMES = {
+    "lm_head": "output",
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "model.layers": "blk",
@@ -35,15 +42,20 @@ NAMES = {
     "post_attention_layernorm": "ffn_norm",
     "self_attn.o_proj.norm": "attn_sub_norm",
     "self_attn.o_proj.linear": "attn_output",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "mlp.down_proj.norm": "ffn_sub_norm",
     "mlp.down_proj.linear": "ffn_down",
+    "mlp.down_proj": "ffn_down",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
 }
 """What llama.cpp calls the parts of a tensor's name."""
+_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
 """Of float16 with all of its bits."""
 
@@ -57,7 +69,7 @@ def write_gguf(
     ----------
     kind : of the ternary matrices: blocks of codes (rows that are no whole number of them are
         Q4_0), or F32, F16, Q8_0.
-    embedding : type of the embedding, which is the head: F32, F16 or Q8_0.
+    embedding : type of the embedding and of the head, which may be the same: F32, F16 or Q8_0.
 
     Returns
     -------
@@ -67,32 +79,31 @@ def write_gguf(
     ------
     UserError : llama.cpp has no graph for the model.
     """
-    if reasons := llama_cpp_obstacles(model, tokenizer):
+    if reasons := llama_cpp_obstacles(model, tokenizer, subln=has_subln(model)):
         raise UserError(f"llama.cpp cannot run this model: {'; '.join(reasons)}")
-    writer = GGUFWriter(path, ARCHITECTURE)
+    writer = GGUFWriter(path, graph_of(model))
     _write_shape(writer, model.config)
     _write_tokenizer(writer, tokenizer, model.config.vocab_size)
     counts: dict[str, int] = {}
-    for name, tensor, layer in tensors_of(model):
-        if layer:
-            codes_ON, scale = layer.ternary_codes()
-            codes, value = codes_ON.cpu().numpy(), float(scale)
-            if not _SMALLEST_SCALE <= value <= _LARGEST_SCALE:
+    for name, values, scale in tensors_of(model):
+        if scale is not None:
+            if not _SMALLEST_SCALE <= scale <= _LARGEST_SCALE:
                 raise UserError(
-                    f"{name} has a scale of {value:.3g}, which float16 does not hold, and a GGUF"
+                    f"{name} has a scale of {scale:.3g}, which float16 does not hold, and a GGUF"
                     " block has no other; export.gguf: [] goes without such files"
                 )
             if kind in ROW_MULTIPLES:
-                own = block_type(codes.shape[1], kind)
-                data = pack_blocks(codes, value, own)
+                own = block_type(values.shape[1], kind)
+                data = pack_blocks(values, scale, own)
             else:
-                own, data = kind, _rounded(codes * np.float32(value), kind)
+                own, data = kind, rounded(values * np.float32(scale), kind)
             counts[own.name] = counts.get(own.name, 0) + 1
         else:
-            own = embedding if name.startswith("model.embed_tokens") else BlockType.F32
-            data = _rounded(tensor.detach().float().cpu().numpy(), own)
-        raw = None if own == BlockType.F32 else own
-        writer.add_tensor(gguf_name(name), data, raw_dtype=raw)
+            own = embedding if name in _VOCABULARY else BlockType.F32
+            data = rounded(values, own)
+        # As int8: of bytes the package would look up how long blocks are, which it must know then.
+        raw: Any = own
+        writer.add_tensor(gguf_name(name), data.view(np.int8), values.shape, raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,17 +111,33 @@ def write_gguf(
     return counts
 
 
-def _rounded(values: np.ndarray, kind: BlockType) -> np.ndarray:
-    return values if kind == BlockType.F32 else quantize(values, kind)
+def graph_of(model: PreTrainedModel) -> str:
+    """llama.cpp's name of the architecture of a ternary ``model``."""
+    return "bitnet" if has_subln(model) else model.config.model_type
 
 
-def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, Tensor, BitLinear | None]]:
-    """Name, tensor and, of a ternary weight, its layer, of all that a file holds of ``model``."""
+def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray, float | None]]:
+    """Name, values and None, or codes (int8) and what a code of 1 stands for, of all that a file
+    holds of ``model``, with rows in the order of llama.cpp's graph."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
+    in_pairs = graph_of(model) == "llama"
     for name, tensor in stored_tensors(model).items():
         parent, _, part = name.rpartition(".")
-        if parent not in layers or part == "weight":  # a learned scale is in the blocks
-            yield name, tensor, layers.get(parent)
+        if parent in layers and part == "weight":
+            codes_ON, scale = layers[parent].ternary_codes()
+            rows_ON = codes_ON.cpu().numpy()
+            if in_pairs and parent.endswith(("q_proj", "k_proj")):
+                rows_ON = _in_pairs(rows_ON, head_size(model.config))
+            yield name, rows_ON, float(scale)
+        elif part != "alpha":  # a learned scale is in the blocks
+            yield name, tensor.detach().float().cpu().numpy(), None
+
+
+def _in_pairs(rows_ON: np.ndarray, size: int) -> np.ndarray:
+    """Rows of heads of a ``size`` so that those which rotary embeddings turn together, half a head
+    apart in transformers, are neighbours, as they are in llama.cpp's graph of Llama only."""
+    halves = rows_ON.reshape(-1, 2, size // 2, rows_ON.shape[1])
+    return halves.swapaxes(1, 2).reshape(rows_ON.shape)
 
 
 def gguf_name(name: str) -> str:
@@ -128,7 +155,9 @@ def _write_shape(writer: GGUFWriter, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_key_length(head_size(config))
+    writer.add_value_length(head_size(config))
+    writer.add_rope_dimension_count(head_size(config))
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
 

@@ -6,26 +6,20 @@ nothing but the order of sums differs; and of the packed file with our model as 
 what was seen where no model amplifies anything, and more for a model that itself answers as much:
 to rounding noise on its embeddings, and to its own quantization of activations. Logits don't see
 everything (a wrong scale of ``up`` is cancelled by SubLN), so every tensor is read back as well.
-
-Shapes: B rows, T tokens of a row, V vocabulary, O outputs, N inputs of a linear layer.
 """
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
-import torch
-from gguf import GGUFReader
-from gguf.quants import dequantize, quantize
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from wrinklefree.export.gate import AMPLIFICATION_MARGIN, noisy_logits
-from wrinklefree.export.gguf import BlockType, gguf_name, tensors_of
-from wrinklefree.export.llama_cpp import LlamaCpp, opened
-from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
+from wrinklefree.export.blocks import BlockType, rounded
+from wrinklefree.export.gate import AMPLIFICATION_MARGIN
+from wrinklefree.export.gguf import gguf_name, tensors_of
+from wrinklefree.export.llama_cpp import LlamaCpp, decoded, opened, tensors_in
+from wrinklefree.export.reference import Reference, distances, relative
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
 FLOAT_TOLERANCE = 2e-4
@@ -35,8 +29,6 @@ DIVERGENCE_TOLERANCE = 1e-3
 """Bound of the mean KL divergence (nats per token) from our model to the packed file."""
 QUANTIZATION_MARGIN = 2.0
 """How many times the effect of its own quantization of activations a packed file may be off."""
-LONGEST_ROW = 256
-"""Tokens of a row that are compared: logits over a large vocabulary take a megabyte a token."""
 TEXTS = (
     "In 1984, 12345 people -- 3.14% -- lived there.",
     "def f(x):\n\n    return  x\t+ 1  # naïve café",
@@ -44,22 +36,6 @@ TEXTS = (
     " \n leading and trailing  ",
 )
 """What tokenizers split differently, if they do."""
-
-
-class Reference:
-    """Logits of our model on the beginnings of rows, float32 [B][T, V], with and without quantized
-    activations, and how far rounding noise moves them."""
-
-    def __init__(self, model: PreTrainedModel, tokens_BT: Tensor) -> None:
-        tokens_BT = tokens_BT[:, :LONGEST_ROW]
-        self.rows: list[list[int]] = tokens_BT.tolist()
-        self.quantized = [_ours(model, row_T) for row_T in tokens_BT]
-        plain = with_codes_as_weights(model)
-        self.plain = [_ours(plain, row_T) for row_T in tokens_BT]
-        noisy = [noisy_logits(plain, row_T[None])[0].numpy() for row_T in tokens_BT]
-        self.noise = relative(noisy, self.plain)
-        self.quantization = relative(self.plain, self.quantized)
-        self.quantization_divergence = mean_divergence(self.quantized, self.plain)
 
 
 def check_float32(path: Path, reference: Reference) -> float:
@@ -72,24 +48,16 @@ def check_float32(path: Path, reference: Reference) -> float:
 
 
 def check_packed(path: Path, reference: Reference) -> dict[str, float]:
-    """``relative_difference`` of logits, ``kl`` from ours to theirs (mean, nats per token) and
-    ``same_choices``: share of positions with the same likeliest token. RuntimeError where one of
-    the first two is too large."""
+    """The ``distances`` of its logits from ours; RuntimeError where one of the first two is too
+    large."""
     with opened(path, len(reference.rows[0])) as theirs:
-        logits = _theirs(theirs, reference)
-    found = relative(logits, reference.quantized)
-    divergence = mean_divergence(reference.quantized, logits)
+        found = distances(reference.quantized, _theirs(theirs, reference))
     allowed = QUANTIZATION_MARGIN * reference.quantization
-    _require(f"{path}: logits in llama.cpp", found, max(PACKED_TOLERANCE, allowed))
+    difference = found["relative_difference"]
+    _require(f"{path}: logits in llama.cpp", difference, max(PACKED_TOLERANCE, allowed))
     allowed = QUANTIZATION_MARGIN * reference.quantization_divergence
-    _require(f"{path}: the KL divergence", divergence, max(DIVERGENCE_TOLERANCE, allowed))
-    pairs = zip(logits, reference.quantized, strict=True)
-    same = [a_TV.argmax(-1) == b_TV.argmax(-1) for a_TV, b_TV in pairs]
-    return {
-        "relative_difference": found,
-        "kl": divergence,
-        "same_choices": float(np.mean(same)),
-    }
+    _require(f"{path}: the KL divergence", found["kl"], max(DIVERGENCE_TOLERANCE, allowed))
+    return found
 
 
 def check_tokens(path: Path, tokenizer: Path, rows: list[list[int]]) -> int:
@@ -115,69 +83,24 @@ def check_tokens(path: Path, tokenizer: Path, rows: list[list[int]]) -> int:
 
 
 def check_tensors(path: Path, model: PreTrainedModel) -> None:
-    """Read every tensor back; RuntimeError for one that is not ours, to the last bit.
+    """Have llama.cpp decode every tensor; RuntimeError for one that is not ours, to the last bit.
 
     Ternary ones are codes times a scale, which blocks round to float16.
     """
-    written = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    for name, tensor, layer in tensors_of(model):
-        theirs = written.pop(gguf_name(name))
-        kind, found = theirs.tensor_type, dequantize(theirs.data, theirs.tensor_type)
-        if layer:
-            codes_ON, scale = layer.ternary_codes()
-            value = np.float32(scale.item())
-            if kind != BlockType.F32:
-                value = np.float32(np.float16(value))
-            expected = codes_ON.cpu().numpy() * value
+    written = tensors_in(path)
+    for name, values, scale in tensors_of(model):
+        kind, raw = written.pop(gguf_name(name))
+        found = decoded(kind, raw)
+        if scale is not None:
+            own = np.float32(scale) if kind == BlockType.F32 else np.float16(scale)
+            expected = values.ravel() * np.float32(own)
         else:
-            expected = tensor.detach().float().cpu().numpy()
-            if kind != BlockType.F32:
-                expected = dequantize(quantize(expected, kind), kind)
+            expected = decoded(kind, rounded(values, BlockType(kind)))
         if not np.array_equal(found, expected):
             wrong = int((found != expected).sum())
             raise RuntimeError(f"{path}: {wrong} of {expected.size} values of {name} are not ours")
     if written:
         raise RuntimeError(f"{path}: {', '.join(sorted(written))} are no tensors of ours")
-
-
-def with_codes_as_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with ternary weights and activations that are not quantized."""
-    plain = copy.deepcopy(model)
-    with torch.no_grad():
-        for module in plain.modules():
-            if isinstance(module, BitLinear):
-                codes_ON, scale = module.ternary_codes()
-                module.weight.copy_(codes_ON.to(module.weight) * scale)
-    set_quantization_lambda(plain, 0.0)
-    return plain
-
-
-def relative(values: list[np.ndarray], truth: list[np.ndarray]) -> float:
-    """RMS of the difference over the RMS of ``truth``, of all rows together."""
-    difference = size = 0.0
-    for value_TV, true_TV in zip(values, truth, strict=True):
-        difference += np.square(value_TV.astype(np.float64) - true_TV).sum()
-        size += np.square(true_TV.astype(np.float64)).sum()
-    return float(np.sqrt(difference / size))
-
-
-def mean_divergence(truth: list[np.ndarray], values: list[np.ndarray]) -> float:
-    """Mean over tokens of KL(truth || values), in nats."""
-    divergences = []
-    for true_TV, value_TV in zip(truth, values, strict=True):
-        log_p_TV, log_q_TV = _log_softmax(true_TV), _log_softmax(value_TV)
-        divergences.append((np.exp(log_p_TV) * (log_p_TV - log_q_TV)).sum(-1))
-    return float(np.mean(divergences))
-
-
-def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
-    shifted_TV = logits_TV.astype(np.float64) - logits_TV.max(-1, keepdims=True)
-    return shifted_TV - np.log(np.exp(shifted_TV).sum(-1, keepdims=True))
-
-
-@torch.no_grad()
-def _ours(model: PreTrainedModel, row_T: Tensor) -> np.ndarray:
-    return model(input_ids=row_T[None], use_cache=False).logits[0].float().numpy()
 
 
 def _theirs(model: LlamaCpp, reference: Reference) -> list[np.ndarray]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from wrinklefree.export.blocks import BlockType
 from wrinklefree.export.card import add_gguf_to_card
-from wrinklefree.export.gguf import BlockType, write_gguf
+from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.gguf_gate import (
     Reference,
     check_float32,
@@ -20,6 +21,7 @@ from wrinklefree.export.gguf_gate import (
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.models.exportable import llama_cpp_obstacles
 from wrinklefree.models.folder import load_model
+from wrinklefree.models.surgery import has_subln
 from wrinklefree.tracking.terminal import say
 
 
@@ -47,7 +49,7 @@ def export_gguf(
     if not settings.gguf:
         return {}
     loaded, _ = load_model(model, "ternary")
-    if obstacles := llama_cpp_obstacles(loaded, model):
+    if obstacles := llama_cpp_obstacles(loaded, model, subln=has_subln(loaded)):
         say(f"export: no GGUF file, llama.cpp would not run it: {'; '.join(obstacles)}")
         return {"gguf_obstacles": obstacles}
     reference = Reference(loaded, tokens_BT)

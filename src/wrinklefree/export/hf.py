@@ -30,12 +30,8 @@ from wrinklefree.models.folder import (
     write_json,
     write_tensors,
 )
-from wrinklefree.models.transforms import (
-    DiffuseBlocks,
-    InsertBitlinear,
-    InsertSubln,
-    ModelFormat,
-)
+from wrinklefree.models.surgery import has_subln
+from wrinklefree.models.transforms import DiffuseBlocks, InsertBitlinear, ModelFormat
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.packing import pack_ternary
 
@@ -63,12 +59,11 @@ def export_hf(
     check_exportable(model, loaded, model_format)
     layout = layout_of(loaded, model)
     write_tensors_for_stock(settings, layout, loaded, folder)
-    copy_tokenizer(model, folder)
-    write_json(folder / CONFIG, stock_config(settings, layout))
-    write_json(folder / "generation_config.json", _generation_config(loaded.config))
+    write_beside_weights(folder, model, loaded.config, stock_config(settings, layout))
     facts: dict[str, Any] = {
         "architecture": layout.architecture,
         "linear_class": settings.linear_class,
+        "subln": has_subln(loaded),
         "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "float32_bytes": (model / WEIGHTS).stat().st_size,
         "exported_bytes": (folder / WEIGHTS).stat().st_size,
@@ -86,8 +81,8 @@ def check_exportable(path: Path, model: PreTrainedModel, model_format: ModelForm
     reasons: list[str] = []
     if model_format.find(DiffuseBlocks):
         reasons.append("it is a block-diffusion model; export the autoregressive student")
-    if not (model_format.find(InsertSubln) and model_format.find(InsertBitlinear)):
-        reasons.append("it lacks SubLN or ternary layers; export a trained student")
+    if not model_format.find(InsertBitlinear):
+        reasons.append("it has no ternary layers; export a trained student")
     reasons += export_obstacles(model)
     if reasons:
         raise UserError(
@@ -100,9 +95,7 @@ def stock_config(settings: ExportSettings, layout: Layout) -> dict[str, Any]:
     """``config.json`` of the exported model."""
     norms = {} if layout.epsilon is None else {"rms_norm_eps": layout.epsilon}
     return {
-        **layout.config,
-        "architectures": [layout.architecture],
-        "dtype": "float32",
+        **layout.plain_config("float32"),
         "quantization_config": {
             "quant_method": "bitnet",
             "linear_class": settings.linear_class,
@@ -137,6 +130,15 @@ def write_tensors_for_stock(
             tensors[name] = tensor.detach() if divides else tensor.detach() / scale
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, layout.place(tensors))
+
+
+def write_beside_weights(
+    folder: Path, model: Path, config: PreTrainedConfig, stock: dict[str, Any]
+) -> None:
+    """Write the tokenizer of model folder ``model``, and the configuration ``stock``."""
+    copy_tokenizer(model, folder)
+    write_json(folder / CONFIG, stock)
+    write_json(folder / "generation_config.json", _generation_config(config))
 
 
 def _generation_config(config: PreTrainedConfig) -> dict[str, Any]:

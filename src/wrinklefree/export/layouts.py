@@ -1,10 +1,11 @@
-"""Two ways in which stock transformers holds a ternary model with SubLN.
+"""How stock transformers holds a ternary model.
 
-``BitNetForCausalLM`` has the norms of SubLN built in, and nothing that Llama lacks: no norms of
-queries and keys, no biases, no heads of a size of their own. A model that has these stays in the
-class of its dense architecture. There transformers replaces linear layers by ternary ones which,
-with ``use_rms_norm``, begin with an RMSNorm each. In ``o_proj`` and ``down_proj`` that is SubLN; in
-the other five it must do nothing (``_idle_norms``).
+One without SubLN stays in the class of its dense architecture, where transformers replaces linear
+layers by ternary ones. With SubLN there are two ways. ``BitNetForCausalLM`` has these norms built
+in, and nothing that Llama lacks: no norms of queries and keys, no biases, no heads of a size of
+their own. A model that has any of these stays in the class of its dense architecture, with ternary
+layers that begin with an RMSNorm each (``use_rms_norm``). In ``o_proj`` and ``down_proj`` that is
+SubLN; in the other five it must do nothing (``_idle_norms``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers import BitNetConfig, PreTrainedConfig, PreTrainedModel
 
 from wrinklefree.models.exportable import fits_bitnet
 from wrinklefree.models.folder import CONFIG
+from wrinklefree.models.surgery import has_subln
 
 BITNET_NAMES = {
     "self_attn.o_proj.norm": "self_attn.attn_sub_norm",
@@ -61,6 +63,10 @@ class Layout:
     epsilon: float | None
     """Epsilon of the norms in all ternary linear layers; None where these have none."""
 
+    def plain_config(self, dtype: str) -> dict[str, Any]:
+        """``config.json`` of floats of type ``dtype``."""
+        return {**self.config, "architectures": [self.architecture], "dtype": dtype}
+
     def place(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """``tensors`` (by our names, float32 and packed) under the stock names."""
         placed: dict[str, Tensor] = {}
@@ -75,7 +81,8 @@ class Layout:
 
 def layout_of(model: PreTrainedModel, folder: Path) -> Layout:
     """How ``model``, loaded from ``folder``, is exported."""
-    if fits_bitnet(model):
+    subln = has_subln(model)
+    if subln and fits_bitnet(model):
         return Layout(
             architecture="BitNetForCausalLM",
             config=_bitnet_config(model.config),
@@ -86,7 +93,7 @@ def layout_of(model: PreTrainedModel, folder: Path) -> Layout:
         architecture=type(model).__name__,
         config=json.loads((folder / CONFIG).read_text(encoding="utf-8")),
         names=DENSE_NAMES,
-        epsilon=model.config.rms_norm_eps,
+        epsilon=model.config.rms_norm_eps if subln else None,
     )
 
 

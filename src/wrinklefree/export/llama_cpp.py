@@ -31,6 +31,7 @@ _DEFAULTS = {0: 512, 1: 2048, 2: 512, 3: 1, 7: 4, 8: 4, 13: -1, 26: 1, 27: 1}
 _WORDS = 256
 _LONGEST_PIECE = 1024
 
+_Size = ctypes.c_size_t
 _Log = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 
 
@@ -49,6 +50,21 @@ class _Batch(Structure):
         ("n_seq_id", POINTER(c_int32)),
         ("seq_id", POINTER(POINTER(c_int32))),
         ("logits", POINTER(c_int8)),
+    )
+
+
+class _GgufParameters(Structure):
+    _fields_ = (("no_alloc", c_bool), ("context", c_void_p))
+
+
+class _TypeTraits(Structure):
+    _fields_ = (
+        ("name", c_char_p),
+        ("block", _Size),
+        ("interleaved", _Size),
+        ("block_bytes", _Size),
+        ("is_quantized", c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, _Size)),
     )
 
 
@@ -147,6 +163,32 @@ def opened(path: Path, context: int = 512) -> Iterator[LlamaCpp]:
         library.llama_log_set(_SILENT, None)
 
 
+def tensors_in(path: Path) -> dict[str, tuple[int, np.ndarray]]:
+    """Number of the type, and bytes, of every tensor of a GGUF file, by name; see ``decoded``."""
+    library, found = _library(), {}
+    file = library.gguf_init_from_file(os.fsencode(path), _GgufParameters(no_alloc=True))
+    if not file:
+        raise UserError(f"{path}: llama.cpp finds no GGUF file")
+    data, start = np.memmap(path, np.uint8, "r"), library.gguf_get_data_offset(file)
+    for index in range(library.gguf_get_n_tensors(file)):
+        first = start + library.gguf_get_tensor_offset(file, index)
+        raw = data[first : first + library.gguf_get_tensor_size(file, index)]
+        name = library.gguf_get_tensor_name(file, index).decode()
+        found[name] = library.gguf_get_tensor_type(file, index), raw
+    library.gguf_free(file)
+    return found
+
+
+def decoded(kind: int, raw: np.ndarray) -> np.ndarray:
+    """Values, flat float32, of a tensor of the type of that number, by llama.cpp's own decoder."""
+    traits = _library().ggml_get_type_traits(kind).contents
+    if not traits.to_float:
+        return raw.view(np.float32).ravel()
+    values = np.empty(raw.nbytes // traits.block_bytes * traits.block, np.float32)
+    traits.to_float(raw.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
 _SILENT = _Log(lambda level, text, data: None)
 
 
@@ -220,6 +262,15 @@ def _library() -> Any:
             [c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool],
         ),
         "llama_vocab_is_eog": (c_bool, [c_void_p, c_int32]),
+        "gguf_init_from_file": (c_void_p, [c_char_p, _GgufParameters]),
+        "gguf_free": (None, [c_void_p]),
+        "gguf_get_data_offset": (_Size, [c_void_p]),
+        "gguf_get_n_tensors": (_Size, [c_void_p]),
+        "gguf_get_tensor_name": (c_char_p, [c_void_p, _Size]),
+        "gguf_get_tensor_type": (c_int32, [c_void_p, _Size]),
+        "gguf_get_tensor_offset": (_Size, [c_void_p, _Size]),
+        "gguf_get_tensor_size": (_Size, [c_void_p, _Size]),
+        "ggml_get_type_traits": (POINTER(_TypeTraits), [c_int32]),
         "llama_free": (None, [c_void_p]),
         "llama_model_free": (None, [c_void_p]),
         "llama_log_set": (None, [_Log, c_void_p]),

@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from wrinklefree.schema.section import Section
 
-GgufType = Literal["TQ2_0", "TQ1_0", "Q4_0", "F32"]
+GgufType = Literal["TQ2_0", "TQ1_0", "Q2_0", "Q4_0", "F32"]
 
 
 class MissingLlamaCppWarning(UserWarning):
@@ -26,11 +26,15 @@ class ExportSettings(Section):
 
     Both have one scale per matrix.
     """
+    dequantized: bool = False
+    """Whether ``dequantized/`` holds the same model in plain bfloat16, codes times scales, for
+    tools that know no ternary layers. Its activations are not quantized."""
     gguf: list[GgufType] = ["TQ2_0"]
     """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
-    1.69, 4.5, or in float32. Of blocks, rows that are no multiple of 256 are Q4_0 in any case."""
+    1.69, 2.25, 4.5, or in float32. Rows that are no multiple of 256, of 64 for ``Q2_0``, are Q4_0
+    in any case."""
     gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
-    """Type of the embedding in these files, which is the head as well."""
+    """Type of the embedding in these files, and of the head, where the model has one beside it."""
 
     @field_validator("gguf")
     @classmethod

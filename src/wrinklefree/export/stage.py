@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from wrinklefree.export.card import add_data_to_card
+from wrinklefree.export.dequantized import export_dequantized
 from wrinklefree.export.gguf_stage import export_gguf
 from wrinklefree.export.hf import export_hf
 from wrinklefree.export.llama_cpp import require_llama_cpp
@@ -18,10 +19,11 @@ from wrinklefree.mixture.loader import HeldOutData
 def export_student(
     settings: ExportSettings, model: Path, mixture: Path, folder: Path
 ) -> dict[str, Any]:
-    """Write ``model`` to ``folder`` for stock transformers, and as GGUF files for llama.cpp.
+    """Write ``model`` to ``folder`` for stock transformers, with and without ternary layers, and as
+    GGUF files for llama.cpp.
 
-    Where no export is wanted, ``folder`` only says so. Errors are those of ``export_hf`` and
-    ``export_gguf``.
+    Where no export is wanted, ``folder`` only says so. Errors are those of ``export_hf``,
+    ``export_dequantized`` and ``export_gguf``.
     """
     if settings.linear_class == "none":
         (folder / "README.md").write_text(
@@ -38,6 +40,7 @@ def export_student(
     ]
     tokens_BT = torch.cat(rows)
     facts = export_hf(settings, model, folder, tokens_BT=tokens_BT)
+    facts |= export_dequantized(settings, model, folder, tokens_BT=tokens_BT)
     facts |= export_gguf(settings, model, folder, tokens_BT=tokens_BT)
     add_data_to_card(folder, model, mixture)
     return facts

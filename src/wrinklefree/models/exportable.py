@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.quant.bitlinear import BitLinear, TernaryLayer
@@ -17,9 +18,14 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Those whose norms and linear layers are known to be where ``export`` expects them."""
 ACTIVATIONS = ("silu", "relu2")
 """What BitNet's gated MLP is known with, in transformers and in other runtimes."""
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PRETOKENIZERS = {
     ("ByteLevel",): "gpt-2",
     ("Digits", "ByteLevel"): "smollm",
+    (_QWEN2, "bytes"): "qwen2",
 }
 """Which of its own llama.cpp has to split text by, by the steps of ``tokenizer.json``."""
 _SMALLEST_BLOCK = 32
@@ -53,59 +59,103 @@ def export_obstacles(model: PreTrainedModel) -> list[str]:
     return reasons
 
 
+def head_size(config: PreTrainedConfig) -> int:
+    """Features of an attention head, which not every configuration says (Qwen2's doesn't)."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def fits_bitnet(model: PreTrainedModel) -> bool:
     """Whether BitNet has a place for everything in ``model``, in transformers and llama.cpp."""
     config = model.config
     names = {name.rpartition(".")[2] for name, _ in decoder_layers(model)[0].named_modules()}
-    head_size = getattr(config, "head_dim", None)  # which Qwen2 has not
     return (
-        head_size in (None, config.hidden_size // config.num_attention_heads)
+        config.num_attention_heads * head_size(config) == config.hidden_size
         and not names & {"q_norm", "k_norm"}
         and config.hidden_act in ACTIVATIONS
-        and not any(name.endswith(".bias") for name, _ in model.named_parameters())
-        and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or [])
+        and not _has_biases(model)
+        and not _has_windows(model)
     )
 
 
-def llama_cpp_obstacles(model: PreTrainedModel, tokenizer: Path) -> list[str]:
-    """Why llama.cpp would not run a student of ``model``, dense or already ternary."""
-    reasons, config = [], model.config
+def llama_cpp_obstacles(model: PreTrainedModel, tokenizer: Path, *, subln: bool) -> list[str]:
+    """Why llama.cpp would not run a student of ``model``, dense or already ternary, with or without
+    SubLN."""
+    config = model.config
+    reasons = _obstacles_with_subln(model) if subln else _obstacles_without_subln(model)
     if config.hidden_act != "silu":
-        reasons.append(f"its graph with SubLN has SiLU, and here hidden_act is {config.hidden_act}")
-    elif not fits_bitnet(model):
-        reasons.append(
-            f"its graph with SubLN is Llama's, and {config.model_type} here has biases, norms of"
-            " queries and keys, windows of attention, or heads of a size of their own"
-        )
+        reasons.append(f"its graph has SiLU, and here hidden_act is {config.hidden_act}")
     if granularity := _granularities(model) - {"tensor"}:
         reasons.append(f"scales per {' and '.join(sorted(granularity))}, and a file has one")
-    if not config.tie_word_embeddings:
-        reasons.append("its graph has no head beside the embedding (tie_word_embeddings)")
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind != "default":
         reasons.append(f"rotary embeddings of type {kind} are not written")
-    for name in ("hidden_size", "intermediate_size"):
-        if (size := getattr(config, name)) % _SMALLEST_BLOCK:
+    sizes = {name: getattr(config, name) for name in ("hidden_size", "intermediate_size")}
+    sizes["num_attention_heads * head_dim"] = config.num_attention_heads * head_size(config)
+    for name, size in sizes.items():
+        if size % _SMALLEST_BLOCK:
             reasons.append(f"{name} is {size}, no multiple of {_SMALLEST_BLOCK}")
     if pretokenizer_of(tokenizer) is None:
         reasons.append("its tokenizer splits text as none of llama.cpp's is known to")
     return reasons
 
 
+def _obstacles_with_subln(model: PreTrainedModel) -> list[str]:
+    """Of llama.cpp's graph ``bitnet``."""
+    reasons, config = [], model.config
+    if config.hidden_act in ACTIVATIONS and not fits_bitnet(model):
+        reasons.append(
+            f"its graph with SubLN is Llama's, and {config.model_type} here has biases, norms of"
+            " queries and keys, windows of attention, or heads of a size of their own"
+        )
+    if not config.tie_word_embeddings:
+        reasons.append(
+            "its graph with SubLN has no head beside the embedding (tie_word_embeddings)"
+        )
+    return reasons
+
+
+def _obstacles_without_subln(model: PreTrainedModel) -> list[str]:
+    """Of the graph that llama.cpp has for the dense architecture."""
+    kind = model.config.model_type
+    if kind not in ARCHITECTURES:
+        return [f"its graph of {kind} is not known here, only of {', '.join(ARCHITECTURES)}"]
+    # Those of queries, keys and values, which every Qwen2 has.
+    reasons = ["biases are not written"] if kind != "qwen2" and _has_biases(model) else []
+    if _has_windows(model):
+        reasons.append("windows of attention are not written")
+    return reasons
+
+
+def _has_biases(model: PreTrainedModel) -> bool:
+    return any(name.endswith(".bias") for name, _ in model.named_parameters())
+
+
+def _has_windows(model: PreTrainedModel) -> bool:
+    kinds = getattr(model.config, "layer_types", None) or []
+    return any(kind != "full_attention" for kind in kinds)
+
+
 def pretokenizer_of(tokenizer: Path) -> str | None:
-    """llama.cpp's name for how the tokenizer of a folder splits text; None if it has none."""
+    """llama.cpp's name for how the tokenizer of a folder splits text; None if it has none.
+
+    llama.cpp composes no characters, as NFC does: a text that is not composed it splits otherwise.
+    """
     content = json.loads((tokenizer / TOKENIZER_FILE).read_text(encoding="utf-8"))
-    if content["model"]["type"] != "BPE" or content.get("normalizer"):
+    normalizes = content.get("normalizer") not in (None, {"type": "NFC"})
+    if content["model"]["type"] != "BPE" or normalizes:
         return None
     part = content["pre_tokenizer"] or {}
-    steps = part.get("pretokenizers", [part])
-    plain = all(
-        step.get("individual_digits", True)
-        and step.get("use_regex", True)
-        and not step.get("add_prefix_space")
-        for step in steps
-    )
-    return _PRETOKENIZERS.get(tuple(step.get("type") for step in steps)) if plain else None
+    return _PRETOKENIZERS.get(tuple(map(_step, part.get("pretokenizers", [part]))))
+
+
+def _step(step: dict[str, Any]) -> str | None:
+    """How a step of a pre-tokenizer splits, in a word or by its pattern; None: in another way."""
+    if step.get("add_prefix_space") or not step.get("individual_digits", True):
+        return None
+    if step.get("type") == "Split":
+        plain = step["behavior"] == "Isolated" and not step["invert"]
+        return step["pattern"].get("Regex") if plain else None
+    return step.get("type") if step.get("use_regex", True) else "bytes"
 
 
 def _granularities(model: PreTrainedModel) -> set[str]:

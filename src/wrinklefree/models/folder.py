@@ -45,10 +45,9 @@ TOKENIZER_FILES = (
 AGAIN = "run the stage that makes the model again"
 _KINDS: dict[Kind, str] = {
     "dense": "a dense model (made by stage base)",
-    "ternary": "an autoregressive model with SubLN and ternary layers (made by stages subln,"
-    " stage2 and distill.ar)",
-    "diffusion": "a block-diffusion model with SubLN and ternary layers (made by stages dlm and"
-    " distill.dlm)",
+    "ternary": "an autoregressive model with ternary layers (made by stages subln, stage2 and"
+    " distill.ar)",
+    "diffusion": "a block-diffusion model with ternary layers (made by stages dlm and distill.dlm)",
 }
 
 

@@ -52,7 +52,7 @@ def reconstruct_layers(
     work: Path,
     log: Callable[[int, dict[str, float]], None] = lambda layer, errors: None,
 ) -> dict[str, Any]:
-    """Train every decoder layer of ``model``, which has SubLN and ternary layers, in place.
+    """Train every decoder layer of ``model``, which has ternary layers, in place.
 
     Parameters
     ----------

@@ -114,8 +114,9 @@ class ReconstructSettings(Section):
 class SublnSettings(Section):
     """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
 
-    gain: Literal["calibrated", "calibrated_scalar", "ones"] = "calibrated"
-    """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's."""
+    gain: Literal["calibrated", "calibrated_scalar", "ones", "none"] = "calibrated"
+    """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's;
+    ``none``: no norms, so that the model runs where its dense architecture does."""
     calibration_rows: Annotated[int, Field(gt=0, le=10**6)] = 32
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
     prune: PruneSettings = PruneSettings()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.calibration import calibrate_subln
+from wrinklefree.models.exportable import llama_cpp_obstacles
 from wrinklefree.models.folder import load_model, save_model, write_json
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
@@ -16,6 +17,7 @@ from wrinklefree.models.prune import check_prune, prune_features, prune_layers
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.models.transforms import ternary
+from wrinklefree.tracking.terminal import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +35,7 @@ def insert_subln_stage(
     folder: Path,
     reconstruct: Callable[[PreTrainedModel], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Write the model of folder ``base`` with SubLN and ternary layers to ``folder``.
+    """Write the model of folder ``base`` with ternary layers, and SubLN if asked, to ``folder``.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def insert_subln_stage(
     facts : ``calibration_rows`` and ``held_out_rows`` count what was used. Losses are in nats per
         token of the held-out rows. ``loss_before``: the dense base.
         ``loss_ternary_without_subln``: the base quantized naively. ``loss_after_lambda0`` and
-        ``loss_after_lambda1``: with SubLN, not quantized and quantized. ``gains``: one entry per
+        ``loss_after_lambda1``: as written, not quantized and quantized. ``gains``: one entry per
         norm, see ``calibrate_subln``. ``pruned``, where something was left out: for layers and
         features how many remain, parameters and loss; the importances of all are in
         ``importances.json``. ``reconstruction``, where layers were trained: what ``reconstruct``
@@ -78,14 +80,19 @@ def insert_subln_stage(
     facts |= pruned
     insert_bitlinear(model, settings.quantizer)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
-    insert_subln(model)
-    facts["gains"] = calibrate_subln(model, training, settings.gain)
+    facts["gains"] = []
+    if settings.gain != "none":
+        insert_subln(model)
+        facts["gains"] = calibrate_subln(model, training, settings.gain)
+    if reasons := llama_cpp_obstacles(model, base, subln=settings.gain != "none"):
+        say(f"subln: llama.cpp will not run this model, transformers will: {'; '.join(reasons)}")
     if reconstruct:
         facts["loss_before_reconstruction"] = mean_next_token_loss(model, held_out, 1.0)
         facts["reconstruction"] = reconstruct(model)
     facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
-    save_model(folder, model, ternary(settings.quantizer), tokenizer=base)
+    made = ternary(settings.quantizer, subln=settings.gain != "none")
+    save_model(folder, model, made, tokenizer=base)
     return facts
 
 

@@ -145,8 +145,16 @@ def subln_sites(layer: nn.Module) -> tuple[str, str]:
 
 
 def subln_modules(layer: nn.Module) -> dict[str, SublnLinear | SublnStack]:
-    """The SubLN modules of one decoder layer by name, in the order in which data meets them."""
+    """The SubLN modules of one decoder layer by name, in the order in which data meets them; none
+    if it has no SubLN."""
     modules = {name: layer.get_submodule(name) for name in subln_sites(layer)}
-    for name, module in modules.items():
-        assert isinstance(module, SublnLinear | SublnStack), f"{name} has no SubLN"
-    return modules  # pyright: ignore[reportReturnType]
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, SublnLinear | SublnStack)
+    }
+
+
+def has_subln(model: PreTrainedModel) -> bool:
+    """Whether the decoder layers have the norms of SubLN."""
+    return bool(subln_modules(decoder_layers(model)[0]))

@@ -68,7 +68,9 @@ TRANSFORMS: dict[str, type[Transform]] = {
 """In the order in which they are applied; keys are the names in ``wrinklefree.json``."""
 _KINDS: dict[tuple[str, ...], Kind] = {
     (): "dense",
+    ("bitlinear",): "ternary",
     ("subln", "bitlinear"): "ternary",
+    ("bitlinear", "block_diffusion"): "diffusion",
     ("subln", "bitlinear", "block_diffusion"): "diffusion",
 }
 
@@ -111,6 +113,7 @@ class ModelFormat(Section):
             transform.apply(model)
 
 
-def ternary(quantizer: QuantizerSettings = ABSMEAN) -> ModelFormat:
-    """SubLN and ternary layers, as stage subln makes them."""
-    return ModelFormat(transforms=(InsertSubln(), InsertBitlinear(quantizer=quantizer)))
+def ternary(quantizer: QuantizerSettings = ABSMEAN, *, subln: bool = True) -> ModelFormat:
+    """SubLN, if it is wanted, and ternary layers, as stage subln makes them."""
+    norms = (InsertSubln(),) if subln else ()
+    return ModelFormat(transforms=(*norms, InsertBitlinear(quantizer=quantizer)))

@@ -73,17 +73,19 @@ class Phases:
 
 
 def model_on_meta(
-    config: PreTrainedConfig, quantizer: QuantizerSettings | None = None
+    config: PreTrainedConfig, quantizer: QuantizerSettings | None = None, *, subln: bool = True
 ) -> PreTrainedModel:
-    """The model of ``config`` without memory; a ternary one with SubLN where it has a quantizer."""
+    """The model of ``config`` without memory; a ternary one, with or without SubLN, where it has a
+    quantizer."""
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="sdpa", dtype=torch.float32
         )
         for layer in layers_with_experts(model):
             open_experts(layer)  # since those of transformers need to know who reads which token
-        if quantizer:
+        if quantizer and subln:
             insert_subln(model)
+        if quantizer:
             insert_bitlinear(model, quantizer)
     model.tie_weights()
     return model

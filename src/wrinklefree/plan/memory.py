@@ -56,6 +56,8 @@ class Training:
     """None: it asks for next tokens."""
     prune: PruneSettings = field(default_factory=PruneSettings)
     """What remains of the base; the teacher is the whole of it."""
+    subln: bool = True
+    """Whether a ternary model has the norms of SubLN."""
 
     def trained(self, base: PreTrainedConfig) -> PreTrainedConfig:
         """The configuration of the model that it trains."""
@@ -136,7 +138,7 @@ def memory_of(training: Training, config: PreTrainedConfig, devices: int = 1) ->
     """
     settings = training.settings
     student = training.trained(config)
-    model = model_on_meta(student, training.quantizer)
+    model = model_on_meta(student, training.quantizer, subln=training.subln)
     attach_future_heads(model, training.future_heads)
     optimizer = build_optimizer(model, settings.optimizer)
     parameters = _FLOAT * sum(p.numel() for p in model.parameters())
@@ -163,11 +165,12 @@ def memory_of_reconstruction(
 ) -> Memory:
     """What training one decoder layer after the other holds of a device: one layer at a time."""
     student = pruned(config, settings.prune)
-    layer = decoder_layers(model_on_meta(student, settings.quantizer))[0]
+    quantizer, subln = settings.quantizer, settings.gain != "none"
+    layer = decoder_layers(model_on_meta(student, quantizer, subln=subln))[0]
     parameters = _FLOAT * sum(p.numel() for p in layer.parameters())
     chosen = settings.reconstruct
     bfloat16 = chosen.precision != "fp32"
-    one, two = _phases(student, settings.quantizer, chosen.batch_size, length, bfloat16)
+    one, two = _phases(student, quantizer, subln, chosen.batch_size, length, bfloat16)
     return Memory(
         parameters=parameters,
         gradients=parameters,
@@ -185,6 +188,7 @@ def _activations(training: Training, config: PreTrainedConfig) -> tuple[int, int
     one, two = _phases(
         config,
         training.quantizer,
+        training.subln,
         training.views * settings.batch_size,
         training.read_length,
         settings.precision != "fp32",
@@ -197,6 +201,7 @@ def _activations(training: Training, config: PreTrainedConfig) -> tuple[int, int
 def _phases(
     config: PreTrainedConfig,
     quantizer: QuantizerSettings | None,
+    subln: bool,
     rows: int,
     length: int,
     bfloat16: bool,
@@ -208,7 +213,7 @@ def _phases(
         small = type(config).from_dict(
             config.to_dict() | {"num_hidden_layers": layers, "layer_types": None}
         )
-        model = model_on_meta(small, quantizer)
+        model = model_on_meta(small, quantizer, subln=subln)
         if checkpointing:
             checkpoint_activations(model)
         autocast = torch.bfloat16 if bfloat16 else None

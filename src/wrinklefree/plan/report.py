@@ -98,11 +98,12 @@ def trainings_of(settings: Parameters) -> dict[str, Training]:
     """The stages that train, by name."""
     length, quantizer = settings.mixture.sequence_length, settings.subln.quantizer
     diffusion, students, prune = settings.dlm.diffusion, settings.distill, settings.subln.prune
+    subln = settings.subln.gain != "none"
     found = [
-        Training("stage2", settings.stage2, length, quantizer, None, prune),
-        Training("dlm", settings.dlm, length, quantizer, diffusion, prune),
-        Training("distill.ar", students.ar, length, quantizer, None, prune),
-        Training("distill.dlm", students.dlm, length, quantizer, diffusion, prune),
+        Training("stage2", settings.stage2, length, quantizer, None, prune, subln),
+        Training("dlm", settings.dlm, length, quantizer, diffusion, prune, subln),
+        Training("distill.ar", students.ar, length, quantizer, None, prune, subln),
+        Training("distill.dlm", students.dlm, length, quantizer, diffusion, prune, subln),
     ]
     if scratch := settings.base.scratch:
         found.insert(0, Training("base", scratch.training, length, None, None))

@@ -47,10 +47,13 @@ def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
             " evaluate); for an export choose another base or shape",
             stacklevel=2,
         )
-    elif reasons := llama_cpp_obstacles(model, tokenizer):
+    elif reasons := llama_cpp_obstacles(model, tokenizer, subln=True):
+        without = llama_cpp_obstacles(model, tokenizer, subln=False)
         warnings.warn(
             "llama.cpp would not run what is trained from this base, so that the stage export"
-            f" writes no GGUF file: {'; '.join(reasons)}. transformers will run it",
+            f" writes no GGUF file: {'; '.join(reasons)}. transformers will run it"
+            + "; without SubLN (subln.gain: none) llama.cpp would, too"
+            * (not without),
             stacklevel=2,
         )
 

@@ -1,0 +1,113 @@
+"""The student for tools that know no ternary layers: every code times its scale, in bfloat16.
+
+All weights are rounded to bfloat16 (by 2e-3 of each at most, all codes of a matrix alike), and
+nothing quantizes activations. So there are two comparisons. In float32 the written model must
+compute what ours does with the very same weights and activations that are left alone: layer by
+layer nothing but the order of sums differs. As it is used, in bfloat16, it is compared with our
+ternary model, which tells what is lost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from wrinklefree.export.card import add_dequantized_to_card
+from wrinklefree.export.gate import compare_with_stock
+from wrinklefree.export.hf import write_beside_weights
+from wrinklefree.export.layouts import Layout, layout_of
+from wrinklefree.export.reference import (
+    LONGEST_ROW,
+    distances,
+    logits_of_rows,
+    with_codes_as_weights,
+)
+from wrinklefree.export.settings import ExportSettings
+from wrinklefree.models.folder import WEIGHTS, load_model, stored_tensors, write_tensors
+from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.tracking.terminal import say
+
+FOLDER = "dequantized"
+LAYER_TOLERANCE = 1e-3
+"""Bound of the difference of what a layer adds to its input, relative to what it adds: less than
+where activations cross rounding boundaries."""
+
+
+def export_dequantized(
+    settings: ExportSettings, model: Path, folder: Path, *, tokens_BT: Tensor
+) -> dict[str, Any]:
+    """Write model folder ``model`` to ``dequantized`` in ``folder``, if the settings ask for it.
+
+    Parameters
+    ----------
+    tokens_BT : int64 rows of real text, as for ``export_hf``.
+
+    Returns
+    -------
+    facts : ``dequantized``: ``bytes`` of the weights, ``gate`` (see ``compare_with_stock``), and
+        the ``distances`` in bfloat16 from our ternary model. ``dequantized_obstacle`` in its place
+        where no class of transformers has the norms of the model.
+
+    Raises
+    ------
+    RuntimeError : the folder does not hold our codes, or does not compute what ours does.
+    """
+    if not settings.dequantized:
+        return {}
+    loaded, _ = load_model(model, "ternary")
+    layout = layout_of(loaded, model)
+    if layout.epsilon is not None:
+        obstacle = (
+            f"no class of transformers has both SubLN and what {layout.architecture} has beyond"
+            " Llama; a model without SubLN (subln.gain: none) can be written"
+        )
+        say(f"export: no {FOLDER}: {obstacle}")
+        return {"dequantized_obstacle": obstacle}
+    target, plain = folder / FOLDER, with_codes_as_weights(loaded)
+    round_weights(plain)
+    target.mkdir(parents=True)
+    tensors = {name: tensor.detach().bfloat16() for name, tensor in _stored(plain).items()}
+    write_tensors(target / WEIGHTS, layout.place(tensors))
+    write_beside_weights(target, model, loaded.config, layout.plain_config("bfloat16"))
+    check_weights(target, loaded, layout)
+    gate = compare_with_stock(plain, target, tokens_BT, LAYER_TOLERANCE)
+    stock = AutoModelForCausalLM.from_pretrained(target, attn_implementation="sdpa", dtype="auto")
+    rows_BT = tokens_BT[:, :LONGEST_ROW]
+    found = distances(logits_of_rows(loaded, rows_BT), logits_of_rows(stock.eval(), rows_BT))
+    facts = {"bytes": (target / WEIGHTS).stat().st_size, **found, "gate": gate}
+    add_dequantized_to_card(folder, facts)
+    return {"dequantized": facts}
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel) -> None:
+    """Round parameters to what bfloat16 holds, in place; they stay float32."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+
+
+def check_weights(folder: Path, model: PreTrainedModel, layout: Layout) -> None:
+    """Read ``folder`` back; RuntimeError unless its ternary matrices are our codes times the
+    rounded scale: a wrong scale of ``up`` is cancelled by SubLN, and no logit shows it."""
+    written = load_file(folder / WEIGHTS)
+    for name, layer in model.named_modules():
+        if isinstance(layer, BitLinear):
+            codes_ON, scale = layer.ternary_codes()
+            ((place, expected_ON),) = layout.place(
+                {f"{name}.weight": codes_ON.bfloat16() * scale.bfloat16()}
+            ).items()
+            if wrong := int((written[place] != expected_ON).sum()):
+                raise RuntimeError(
+                    f"{folder}: {wrong} of {expected_ON.numel()} values of {place} are not ours"
+                )
+
+
+def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Tensors by name, but for learned scales, which are in the weights."""
+    tensors = stored_tensors(model)
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
