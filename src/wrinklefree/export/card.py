@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PreTrainedConfig
 
+from wrinklefree.evaluate.scores import ModelScore, Score
 from wrinklefree.tracking.artifact import read_manifest
 
 CARD = """---
@@ -95,6 +97,18 @@ these weights.
 """
 
 
+LOSSES = """
+## How well it predicts text
+
+Nats per token, ± the standard error over documents, on text that no training of its run has seen;
+of the mixture: the mean over domains by their weights, {bits} bits per byte.
+
+| domain | documents | loss |
+|---|---|---|
+{rows}
+"""
+
+
 DATA = """
 ## What it was trained on
 
@@ -105,6 +119,10 @@ Its last training, stage `{stage}`, read {tokens:,} tokens in rows of {length:,}
 {rows}
 
 What it was before that training, a model from elsewhere or one from scratch, is in its lineage.
+The settings of that training:
+
+```yaml
+{settings}```
 
 ## What it is not good for
 
@@ -130,7 +148,26 @@ def add_data_to_card(folder: Path, model: Path, mixture: Path) -> None:
         tokens=trained.facts["tokens"],
         length=read.settings["mixture"]["sequence_length"],
         rows="\n".join(rows),
+        settings=yaml.safe_dump(trained.settings, sort_keys=False),
     )
+    _append(folder, text)
+
+
+def add_losses_to_card(folder: Path, score: ModelScore) -> None:
+    """Say in ``README.md`` of the folder what the held-out losses of the model are."""
+
+    def loss(of: Score) -> str:
+        error = of.loss_standard_error
+        return f"{of.loss:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+    rows = [
+        f"| {name} | {domain.documents:,} | {loss(domain.score)} |"
+        for name, domain in score.domains.items()
+    ]
+    documents = sum(domain.documents for domain in score.domains.values())
+    rows.append(f"| the mixture | {documents:,} | {loss(score.overall)} |")
+    bits = score.overall.bits_per_byte
+    text = LOSSES.format(bits="no" if bits is None else f"{bits:.3f}", rows="\n".join(rows))
     _append(folder, text)
 
 
