@@ -341,3 +341,14 @@ def test_the_peak_is_what_the_process_takes(case: str):
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
+
+
+def test_a_model_with_states_is_not_counted_as_another_one() -> None:
+    with pytest.raises(UserError, match="of which plan knows neither memory nor operations"):
+        report(preset("hybrid"), None, 1, 200)
+
+
+def test_a_diffusion_model_that_is_left_out_is_not_planned() -> None:
+    settings = preset(None)
+    alone = settings.model_copy(update={"dlm": settings.dlm.model_copy(update={"enabled": False})})
+    assert set(trainings_of(settings)) - set(trainings_of(alone)) == {"dlm", "distill.dlm"}

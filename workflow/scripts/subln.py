@@ -34,6 +34,8 @@ def subln(stage: Stage) -> dict[str, Any]:
             f" {station['parameters_after']:,} of {station['parameters_before']:,} parameters,"
             f" held-out loss {station['loss_after']:.3f}"
         )
+    for kind, entries in facts["entries"].items():
+        stage.terminal.say(f"{stage.terminal.label}: {kind} are {', '.join(entries)}")
     stage.terminal.say(
         f"{stage.terminal.label}: held-out loss {facts['loss_before']:.3f} dense,"
         f" {facts['loss_after_lambda1']:.3f} ternary with SubLN,"

@@ -8,7 +8,7 @@ from wrinklefree.config.resources import ResourcesSettings
 from wrinklefree.evaluate.settings import DataReportSettings, EvaluateSettings
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.mixture.settings import MixtureSettings
-from wrinklefree.models.settings import SublnSettings
+from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.teacher_settings import TeacherSettings
 from wrinklefree.research.finetune_settings import FinetuneSettings
 from wrinklefree.research.hyperparameter_settings import SearchSettings
@@ -219,6 +219,26 @@ class Parameters(Section):
                 "cleaning.quality judges no source: it is enabled for none but good ones; set"
                 " cleaning.quality.enabled or sources.<name>.cleaning.quality.enabled to true, or"
                 " remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _states_are_asked_for_what_they_can(self) -> Parameters:
+        if not (self.base.scratch and self.base.scratch.model.state_space):
+            return self
+        trainings = (self.base.scratch.training, self.stage2, self.distill.ar)
+        heads = self.stage2.future_tokens.heads, self.distill.ar.future_tokens.heads
+        wanted = {
+            "dlm.enabled": self.dlm.enabled,
+            "compile": any(training.compile for training in trainings),
+            "future_tokens": any(heads),
+            "subln.prune": self.subln.prune != PruneSettings(),
+        }
+        if refused := [name for name, given in wanted.items() if given]:
+            raise ValueError(
+                f"base.scratch.model.state_space can't be together with {', '.join(refused)}"
+                " (docs/hybrid.md says why): set dlm.enabled and compile to false, and leave"
+                " future_tokens and subln.prune out"
             )
         return self
 

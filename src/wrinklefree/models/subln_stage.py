@@ -14,7 +14,7 @@ from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.prune import check_prune, prune_features, prune_layers
 from wrinklefree.models.settings import PruneSettings, SublnSettings
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
+from wrinklefree.models.surgery import entries_by_kind, insert_bitlinear, insert_subln
 from wrinklefree.models.transforms import ternary
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def insert_subln_stage(
         token of the held-out rows. ``loss_before``: the dense base.
         ``loss_ternary_without_subln``: the base quantized naively. ``loss_after_lambda0`` and
         ``loss_after_lambda1``: with SubLN, not quantized and quantized. ``gains``: one entry per
-        norm, see ``calibrate_subln``. ``pruned``, where something was left out: for layers and
-        features how many remain, parameters and loss; the importances of all are in
-        ``importances.json``. ``reconstruction``, where layers were trained: what ``reconstruct``
-        returned, and ``loss_before_reconstruction`` is the quantized loss before it.
+        norm, see ``calibrate_subln``. ``entries``: see ``entries_by_kind``. ``pruned``, where
+        something was left out: for layers and features how many remain, parameters and loss; the
+        importances of all are in ``importances.json``. ``reconstruction``, where layers were
+        trained: what ``reconstruct`` returned, and ``loss_before_reconstruction`` is the quantized
+        loss before it.
 
     Raises
     ------
@@ -79,6 +80,7 @@ def insert_subln_stage(
     insert_bitlinear(model, settings.quantizer)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)
+    facts["entries"] = entries_by_kind(model)
     facts["gains"] = calibrate_subln(model, training, settings.gain)
     if reconstruct:
         facts["loss_before_reconstruction"] = mean_next_token_loss(model, held_out, 1.0)
@@ -97,7 +99,7 @@ def _pruned(
     folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """What is left of the model, and facts of every station, where something was left out."""
-    check_prune(settings, model.config)
+    check_prune(settings, model)
     stations: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     for name, way in {"layers": prune_layers, "intermediate_size": prune_features}.items():

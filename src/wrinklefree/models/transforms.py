@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.state_space import refuse_states
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import ABSMEAN
 from wrinklefree.quant.settings import QuantizerSettings
@@ -50,7 +51,12 @@ class DiffuseBlocks(Section):
     mask_token_id: Annotated[int, Field(ge=0)]
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Change nothing; raises UserError where the model has no such token."""
+        """Change nothing; raises UserError where the model has no such token, or has states."""
+        refuse_states(
+            model,
+            "they read no token behind another one, and blocks of masks are filled in from both"
+            " sides; set dlm.enabled to false",
+        )
         if self.mask_token_id >= (size := model.config.vocab_size):
             raise UserError(
                 f"block_diffusion.mask_token_id is {self.mask_token_id}, but the embedding ends at"
