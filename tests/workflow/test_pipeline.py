@@ -150,6 +150,15 @@ def test_a_model_with_states_goes_through_all_stages_but_those_of_diffusion(proj
         assert read_manifest(project / "models" / stage).facts["left_out"] == "dlm.enabled is false"
 
 
+def test_a_student_that_leaves_tokens_out_goes_through_the_stages(project: Path):
+    presets = ("params/depths.yaml", "params/tiny.yaml")
+    run(project, "snakemake", "evaluate", "--configfile", *presets)
+    last = read_history(project / "models" / "distill" / "ar")[-1]
+    assert last["choice/computed"] == pytest.approx(0.5, abs=0.05)
+    student = json.loads((project / "models" / "distill" / "ar" / "wrinklefree.json").read_text())
+    assert student["transforms"][0] == {"name": "mixture_of_depths", "every": 2, "capacity": 0.5}
+
+
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
     weights = project / "models" / "stage2" / "model.safetensors"
     expected = weights.read_bytes()

@@ -223,23 +223,27 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
-    def _states_are_asked_for_what_they_can(self) -> Parameters:
-        if not (self.base.scratch and self.base.scratch.model.state_space):
-            return self
-        trainings = (self.base.scratch.training, self.stage2, self.distill.ar)
+    def _layers_are_asked_for_what_they_can(self) -> Parameters:
+        scratch, depths = self.base.scratch, self.subln.mixture_of_depths
+        trainings = [self.stage2, self.distill.ar, *([scratch.training] if scratch else [])]
         heads = self.stage2.future_tokens.heads, self.distill.ar.future_tokens.heads
-        wanted = {
-            "dlm.enabled": self.dlm.enabled,
+        either = {"dlm.enabled": self.dlm.enabled, "future_tokens": any(heads)}
+        of_states = {
+            **either,
             "compile": any(training.compile for training in trainings),
-            "future_tokens": any(heads),
             "subln.prune": self.subln.prune != PruneSettings(),
+            "subln.mixture_of_depths": depths,
         }
-        if refused := [name for name, given in wanted.items() if given]:
-            raise ValueError(
-                f"base.scratch.model.state_space can't be together with {', '.join(refused)}"
-                " (docs/hybrid.md says why): set dlm.enabled and compile to false, and leave"
-                " future_tokens and subln.prune out"
-            )
+        of_depths = {**either, "export.linear_class": self.export.linear_class != "none"}
+        for path, given, wanted in (
+            ("base.scratch.model.state_space", scratch and scratch.model.state_space, of_states),
+            ("subln.mixture_of_depths", depths, of_depths),
+        ):
+            if given and (refused := [name for name, wish in wanted.items() if wish]):
+                raise ValueError(
+                    f"{path} can't be together with {', '.join(refused)}: set dlm.enabled and"
+                    " compile to false, export.linear_class to none, and leave the others out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.depths import refuse_skipping
 from wrinklefree.models.folder import AGAIN, write_tensors
 from wrinklefree.models.state_space import refuse_states
 
@@ -33,12 +34,14 @@ def attach_future_heads(model: PreTrainedModel, count: int) -> None:
 
     Raises
     ------
-    UserError : a guess that was wrong can't be taken out of the model's states.
+    UserError : a guess that was wrong can't be taken out of the model's states, or several tokens
+        not be read behind a cache.
     """
     if count:
         refuse_states(
             model, "wrong guesses can't be taken out of them; set future_tokens.heads to 0"
         )
+        refuse_skipping(model, "guesses can't be checked; set future_tokens.heads to 0")
     if hasattr(model, _NAME):
         delattr(model, _NAME)
     if count:

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.layers import decoder_layers
 
 CAPTURING_ATTENTION = "capturing"
@@ -66,7 +67,12 @@ class Capture:
 
 
 def attention_of(model: PreTrainedModel, layer: int) -> nn.Module:
-    """The attention of a decoder layer, or a UserError where it has none."""
+    """The attention of all tokens in a decoder layer, or a UserError where it has none."""
+    if layer in skipping_layers(model):
+        raise UserError(
+            f"relations are between all tokens, and layer {layer} leaves some out"
+            " (subln.mixture_of_depths); choose another relations.layer_fraction"
+        )
     attention = getattr(decoder_layers(model)[layer], "self_attn", None)
     if attention is None:
         raise UserError(

@@ -159,6 +159,15 @@ class ReconstructSettings(Section):
     """What products are computed in; ``auto``: bfloat16 where the machine multiplies it faster."""
 
 
+class MixtureOfDepthsSettings(Section):
+    """Layers that compute some tokens of a row; the others pass by (arXiv 2404.02258)."""
+
+    every: Annotated[int, Field(ge=2, le=1000)] = 2
+    """Of so many layers the last one leaves tokens out."""
+    capacity: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a row's tokens that such a layer computes, in training exactly."""
+
+
 class SublnSettings(Section):
     """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
 
@@ -168,7 +177,18 @@ class SublnSettings(Section):
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
     prune: PruneSettings = PruneSettings()
     """What is left out first: whole layers, and features of the feed-forward networks."""
+    mixture_of_depths: MixtureOfDepthsSettings | None = None
+    """Tokens that are left out in some layers, from the next stage on. Null: none."""
     reconstruct: ReconstructSettings = ReconstructSettings()
     """A start of trained ternary layers for stage 2."""
     quantizer: QuantizerSettings = QuantizerSettings()
     """How their weights become ternary, here and in every stage that trains or reads the model."""
+
+    @model_validator(mode="after")
+    def _layers_are_reconstructed_whole(self) -> SublnSettings:
+        if self.mixture_of_depths and self.reconstruct.kind != "none":
+            raise ValueError(
+                "mixture_of_depths and reconstruct are both given, but layers are reconstructed"
+                " from all tokens; leave out one"
+            )
+        return self

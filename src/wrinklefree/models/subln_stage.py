@@ -15,7 +15,7 @@ from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.prune import check_prune, prune_features, prune_layers
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.surgery import entries_by_kind, insert_bitlinear, insert_subln
-from wrinklefree.models.transforms import ternary
+from wrinklefree.models.transforms import MixDepths, ternary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,6 +77,10 @@ def insert_subln_stage(
         )
     model, pruned = _pruned(model, settings.prune, training, held_out, folder)
     facts |= pruned
+    depths = settings.mixture_of_depths
+    mixing = [MixDepths(**depths.model_dump())] if depths else []
+    for mix in mixing:
+        mix.apply(model)
     insert_bitlinear(model, settings.quantizer)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     insert_subln(model)
@@ -87,7 +91,7 @@ def insert_subln_stage(
         facts["reconstruction"] = reconstruct(model)
     facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
-    save_model(folder, model, ternary(settings.quantizer), tokenizer=base)
+    save_model(folder, model, ternary(settings.quantizer, *mixing), tokenizer=base)
     return facts
 
 

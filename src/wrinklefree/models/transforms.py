@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.depths import mix_depths, refuse_skipping
 from wrinklefree.models.state_space import refuse_states
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import ABSMEAN
@@ -19,6 +20,18 @@ from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.schema.section import Section
 
 Kind = Literal["dense", "ternary", "diffusion"]
+
+
+class MixDepths(Section):
+    """Some layers compute a share of the tokens."""
+
+    name: Literal["mixture_of_depths"] = "mixture_of_depths"
+    every: Annotated[int, Field(ge=2)]
+    capacity: Annotated[float, Field(gt=0, le=1)]
+
+    def apply(self, model: PreTrainedModel) -> None:
+        """Put routers in; raises UserError where layers are of an unknown architecture."""
+        mix_depths(model, self.every, self.capacity)
 
 
 class InsertSubln(Section):
@@ -57,6 +70,7 @@ class DiffuseBlocks(Section):
             "they read no token behind another one, and blocks of masks are filled in from both"
             " sides; set dlm.enabled to false",
         )
+        refuse_skipping(model, "blocks of masks have no routers; set dlm.enabled to false")
         if self.mask_token_id >= (size := model.config.vocab_size):
             raise UserError(
                 f"block_diffusion.mask_token_id is {self.mask_token_id}, but the embedding ends at"
@@ -64,9 +78,10 @@ class DiffuseBlocks(Section):
             )
 
 
-Transform = InsertSubln | InsertBitlinear | DiffuseBlocks
-Step = TypeVar("Step", InsertSubln, InsertBitlinear, DiffuseBlocks)
+Transform = MixDepths | InsertSubln | InsertBitlinear | DiffuseBlocks
+Step = TypeVar("Step", MixDepths, InsertSubln, InsertBitlinear, DiffuseBlocks)
 TRANSFORMS: dict[str, type[Transform]] = {
+    "mixture_of_depths": MixDepths,
     "subln": InsertSubln,
     "bitlinear": InsertBitlinear,
     "block_diffusion": DiffuseBlocks,
@@ -75,6 +90,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
 _KINDS: dict[tuple[str, ...], Kind] = {
     (): "dense",
     ("subln", "bitlinear"): "ternary",
+    ("mixture_of_depths", "subln", "bitlinear"): "ternary",
     ("subln", "bitlinear", "block_diffusion"): "diffusion",
 }
 
@@ -117,6 +133,6 @@ class ModelFormat(Section):
             transform.apply(model)
 
 
-def ternary(quantizer: QuantizerSettings = ABSMEAN) -> ModelFormat:
-    """SubLN and ternary layers, as stage subln makes them."""
-    return ModelFormat(transforms=(InsertSubln(), InsertBitlinear(quantizer=quantizer)))
+def ternary(quantizer: QuantizerSettings = ABSMEAN, *before: MixDepths) -> ModelFormat:
+    """SubLN and ternary layers, as stage subln makes them, after what is ``before`` them."""
+    return ModelFormat(transforms=(*before, InsertSubln(), InsertBitlinear(quantizer=quantizer)))

@@ -40,6 +40,11 @@ def report(settings: Parameters, stage: str | None, devices: int, tflops: float)
         trains.
     """
     config, scratch = model_config(settings), settings.base.scratch
+    if settings.subln.mixture_of_depths:
+        raise UserError(
+            "plan counts all tokens in all layers, and subln.mixture_of_depths leaves some out; go"
+            " without it for an upper bound"
+        )
     if has_states(config) or (scratch and scratch.model.state_space):
         raise UserError(
             "the model has layers with a state (base.scratch.model.state_space, or a Bamba), of"

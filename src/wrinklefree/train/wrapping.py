@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import FLEX
+from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.experts import layers_with_experts
 from wrinklefree.models.layers import decoder_layers, has_states
 from wrinklefree.models.state_space import refuse_states
@@ -59,6 +60,7 @@ def wrap_for_training(
         read = {look.projections for look in looks}
         if any(look.routers for look in looks):
             read |= {layers.index(layer) for layer in layers_with_experts(model)}
+        read |= set(skipping_layers(model))
         if not (chosen := set(range(len(layers))) - read):
             raise UserError(
                 "compile is true, and every decoder layer has a router or projections that are read"
@@ -72,9 +74,10 @@ def skip_hidden_pairs(model: PreTrainedModel) -> None:
     """Let attention skip blocks of tokens that don't see each other; its mask is no tensor then.
 
     Changes nothing where attention is recorded (MuonClip) or drops weights at random, with heads of
-    fewer features than FlexAttention can do, and where states read the mask.
+    fewer features than FlexAttention can do, and where states or the choice of tokens read the
+    mask.
     """
-    if has_states(model.config):
+    if has_states(model.config) or skipping_layers(model):
         return
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
