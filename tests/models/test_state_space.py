@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -248,10 +248,11 @@ def test_what_a_state_cannot_do_is_refused(
             )
 
 
-def test_a_state_that_would_pass_from_document_to_document_is_refused(tiny: Tiny) -> None:
+@pytest.mark.parametrize("kind", ["linear_attention", "hybrid", "conv"])
+def test_a_state_that_would_pass_from_document_to_document_is_refused(
+    tiny: Tiny, kind: str
+) -> None:
     model = tiny()
-    model.config.layer_types = ["linear_attention", "full_attention"]  # pyright: ignore
-    layer: nn.Module = decoder_layers(model)[0]
-    layer.linear_attn = layer._modules.pop("self_attn")
+    model.config.layer_types = [kind, "full_attention"]  # pyright: ignore
     with pytest.raises(UserError, match="would carry a document into the next one of its row"):
         reset_states(model)

@@ -151,7 +151,10 @@ def test_a_model_with_states_goes_through_all_stages_but_those_of_diffusion(proj
 
 
 def test_a_student_that_leaves_tokens_out_goes_through_the_stages(project: Path):
-    presets = ("params/depths.yaml", "params/tiny.yaml")
+    (project / "params" / "first.yaml").write_text(
+        "distill: {ar: {relations: {layer_fraction: 0.1}}}\n"
+    )
+    presets = ("params/depths.yaml", "params/tiny.yaml", "params/first.yaml")  # of two layers
     run(project, "snakemake", "evaluate", "--configfile", *presets)
     last = read_history(project / "models" / "distill" / "ar")[-1]
     assert last["choice/computed"] == pytest.approx(0.5, abs=0.05)

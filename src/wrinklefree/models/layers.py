@@ -7,6 +7,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from wrinklefree.errors import UserError
 
+STATES = {"linear_attention", "hybrid", "conv"}
+"""What transformers calls layers with a state in place of attention or beside it."""
+
 
 def layer_at(model: PreTrainedModel, fraction: float) -> int:
     """Index of the layer at a fraction of the depth: 0.8 of 28 layers is 22; 1 is the last one."""
@@ -33,5 +36,5 @@ def hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def has_states(config: PreTrainedConfig) -> bool:
-    """Whether some decoder layers read a row from left to right into a state, without attention."""
-    return "linear_attention" in (getattr(config, "layer_types", None) or ())
+    """Whether some decoder layers read a row from left to right into a state."""
+    return not STATES.isdisjoint(getattr(config, "layer_types", None) or ())

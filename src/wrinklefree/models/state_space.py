@@ -26,7 +26,7 @@ from transformers.models.bamba.modeling_bamba import (
 )
 
 from wrinklefree.errors import UserError
-from wrinklefree.models.layers import decoder_layers, has_states
+from wrinklefree.models.layers import STATES, decoder_layers, has_states
 
 _STEP_BOUNDS = (0.001, 0.1)
 
@@ -140,11 +140,12 @@ def reset_states(model: PreTrainedModel) -> PreTrainedModel:
     UserError : it has a state that is none of Bamba's.
     """
     if has_states(model.config):
-        for layer in decoder_layers(model):
+        kinds: Any = model.config.layer_types
+        for layer, kind in zip(decoder_layers(model), kinds, strict=True):
             mixer = getattr(layer, "mamba", None)
             if isinstance(mixer, BambaMixer):
                 layer.add_module("mamba", DocumentMixer(mixer))
-            elif not hasattr(layer, "self_attn"):
+            elif kind in STATES:
                 raise UserError(
                     f"{type(model).__name__} has layers with a state, which would carry a document"
                     " into the next one of its row; of such models only those built like Bamba can"
