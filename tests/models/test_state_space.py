@@ -75,7 +75,8 @@ def test_a_document_in_a_packed_row_is_read_as_transformers_reads_it_alone() -> 
     tokens_BT, positions_BT, documents_BT = packed()
     mask = causal_document_mask(documents_BT)
     found_BTD = hidden_states(model, tokens_BT, positions_BT, mask)
-    found_BTD.square().sum().backward()
+    direction_BTD = torch.randn_like(found_BTD)
+    (found_BTD * direction_BTD).sum().backward()
     without_reset_BTD = stock.get_decoder()(
         tokens_BT, mask.dense(), positions_BT, use_cache=False
     ).last_hidden_state
@@ -84,8 +85,8 @@ def test_a_document_in_a_packed_row_is_read_as_transformers_reads_it_alone() -> 
         for length in lengths:
             alone_1T = tokens_BT[row, start : start + length][None]
             alone_TD = stock.get_decoder()(alone_1T, use_cache=False).last_hidden_state[0]
-            alone_TD.square().sum().backward()
             places = slice(start, start := start + length)
+            (alone_TD * direction_BTD[row, places]).sum().backward()
             torch.testing.assert_close(found_BTD[row, places], alone_TD, rtol=1e-5, atol=1e-6)
             if places.start:
                 assert (without_reset_BTD[row, places] - alone_TD).abs().max() > 0.01
