@@ -45,7 +45,7 @@ def test_predictors_learn_which_tokens_routers_choose(make_trainer: Callable[...
     assert first["choice/computed"] == pytest.approx(0.25, abs=0.02)
     assert first["choice/predicted"] == 1.0
     assert last["choice/predicted"] == pytest.approx(0.25, abs=0.08)
-    assert last["choice/agreement"] > 0.85 > first["choice/agreement"]
+    assert last["choice/agreement"] > 0.78 > first["choice/agreement"]
     assert last["train/token_choice_weighted"] == pytest.approx(0.01 * last["train/token_choice"])
     batch = trainer.data.batch(0, 0, batch_size=4, micro_batches=1)
     mask = causal_document_mask(batch.document_ids_BT)
@@ -58,7 +58,7 @@ def test_predictors_learn_which_tokens_routers_choose(make_trainer: Callable[...
 def test_the_loss_of_a_predictor_is_its_cross_entropy_without_padding(
     make_trainer: Callable[..., Trainer],
 ) -> None:
-    trainer = make_trainer(gradient_accumulation_steps=1, steps=1)
+    trainer = make_trainer(gradient_accumulation_steps=1)
     batch = trainer.data.batch(0, 0, batch_size=2, micro_batches=1)
     mask = causal_document_mask(batch.document_ids_BT)
     with torch.no_grad(), captured_choices(trainer.model) as choices:
