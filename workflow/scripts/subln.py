@@ -35,7 +35,8 @@ def subln(stage: Stage) -> dict[str, Any]:
             f" held-out loss {station['loss_after']:.3f}"
         )
     for kind, entries in facts["entries"].items():
-        stage.terminal.say(f"{stage.terminal.label}: {kind} are {', '.join(entries)}")
+        names = [name.removesuffix(".weight") for name in entries]
+        stage.terminal.say(f"{stage.terminal.label}: {kind} are {', '.join(names)}")
     stage.terminal.say(
         f"{stage.terminal.label}: held-out loss {facts['loss_before']:.3f} dense,"
         f" {facts['loss_after_lambda1']:.3f} ternary with SubLN,"

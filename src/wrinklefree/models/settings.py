@@ -39,7 +39,7 @@ class ExpertsSettings(Section):
 class StateSpaceSettings(Section):
     """Layers with a state in place of attention: Mamba-2 mixers (arXiv 2405.21060), as in Bamba."""
 
-    attention_layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    attention_layers: Annotated[list[Annotated[int, Field(ge=0, lt=1000)]], Field(min_length=1)]
     """Numbers, from 0, of the decoder layers that keep attention; all others get a mixer."""
     heads: Heads
     """Heads of a mixer, each of ``2 hidden_size / heads`` features."""
