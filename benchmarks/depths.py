@@ -75,8 +75,8 @@ def main() -> None:
         choice = decoder_layers(everything)[index].get_submodule("choice")
         torch.nn.init.zeros_(choice.get_parameter("router"))
     whole = build(None, quantized=True)
-    losses = [loss_of(model, tokens_BT).detach() for model in (everything, whole)]
-    require_close(*losses, 1e-4, "capacity 1 with weights of 1 as the whole model")
+    loss, expected = (loss_of(model, tokens_BT).detach() for model in (everything, whole))
+    require_close(loss, expected, 1e-4, "capacity 1 with weights of 1 as the whole model")
     students = {f"capacity {one:g}": one for one in CAPACITIES}
     dense = operations(build(None, quantized=False), tokens_BT)
     print("\noperations of both passes over those of the whole model")

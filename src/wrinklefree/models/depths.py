@@ -201,7 +201,10 @@ def captured_choices(model: PreTrainedModel) -> Iterator[list[Choice]]:
     choices: list[Choice] = []
     with ExitStack() as stack:
         for index in skipping_layers(model):
+
+            def keep(module: nn.Module, given: Any, output: Choice) -> None:
+                choices.append(output)
+
             choice = decoder_layers(model)[index].get_submodule("choice")
-            keep = choice.register_forward_hook(lambda _, given, output: choices.append(output))
-            stack.callback(keep.remove)
+            stack.callback(choice.register_forward_hook(keep).remove)
         yield choices

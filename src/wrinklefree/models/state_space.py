@@ -111,12 +111,13 @@ class DocumentMixer(BambaMixer):
         joint_NLC = causal_conv1d_fn(
             joint_NLC.mT.contiguous(), weight, bias, activation=self.activation
         ).mT
-        groups = (self.n_groups, self.ssm_state_size)
+        groups: Any = (self.n_groups, self.ssm_state_size)
+        heads: Any = (self.num_heads, self.head_dim)
         sizes = [self.intermediate_size, math.prod(groups), math.prod(groups)]
         value_NLI, key_NLS, query_NLS = joint_NLC.split(sizes, -1)
         with torch.autocast(joint_NLC.device.type, enabled=False):
             read: Any = mamba2_chunk_scan(
-                value_NLI.float().unflatten(-1, (self.num_heads, self.head_dim)),
+                value_NLI.float().unflatten(-1, heads),
                 step_NLH.float(),
                 -torch.exp(self.A_log.float()),
                 key_NLS.float().unflatten(-1, groups),
