@@ -44,8 +44,39 @@ def test_presets_are_valid_over_the_default(parameters: dict[str, Any], file: Pa
     validate(overlay(parameters, read_yaml(file)))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("base.scratch.training.compile", True, "compile"),
+        ("distill.ar.compile", True, "compile"),
+        ("stage2.future_tokens", {"heads": 2}, "future_tokens"),
+        ("subln.prune", {"layers": 1}, "subln.prune"),
+        ("subln.mixture_of_depths", {"every": 2}, "subln.mixture_of_depths"),
+    ],
+)
+def test_what_layers_with_a_state_cannot_do_is_refused_when_settings_are_read(
+    parameters: dict[str, Any], path: str, value: Any, named: str
+):
+    hybrid = overlay(parameters, read_yaml(PROJECT / "params" / "hybrid.yaml"))
+    with pytest.raises(UserError, match=f"state_space can't be together with {named}:"):
+        validate(changed(hybrid, path, value))
+
+
 GGUF = {"kind": "gguf", "package": "a", "version": "1", "sha256": "0" * 64, "member": "a.gguf"}
+STATES = {"attention_layers": [1], "heads": 4}
 MISTAKES = [
+    (
+        "base.scratch.model.state_space",
+        STATES,
+        ["state_space can't be together with dlm.enabled", "set dlm.enabled and"],
+    ),
+    (
+        "subln.mixture_of_depths",
+        {"every": 2},
+        ["mixture_of_depths can't be together with dlm.enabled, export.linear_class: set"],
+    ),
+    ("subln", {"mixture_of_depths": {}, "reconstruct": {"kind": "layers"}}, ["leave out one"]),
+    ("world_model.model.state_space", STATES, ["world_model", "states read one; leave it out"]),
     ("stage2.stepz", 3, ["stage2.stepz", "unknown setting", "did you mean steps"]),
     ("stage2.steps", "many", ["stage2.steps", "valid integer", "'many'"]),
     ("stage2.steps", 0, ["stage2.steps", "greater than 0"]),

@@ -51,6 +51,16 @@ def test_the_parameters_of_a_model_from_scratch_are_counted(name: str | None):
     assert model_parameters(parameters) == pytest.approx(model.num_parameters(), rel=0.01)
 
 
+def test_the_parameters_of_mixers_are_counted():
+    from wrinklefree.models.dense import build_scratch
+
+    parameters = preset("hybrid")
+    assert parameters.base.scratch and parameters.tokenizer.kind == "bpe"
+    size = parameters.tokenizer.vocabulary_size
+    model = build_scratch(parameters.base.scratch.model, size, 128, 0, seed=0)
+    assert model_parameters(parameters) == pytest.approx(model.num_parameters(), rel=0.01)
+
+
 def test_a_full_size_preset_asks_for_a_gpu_and_for_memory_by_its_size():
     full, small = preset("qwen3_4b"), preset(None)
     assert full.resources.gpus == 1

@@ -175,9 +175,9 @@ def bitlinear(**changes: Any) -> dict[str, Any]:
         (None, "transforms is missing: another version wrote it; run `make clean`, or run the st"),
         (False, "transforms is False"),
         ([{}], "transforms.0 is {}: Unable to extract tag"),
-        ([{"name": "prune"}], "transforms.0 is .*'prune' .*: 'subln', 'bitlinear', 'block_diffus"),
-        ([SUBLN, SUBLN], "subln, subln: expected each at most once, in the order subln, bitlin"),
-        ([BITLINEAR, SUBLN], "bitlinear, subln: expected each at most once, in the order subln, b"),
+        ([{"name": "prune"}], "transforms.0 is .*'prune' .*: 'mixture_of_depths', 'subln', 'bitl"),
+        ([SUBLN, SUBLN], "subln, subln: expected each at most once, in the order mixture_of_d"),
+        ([BITLINEAR, SUBLN], "bitlinear, subln: expected each at most once, in the order mixture"),
         ([{**SUBLN, "sites": 1}], "transforms.0.subln.sites is 1"),
         (
             [{"name": "bitlinear", "quantizer": {"scale": "absmean", "granularity": "row"}}],

@@ -27,7 +27,7 @@ from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models.calibration import first_layer_input
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.reconstruct import reconstruct_layers
-from wrinklefree.models.settings import ReconstructSettings
+from wrinklefree.models.settings import MixtureOfDepthsSettings, ReconstructSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.plan.live import model_on_meta
 from wrinklefree.plan.memory import Training, memory_of, memory_of_reconstruction
@@ -362,3 +362,21 @@ def test_the_peak_is_what_the_process_takes(case: str):
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
+
+
+def test_a_model_with_states_is_not_counted_as_another_one() -> None:
+    with pytest.raises(UserError, match="of which plan knows neither memory nor operations"):
+        report(preset("hybrid"), None, 1, 200)
+
+
+def test_a_diffusion_model_that_is_left_out_is_not_planned() -> None:
+    settings = preset(None)
+    alone = settings.model_copy(update={"dlm": settings.dlm.model_copy(update={"enabled": False})})
+    assert set(trainings_of(settings)) - set(trainings_of(alone)) == {"dlm", "distill.dlm"}
+
+
+def test_a_model_that_leaves_tokens_out_is_not_counted_as_a_whole_one() -> None:
+    settings = preset(None)
+    subln = settings.subln.model_copy(update={"mixture_of_depths": MixtureOfDepthsSettings()})
+    with pytest.raises(UserError, match="go without it for an upper bound"):
+        report(settings.model_copy(update={"subln": subln}), None, 1, 200)

@@ -137,6 +137,31 @@ def test_a_mixture_of_experts_goes_through_all_stages(project: Path):
     assert "Nothing is exported" in (project / "models" / "export" / "README.md").read_text()
 
 
+def test_a_model_with_states_goes_through_all_stages_but_those_of_diffusion(project: Path):
+    presets = ("params/hybrid.yaml", "params/tiny.yaml")
+    run(project, "snakemake", "all", "--configfile", *presets)
+    said = (project / "logs" / "subln.log").read_text()
+    assert re.search(r"ternary are .*mamba\.in_proj, .*\n.*dense are .*mamba\.A_log", said)
+    evaluation = json.loads((project / "results" / "evaluation.json").read_text())
+    assert list(evaluation["models"]) == ["base", "naive", "subln", "stage2", "distill_ar"]
+    layers = (project / "results" / "ternary.csv").read_text()
+    assert "distill_ar,model.layers.0.mamba.out_proj," in layers
+    for stage in ("dlm", "distill/dlm"):
+        assert read_manifest(project / "models" / stage).facts["left_out"] == "dlm.enabled is false"
+
+
+def test_a_student_that_leaves_tokens_out_goes_through_the_stages(project: Path):
+    (project / "params" / "first.yaml").write_text(
+        "distill: {ar: {relations: {layer_fraction: 0.1}}}\n"
+    )
+    presets = ("params/depths.yaml", "params/tiny.yaml", "params/first.yaml")  # of two layers
+    run(project, "snakemake", "evaluate", "--configfile", *presets)
+    last = read_history(project / "models" / "distill" / "ar")[-1]
+    assert last["choice/computed"] == pytest.approx(0.5, abs=0.05)
+    student = json.loads((project / "models" / "distill" / "ar" / "wrinklefree.json").read_text())
+    assert student["transforms"][0] == {"name": "mixture_of_depths", "every": 2, "capacity": 0.5}
+
+
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
     weights = project / "models" / "stage2" / "model.safetensors"
     expected = weights.read_bytes()

@@ -34,6 +34,9 @@ def subln(stage: Stage) -> dict[str, Any]:
             f" {station['parameters_after']:,} of {station['parameters_before']:,} parameters,"
             f" held-out loss {station['loss_after']:.3f}"
         )
+    for kind, entries in facts["entries"].items():
+        names = [name.removesuffix(".weight") for name in entries]
+        stage.terminal.say(f"{stage.terminal.label}: {kind} are {', '.join(names)}")
     without = f" with SubLN, {facts['loss_ternary_without_subln']:.3f} without"
     stage.terminal.say(
         f"{stage.terminal.label}: held-out loss {facts['loss_before']:.3f} dense,"

@@ -8,7 +8,7 @@ from wrinklefree.config.resources import ResourcesSettings
 from wrinklefree.evaluate.settings import DataReportSettings, EvaluateSettings
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.mixture.settings import MixtureSettings
-from wrinklefree.models.settings import SublnSettings
+from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.teacher_settings import TeacherSettings
 from wrinklefree.research.finetune_settings import FinetuneSettings
 from wrinklefree.research.hyperparameter_settings import SearchSettings
@@ -220,6 +220,30 @@ class Parameters(Section):
                 " cleaning.quality.enabled or sources.<name>.cleaning.quality.enabled to true, or"
                 " remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_asked_for_what_they_can(self) -> Parameters:
+        scratch, depths = self.base.scratch, self.subln.mixture_of_depths
+        trainings = [self.stage2, self.distill.ar, *([scratch.training] if scratch else [])]
+        heads = self.stage2.future_tokens.heads, self.distill.ar.future_tokens.heads
+        either = {"dlm.enabled": self.dlm.enabled, "future_tokens": any(heads)}
+        of_states = {
+            **either,
+            "compile": any(training.compile for training in trainings),
+            "subln.prune": self.subln.prune != PruneSettings(),
+            "subln.mixture_of_depths": depths,
+        }
+        of_depths = {**either, "export.linear_class": self.export.linear_class != "none"}
+        for path, given, wanted in (
+            ("base.scratch.model.state_space", scratch and scratch.model.state_space, of_states),
+            ("subln.mixture_of_depths", depths, of_depths),
+        ):
+            if given and (refused := [name for name, wish in wanted.items() if wish]):
+                raise ValueError(
+                    f"{path} can't be together with {', '.join(refused)}: set dlm.enabled and"
+                    " compile to false, export.linear_class to none, and leave the others out"
+                )
         return self
 
     @model_validator(mode="after")

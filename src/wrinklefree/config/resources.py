@@ -64,7 +64,7 @@ class ModelShape(Section):
 
     @classmethod
     def of_scratch(cls, model: ModelSettings, vocabulary_size: int) -> Self:
-        """The shape that ``base.scratch.model`` gives."""
+        """The shape that ``base.scratch.model`` gives, were there attention in every layer."""
         experts = model.experts
         return cls(
             model_type="qwen3_moe" if experts else "llama",
@@ -124,8 +124,10 @@ def model_parameters(parameters: Parameters) -> int:
     """How many weights the model has, as set or as its shape says."""
     if given := parameters.resources.model_parameters:
         return given
-    shape = model_shape(parameters)
-    return shape.parameters if shape else UNKNOWN_MODEL
+    if not (shape := model_shape(parameters)):
+        return UNKNOWN_MODEL
+    scratch = parameters.base.scratch
+    return shape.parameters + (scratch.model.more_in_mixers if scratch else 0)
 
 
 def reconstruction_bytes(parameters: Parameters) -> int:
@@ -154,8 +156,9 @@ def model_memory_mb(parameters: Parameters) -> int:
     weights = model_parameters(parameters)
     needed = weights * _BYTES_PER_PARAMETER + reconstruction_bytes(parameters)
     if not parameters.resources.gpus:
-        trainings = [parameters.stage2, parameters.dlm, parameters.distill.ar]
-        trainings.append(parameters.distill.dlm)
+        trainings = [parameters.stage2, parameters.distill.ar]
+        if parameters.dlm.enabled:
+            trainings += [parameters.dlm, parameters.distill.dlm]
         if parameters.base.scratch:
             trainings.append(parameters.base.scratch.training)
         rows = max(training.batch_size for training in trainings)

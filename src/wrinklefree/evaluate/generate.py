@@ -100,9 +100,13 @@ def decode_greedily(
     """
     new: list[int] = []
     pending = torch.tensor([prompt], device=model.device)
-    cache = None
+    cache, read = None, 0
     while len(new) < new_tokens and new[-1:] != [end_of_text_id]:
-        output = model(input_ids=pending, past_key_values=cache, use_cache=True)
+        # Left to themselves some models, Bamba for one, begin at position 0 in every pass.
+        positions = torch.arange(read, read := read + pending.shape[1], device=model.device)
+        output = model(
+            input_ids=pending, position_ids=positions[None], past_key_values=cache, use_cache=True
+        )
         cache = output.past_key_values
         pending = output.logits[:, -1:].argmax(-1)
         new.append(int(pending))

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
+from wrinklefree.models.layers import has_states
+
 FLEX = "flex_attention"
 """What transformers calls the attention that looks at blocks of pairs and skips empty ones."""
 
@@ -43,8 +45,10 @@ class AttentionRule:
             _compile=self.device.type == "cuda",  # without it all pairs are in memory once
         )
 
-    def of(self, model: PreTrainedModel) -> Tensor | BlockMask:
-        """In the form that the attention of ``model`` reads."""
+    def of(self, model: PreTrainedModel) -> Tensor | BlockMask | dict[str, Tensor]:
+        """In the form that the attention of ``model`` reads, and its mixers where it has any."""
+        if has_states(model.config):
+            return dict.fromkeys(model.config.layer_types, self.dense())  # pyright: ignore
         return self.blocks() if model.config._attn_implementation == FLEX else self.dense()
 
 

@@ -19,7 +19,7 @@ Shapes: B rows, T tokens of a row, M tokens, N input features, D hidden size, E 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.experts import SublnStack
-from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.layers import decoder_layers, hidden_of
 from wrinklefree.models.surgery import SublnLinear, subln_modules
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
@@ -147,7 +147,7 @@ def calibrate_subln(
                     }
                 )
             inputs = [
-                LayerInput(layer(item.hidden_BTD, **item.arguments), item.arguments, item.real_BT)
+                replace(item, hidden_BTD=hidden_of(layer(item.hidden_BTD, **item.arguments)))
                 for item in inputs
             ]
     return telemetry

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -37,6 +38,7 @@ from wrinklefree.models.experts import IN_ORDER
 from wrinklefree.models.finite import require_finite
 from wrinklefree.models.folder import CONFIG, FORMAT, read_format
 from wrinklefree.models.settings import ModelSettings
+from wrinklefree.models.state_space import reset_states, start_steps
 
 PRETRAINED: dict[str, Any] = {
     "dtype": torch.float32,
@@ -46,8 +48,10 @@ PRETRAINED: dict[str, Any] = {
 }
 """How weights are read: no pickle, no code of the repository."""
 _NAMED = 3
-_RESIDUAL = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
+_RESIDUAL = ("o_proj.weight", "out_proj.weight", "down_proj.weight", "experts.down_proj")
 """Of the matrices whose outputs are added to the residual stream."""
+_CHUNK_SIZE = 64
+"""Tokens between which a mixer compares each with each; between chunks goes the state alone."""
 
 
 def build_scratch(
@@ -55,7 +59,8 @@ def build_scratch(
 ) -> PreTrainedModel:
     """An untrained Llama-like model in float32: SiLU, tied embeddings unless scaled, no biases.
 
-    With experts it is Qwen3-MoE; probabilities of the experts that a token takes add up to 1.
+    With experts it is Qwen3-MoE; probabilities of the experts that a token takes add up to 1. With
+    mixers it is Bamba, of twice the hidden size inside.
 
     The residual stream of a ``small`` model with a ``scaled_embedding`` starts at a standard
     deviation of 1 and hardly grows over the layers, so that no layer's gradient is much larger than
@@ -64,16 +69,8 @@ def build_scratch(
 
     The same arguments give the same weights, and the global random state is left as it was.
     """
-    shape: dict[str, Any] = {}
-    if experts := model.experts:
-        shape = {
-            "num_experts": experts.count,
-            "num_experts_per_tok": experts.per_token,
-            "moe_intermediate_size": experts.intermediate_size,
-            "norm_topk_prob": True,
-            "head_dim": model.hidden_size // model.heads,
-        }
-    config = (Qwen3MoeConfig if experts else LlamaConfig)(
+    architecture, shape = _architecture(model)
+    config = architecture(
         vocab_size=vocabulary_size,
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -96,6 +93,7 @@ def build_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how)
+        start_steps(made)
     with torch.no_grad():
         if model.initialization == "small":
             for name, parameter in made.named_parameters():
@@ -103,7 +101,27 @@ def build_scratch(
                     parameter.div_(math.sqrt(2 * model.layers))
         if model.scaled_embedding:
             made.model.embed_tokens.weight.div_(model.initial_deviation)
-    return made
+    return reset_states(made)
+
+
+def _architecture(model: ModelSettings) -> tuple[Any, dict[str, Any]]:
+    """The class of the configuration, and what it has beside that of a Llama."""
+    if mixers := model.state_space:
+        return BambaConfig, {
+            "attn_layer_indices": mixers.attention_layers,
+            "mamba_n_heads": mixers.heads,
+            "mamba_d_state": mixers.state_size,
+            "mamba_chunk_size": _CHUNK_SIZE,
+        }
+    if experts := model.experts:
+        return Qwen3MoeConfig, {
+            "num_experts": experts.count,
+            "num_experts_per_tok": experts.per_token,
+            "moe_intermediate_size": experts.intermediate_size,
+            "norm_topk_prob": True,
+            "head_dim": model.hidden_size // model.heads,
+        }
+    return LlamaConfig, {}
 
 
 def load_hub(settings: HubBaseSettings) -> PreTrainedModel:
@@ -169,7 +187,7 @@ def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
     _require_whole(report, where)
     _require_tied_as_configured(model, where)
     require_finite(model, where)
-    return (_rebuilt(model) if "gguf_file" in how else model).eval()
+    return reset_states(_rebuilt(model) if "gguf_file" in how else model).eval()
 
 
 def _require_whole(report: dict[str, Any], where: str) -> None:

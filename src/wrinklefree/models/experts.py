@@ -87,7 +87,7 @@ class Experts(nn.Module):
 
 def has_experts(layer: nn.Module) -> bool:
     """Whether a decoder layer has experts in place of one feed-forward network."""
-    experts = getattr(layer.get_submodule("mlp"), "experts", None)
+    experts = getattr(getattr(layer, "mlp", None), "experts", None)
     return isinstance(experts, Qwen3MoeExperts | Experts)
 
 
@@ -98,7 +98,7 @@ def open_experts(layer: nn.Module) -> None:
     ------
     UserError : their gate is another one than SiLU.
     """
-    experts = getattr(layer.get_submodule("mlp"), "experts", None)
+    experts = getattr(getattr(layer, "mlp", None), "experts", None)
     if not isinstance(experts, Qwen3MoeExperts):
         return
     config: Any = experts.config
@@ -111,9 +111,7 @@ def open_experts(layer: nn.Module) -> None:
 
 def layers_with_experts(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder layers that have experts, in order."""
-    return [
-        layer for layer in decoder_layers(model) if hasattr(layer, "mlp") and has_experts(layer)
-    ]
+    return [layer for layer in decoder_layers(model) if has_experts(layer)]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.quant.bitlinear import BitLinear, TernaryLayer
 from wrinklefree.quant.packing import CODES_PER_BYTE
@@ -38,6 +39,8 @@ def export_obstacles(model: PreTrainedModel) -> list[str]:
         reasons.append(
             f"its architecture is {model.config.model_type}, none of {', '.join(ARCHITECTURES)}"
         )
+    if skipping_layers(model):
+        reasons.append("some of its layers leave tokens out")
     if not model.config.rms_norm_eps > 0:
         reasons.append(f"rms_norm_eps is {model.config.rms_norm_eps}, expected above 0")
     if granularity := _granularities(model) - {"tensor"}:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.models.configuration import checked_config
 from wrinklefree.models.experts import IN_ORDER
 from wrinklefree.models.finite import require_finite
+from wrinklefree.models.state_space import reset_states
 from wrinklefree.models.transforms import Kind, ModelFormat
 
 CONFIG = "config.json"
@@ -86,7 +88,7 @@ def load_model(folder: Path, *expected: Kind) -> tuple[PreTrainedModel, ModelFor
             read_config(folder), attn_implementation="sdpa", dtype=torch.float32, **IN_ORDER
         )
     try:
-        model_format.apply(model)
+        model_format.apply(reset_states(model))
     except UserError as error:
         raise UserError(f"{folder / FORMAT}: {error}; {AGAIN}") from error
     model.tie_weights()
@@ -175,6 +177,8 @@ def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
         # Where a base was loaded from, and how it was stored there, are not properties of it.
         if key in ("_name_or_path", "_model_name_or_path", "quantization_config", "auto_map"):
             del content[key]
+    if math.inf in (content.get("time_step_limit") or ()):
+        del content["time_step_limit"]  # transformers' default, for which JSON has no number
     content["architectures"] = [type(model).__name__]
     content["dtype"] = "float32"
     return content

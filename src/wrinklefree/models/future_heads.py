@@ -19,7 +19,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.depths import refuse_skipping
 from wrinklefree.models.folder import AGAIN, write_tensors
+from wrinklefree.models.state_space import refuse_states
 
 FILE = "future_heads.safetensors"
 _NAME = "future_heads"
@@ -29,7 +31,17 @@ def attach_future_heads(model: PreTrainedModel, count: int) -> None:
     """Give ``model`` new heads, for the tokens 2, 3, … ``count + 1`` places ahead, in place of any.
 
     A ``count`` of 0 leaves it without.
+
+    Raises
+    ------
+    UserError : a guess that was wrong can't be taken out of the model's states, or several tokens
+        not be read behind a cache.
     """
+    if count:
+        refuse_states(
+            model, "wrong guesses can't be taken out of them; set future_tokens.heads to 0"
+        )
+        refuse_skipping(model, "guesses can't be checked; set future_tokens.heads to 0")
     if hasattr(model, _NAME):
         delattr(model, _NAME)
     if count:

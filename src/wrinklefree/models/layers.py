@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from wrinklefree.errors import UserError
+
+STATES = {"linear_attention", "hybrid", "conv"}
+"""What transformers calls layers with a state in place of attention or beside it."""
 
 
 def layer_at(model: PreTrainedModel, fraction: float) -> int:
@@ -25,3 +28,13 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise UserError(f"{type(model).__name__} has no list of decoder layers named 'layers'")
     return list(layers)
+
+
+def hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The hidden states in what a decoder layer returns, [B, T, D]: some return more."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def has_states(config: PreTrainedConfig) -> bool:
+    """Whether some decoder layers read a row from left to right into a state."""
+    return not STATES.isdisjoint(getattr(config, "layer_types", None) or ())

@@ -16,6 +16,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.depths import skipping_layers
+from wrinklefree.models.layers import decoder_layers
 
 CAPTURING_ATTENTION = "capturing"
 """What transformers calls the attention of a layer that is being read."""
@@ -64,6 +66,23 @@ class Capture:
         self._projections = projections
 
 
+def attention_of(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The attention of all tokens in a decoder layer, or a UserError where it has none."""
+    if layer in skipping_layers(model):
+        raise UserError(
+            f"relations are between all tokens, and layer {layer} leaves some out"
+            " (subln.mixture_of_depths); choose another relations.layer_fraction"
+        )
+    attention = getattr(decoder_layers(model)[layer], "self_attn", None)
+    if attention is None:
+        raise UserError(
+            f"relations are between queries, keys and values, and layer {layer} of"
+            f" {model.config.model_type} has a state in place of attention; choose another"
+            " relations.layer_fraction, or set weights.relations to 0"
+        )
+    return attention
+
+
 @contextmanager
 def capture_projections(model: PreTrainedModel, layer: int) -> Iterator[Capture]:
     """Read the queries, keys and values of a layer while the model runs inside the context.
@@ -72,7 +91,7 @@ def capture_projections(model: PreTrainedModel, layer: int) -> Iterator[Capture]
     what is compiled of them stays valid. A layer that runs again after the context, as the backward
     pass of activation checkpointing makes it, is not read again.
     """
-    attention = model.get_decoder().get_submodule(f"layers.{layer}.self_attn")
+    attention = attention_of(model, layer)
     own: Any = attention.config
     name = own._attn_implementation
     if name not in ALL_ATTENTION_FUNCTIONS:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from wrinklefree.errors import UserError
@@ -30,6 +30,7 @@ from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.folder import stored_tensors
 from wrinklefree.models.forward import hidden_states
 from wrinklefree.models.settings import PruneSettings
+from wrinklefree.models.state_space import refuse_states
 from wrinklefree.models.surgery import MLP_PROJECTIONS, supported_layers
 
 
@@ -134,8 +135,11 @@ def _shown(importances: list[float]) -> list[float]:
     return [float(f"{value:.7g}") for value in importances]
 
 
-def check_prune(settings: PruneSettings, config: PreTrainedConfig) -> None:
-    """Raise UserError where more shall remain than there is, or experts are in the way."""
+def check_prune(settings: PruneSettings, model: PreTrainedModel) -> None:
+    """Raise UserError where more shall remain than there is, or the architecture is in the way."""
+    config = model.config
+    if settings.layers or settings.intermediate_size:
+        refuse_states(model, "they can't be pruned; leave subln.prune out")
     mixed = (
         getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) > 1
     )

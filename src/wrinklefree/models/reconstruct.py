@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import chosen_precision
 from wrinklefree.models.calibration import LayerInput, first_layer_input
-from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.layers import decoder_layers, hidden_of
 from wrinklefree.models.settings import ReconstructSettings
 from wrinklefree.models.states import relative_error
 from wrinklefree.models.surgery import subln_modules
@@ -128,7 +128,7 @@ def _train(
         item, target = (items[step % len(given)].to(device) for items in (given, wanted))
         rise = min(1.0, (step + 1) / _WARMUP_STEPS)
         optimizer.param_groups[0]["lr"] = settings.lr * rise * (1 - step / steps)
-        output_BTD = layer(item.hidden_BTD, **item.arguments)
+        output_BTD = hidden_of(layer(item.hidden_BTD, **item.arguments))
         error_BT = relative_error(target.hidden_BTD, output_BTD.float())
         error_BT[item.real_BT].mean().backward()
         optimizer.step()
@@ -155,7 +155,7 @@ def _pass_on(layer: nn.Module, items: list[LayerInput]) -> None:
 def _output(layer: nn.Module, item: LayerInput) -> Tensor:
     """float32 [B, T, D], where the item is and not where the layer is."""
     moved = item.to(_device_of(layer))
-    output_BTD = layer(moved.hidden_BTD, **moved.arguments).float()
+    output_BTD = hidden_of(layer(moved.hidden_BTD, **moved.arguments)).float()
     return output_BTD.to(item.hidden_BTD.device)
 
 

@@ -36,6 +36,17 @@ class ExpertsSettings(Section):
         return self
 
 
+class StateSpaceSettings(Section):
+    """Layers with a state in place of attention: Mamba-2 mixers (arXiv 2405.21060), as in Bamba."""
+
+    attention_layers: Annotated[list[Annotated[int, Field(ge=0, lt=1000)]], Field(min_length=1)]
+    """Numbers, from 0, of the decoder layers that keep attention; all others get a mixer."""
+    heads: Heads
+    """Heads of a mixer, each of ``2 hidden_size / heads`` features."""
+    state_size: Annotated[int, Field(gt=0, le=1 << 12)] = 64
+    """Numbers that the state holds for each feature."""
+
+
 class ModelSettings(Section):
     """The shape of a Llama-like model trained from scratch."""
 
@@ -46,6 +57,9 @@ class ModelSettings(Section):
     experts: ExpertsSettings | None = None
     """Experts in place of the feed-forward network of every layer, as in Qwen3-MoE, which the model
     is then: its queries and keys have norms. Null: a Llama-like model."""
+    state_space: StateSpaceSettings | None = None
+    """Mixers with a state in place of the attention of most layers, as in Bamba, which the model is
+    then: rotary embeddings turn half of a head. Null: attention in every layer."""
     layers: Annotated[int, Field(gt=0, le=1000)]
     """Decoder layers."""
     heads: Heads
@@ -69,6 +83,16 @@ class ModelSettings(Section):
         small = math.sqrt(2 / (5 * self.hidden_size))
         return small if self.initialization == "small" else self.initializer_range
 
+    @property
+    def more_in_mixers(self) -> int:
+        """How many weights its mixers have more than attention in their place would."""
+        if not (mixers := self.state_space):
+            return 0
+        inside = 2 * self.hidden_size
+        mixer = 3 * inside + 2 * mixers.state_size + mixers.heads
+        attention = 2 * (self.heads + self.key_value_heads) * (self.hidden_size // self.heads)
+        return (self.layers - len(mixers.attention_layers)) * self.hidden_size * (mixer - attention)
+
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelSettings:
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
@@ -80,6 +104,30 @@ class ModelSettings(Section):
             raise ValueError(
                 f"heads {self.heads} is no multiple of key_value_heads {self.key_value_heads}:"
                 " every key must serve equally many queries"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixers_fit(self) -> ModelSettings:
+        if not (mixers := self.state_space):
+            return self
+        if self.experts:
+            raise ValueError("state_space and experts are both given; leave out one")
+        attention = mixers.attention_layers
+        if sorted(set(attention)) != attention or not attention[-1] < self.layers > len(attention):
+            raise ValueError(
+                f"state_space.attention_layers is {attention}: expected some numbers of layers from"
+                f" 0 to {self.layers - 1}, but not all, each once and in order"
+            )
+        if 2 * self.hidden_size % mixers.heads:
+            raise ValueError(
+                f"state_space.heads is {mixers.heads}, which does not divide twice the hidden_size"
+                f" {self.hidden_size}"
+            )
+        if self.hidden_size // self.heads % 4:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over heads {self.heads}: with state_space expected"
+                " a multiple of 4 features per head, half of which turn in pairs"
             )
         return self
 
@@ -111,6 +159,15 @@ class ReconstructSettings(Section):
     """What products are computed in; ``auto``: bfloat16 where the machine multiplies it faster."""
 
 
+class MixtureOfDepthsSettings(Section):
+    """Layers that compute some tokens of a row; the others pass by (arXiv 2404.02258)."""
+
+    every: Annotated[int, Field(ge=2, le=1000)] = 2
+    """Of so many layers the last one leaves tokens out."""
+    capacity: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a row's tokens that such a layer computes, in training exactly."""
+
+
 class SublnSettings(Section):
     """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
 
@@ -121,7 +178,18 @@ class SublnSettings(Section):
     """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
     prune: PruneSettings = PruneSettings()
     """What is left out first: whole layers, and features of the feed-forward networks."""
+    mixture_of_depths: MixtureOfDepthsSettings | None = None
+    """Tokens that are left out in some layers, from the next stage on. Null: none."""
     reconstruct: ReconstructSettings = ReconstructSettings()
     """A start of trained ternary layers for stage 2."""
     quantizer: QuantizerSettings = QuantizerSettings()
     """How their weights become ternary, here and in every stage that trains or reads the model."""
+
+    @model_validator(mode="after")
+    def _layers_are_reconstructed_whole(self) -> SublnSettings:
+        if self.mixture_of_depths and self.reconstruct.kind != "none":
+            raise ValueError(
+                "mixture_of_depths and reconstruct are both given, but layers are reconstructed"
+                " from all tokens; leave out one"
+            )
+        return self

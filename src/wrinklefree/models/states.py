@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.layers import decoder_layers, hidden_of
 
 _SMALLEST = 1e-12
 
@@ -38,8 +38,8 @@ def captured_states(model: PreTrainedModel, layers: Collection[int]) -> Iterator
     with ExitStack() as stack:
         for index in set(layers):
 
-            def keep(layer: nn.Module, arguments: Any, output: Tensor, index: int = index) -> None:
-                states[index] = output
+            def keep(layer: nn.Module, arguments: Any, output: Any, index: int = index) -> None:
+                states[index] = hidden_of(output)
 
             handle = every[index].register_forward_hook(keep)
             stack.callback(handle.remove)

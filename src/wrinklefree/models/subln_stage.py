@@ -15,8 +15,8 @@ from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.prune import check_prune, prune_features, prune_layers
 from wrinklefree.models.settings import PruneSettings, SublnSettings
-from wrinklefree.models.surgery import insert_bitlinear, insert_subln
-from wrinklefree.models.transforms import ternary
+from wrinklefree.models.surgery import entries_by_kind, insert_bitlinear, insert_subln
+from wrinklefree.models.transforms import MixDepths, ternary
 from wrinklefree.tracking.terminal import say
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ def insert_subln_stage(
         token of the held-out rows. ``loss_before``: the dense base.
         ``loss_ternary_without_subln``: the base quantized naively. ``loss_after_lambda0`` and
         ``loss_after_lambda1``: as written, not quantized and quantized. ``gains``: one entry per
-        norm, see ``calibrate_subln``. ``pruned``, where something was left out: for layers and
-        features how many remain, parameters and loss; the importances of all are in
-        ``importances.json``. ``reconstruction``, where layers were trained: what ``reconstruct``
-        returned, and ``loss_before_reconstruction`` is the quantized loss before it.
+        norm, see ``calibrate_subln``. ``entries``: see ``entries_by_kind``. ``pruned``, where
+        something was left out: for layers and features how many remain, parameters and loss; the
+        importances of all are in ``importances.json``. ``reconstruction``, where layers were
+        trained: what ``reconstruct`` returned, and ``loss_before_reconstruction`` is the quantized
+        loss before it.
 
     Raises
     ------
@@ -78,12 +79,17 @@ def insert_subln_stage(
         )
     model, pruned = _pruned(model, settings.prune, training, held_out, folder)
     facts |= pruned
+    depths = settings.mixture_of_depths
+    mixing = [MixDepths(**depths.model_dump())] if depths else []
+    for mix in mixing:
+        mix.apply(model)
     insert_bitlinear(model, settings.quantizer)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     facts["gains"] = []
     if settings.gain != "none":
         insert_subln(model)
         facts["gains"] = calibrate_subln(model, training, settings.gain)
+    facts["entries"] = entries_by_kind(model)
     if reasons := llama_cpp_obstacles(model, base, subln=settings.gain != "none"):
         say(f"subln: llama.cpp will not run this model, transformers will: {'; '.join(reasons)}")
     if reconstruct:
@@ -91,7 +97,7 @@ def insert_subln_stage(
         facts["reconstruction"] = reconstruct(model)
     facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
-    made = ternary(settings.quantizer, subln=settings.gain != "none")
+    made = ternary(settings.quantizer, *mixing, subln=settings.gain != "none")
     save_model(folder, model, made, tokenizer=base)
     return facts
 
@@ -104,7 +110,7 @@ def _pruned(
     folder: Path,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """What is left of the model, and facts of every station, where something was left out."""
-    check_prune(settings, model.config)
+    check_prune(settings, model)
     stations: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     for name, way in {"layers": prune_layers, "intermediate_size": prune_features}.items():

@@ -1,8 +1,9 @@
 """What is put into a dense model: ternary linear layers, and norms before two of them (SubLN).
 
 Works on every architecture whose decoder layers have ``self_attn.{q,k,v,o}_proj`` and
-``mlp.{gate,up,down}_proj`` or experts: Llama, Qwen2, Qwen3, Qwen3-MoE. Embeddings, head, norms and
-routers are never touched.
+``mlp.{gate,up,down}_proj`` or experts: Llama, Qwen2, Qwen3, Qwen3-MoE; and on Bamba, where layers
+with a state have ``mamba.{in,out}_proj``. Embeddings, head, norms, routers, and what a state and
+its convolution have beside these projections, are never touched.
 
 Shapes: M tokens (any leading dimensions), N input features of a linear layer.
 """
@@ -22,7 +23,7 @@ from wrinklefree.kernels.subln_quantize import subln_quantize
 from wrinklefree.models.experts import ExpertNorm, SublnStack, has_experts, open_experts
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.saving import GatedMlp, rms_norm
-from wrinklefree.quant.bitlinear import ABSMEAN, BitLinear
+from wrinklefree.quant.bitlinear import ABSMEAN, BitLinear, TernaryLayer
 from wrinklefree.quant.bitlinear_stack import BitLinearStack, LinearStack
 from wrinklefree.quant.settings import QuantizerSettings
 
@@ -30,6 +31,7 @@ ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROJECTIONS_WITH_HEADS = ("q_proj", "k_proj", "v_proj")
 """Whose outputs are attention heads, in order."""
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+MIXER_PROJECTIONS = ("in_proj", "out_proj")
 
 
 class SublnLinear(nn.Module):
@@ -74,14 +76,20 @@ def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
     for layer in layers:
         names = dict(layer.named_modules())
         expected = [f"self_attn.{name}" for name in ATTENTION_PROJECTIONS]
-        if "mlp" not in names or not has_experts(layer):
-            expected += [f"mlp.{name}" for name in MLP_PROJECTIONS]
+        if "mamba" in names:
+            expected = [f"mamba.{name}" for name in MIXER_PROJECTIONS]
+        if not has_experts(layer):
+            expected += [f"{_feed_forward(layer)}.{name}" for name in MLP_PROJECTIONS]
         if missing := [name for name in expected if name not in names]:
             raise UserError(
                 f"{type(model).__name__}: decoder layers lack {missing[0]}; supported are"
-                " architectures built like Llama, Qwen2, Qwen3 and Qwen3-MoE"
+                " architectures built like Llama, Qwen2, Qwen3, Qwen3-MoE and Bamba"
             )
     return layers
+
+
+def _feed_forward(layer: nn.Module) -> str:
+    return "feed_forward" if hasattr(layer, "feed_forward") else "mlp"
 
 
 def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSMEAN) -> None:
@@ -102,7 +110,7 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
         without_heads = quantizer.model_copy(update={"granularity": "tensor"})
     for layer in supported_layers(model):
         open_experts(layer)
-        head_size: Any = layer.get_submodule("self_attn").head_dim
+        head_size: Any = getattr(getattr(layer, "self_attn", None), "head_dim", None)
         for name, module in list(layer.named_modules()):
             leaf, made = name.rpartition(".")[2], None
             try:
@@ -115,14 +123,27 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
                 raise UserError(f"subln.quantizer: {name} of a decoder layer: {error}") from None
             if made:
                 layer.set_submodule(name, made)
-        if GatedMlp.can_stand_for(mlp := layer.get_submodule("mlp")):
-            layer.set_submodule("mlp", GatedMlp(mlp))
+        if GatedMlp.can_stand_for(mlp := layer.get_submodule(_feed_forward(layer))):
+            layer.set_submodule(_feed_forward(layer), GatedMlp(mlp))
+
+
+def entries_by_kind(model: PreTrainedModel) -> dict[str, dict[str, int]]:
+    """What of the decoder layers is ``ternary`` and what ``dense``: entries by parameter's name."""
+    layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
+    ternary = {id(layer.weight) for layer in layers}
+    found: dict[str, dict[str, int]] = {"ternary": {}, "dense": {}}
+    for layer in decoder_layers(model):
+        for name, parameter in layer.named_parameters():
+            of_kind = found["ternary" if id(parameter) in ternary else "dense"]
+            of_kind[name] = of_kind.get(name, 0) + parameter.numel()
+    return found
 
 
 def insert_subln(model: PreTrainedModel) -> None:
     """Put an RMSNorm with unit gain on the input of every ``o_proj`` and ``down_proj``, in place.
 
-    Unit gain changes the model's function: see ``models.calibration``.
+    Unit gain changes the model's function: see ``models.calibration``. The ``out_proj`` of a mixer
+    gets none: the mixer's own norm with gains stands right before it.
     """
     epsilon = model.config.rms_norm_eps
     for layer in supported_layers(model):
@@ -139,9 +160,11 @@ def insert_subln(model: PreTrainedModel) -> None:
             layer.set_submodule(name, made)
 
 
-def subln_sites(layer: nn.Module) -> tuple[str, str]:
+def subln_sites(layer: nn.Module) -> tuple[str, ...]:
     """Which linear layers of a decoder layer get a norm, in the order in which data meets them."""
-    return "self_attn.o_proj", f"mlp{'.experts' if has_experts(layer) else ''}.down_proj"
+    attention = ("self_attn.o_proj",) if hasattr(layer, "self_attn") else ()
+    inside = "mlp.experts" if has_experts(layer) else _feed_forward(layer)
+    return *attention, f"{inside}.down_proj"
 
 
 def subln_modules(layer: nn.Module) -> dict[str, SublnLinear | SublnStack]:

@@ -12,12 +12,26 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
+from wrinklefree.models.depths import mix_depths, refuse_skipping
+from wrinklefree.models.state_space import refuse_states
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import ABSMEAN
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.schema.section import Section
 
 Kind = Literal["dense", "ternary", "diffusion"]
+
+
+class MixDepths(Section):
+    """Some layers compute a share of the tokens."""
+
+    name: Literal["mixture_of_depths"] = "mixture_of_depths"
+    every: Annotated[int, Field(ge=2)]
+    capacity: Annotated[float, Field(gt=0, le=1)]
+
+    def apply(self, model: PreTrainedModel) -> None:
+        """Put routers in; raises UserError where layers are of an unknown architecture."""
+        mix_depths(model, self.every, self.capacity)
 
 
 class InsertSubln(Section):
@@ -50,7 +64,13 @@ class DiffuseBlocks(Section):
     mask_token_id: Annotated[int, Field(ge=0)]
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Change nothing; raises UserError where the model has no such token."""
+        """Change nothing; raises UserError where the model has no such token, or has states."""
+        refuse_states(
+            model,
+            "they read no token behind another one, and blocks of masks are filled in from both"
+            " sides; set dlm.enabled to false",
+        )
+        refuse_skipping(model, "blocks of masks have no routers; set dlm.enabled to false")
         if self.mask_token_id >= (size := model.config.vocab_size):
             raise UserError(
                 f"block_diffusion.mask_token_id is {self.mask_token_id}, but the embedding ends at"
@@ -58,9 +78,10 @@ class DiffuseBlocks(Section):
             )
 
 
-Transform = InsertSubln | InsertBitlinear | DiffuseBlocks
-Step = TypeVar("Step", InsertSubln, InsertBitlinear, DiffuseBlocks)
+Transform = MixDepths | InsertSubln | InsertBitlinear | DiffuseBlocks
+Step = TypeVar("Step", MixDepths, InsertSubln, InsertBitlinear, DiffuseBlocks)
 TRANSFORMS: dict[str, type[Transform]] = {
+    "mixture_of_depths": MixDepths,
     "subln": InsertSubln,
     "bitlinear": InsertBitlinear,
     "block_diffusion": DiffuseBlocks,
@@ -71,6 +92,8 @@ _KINDS: dict[tuple[str, ...], Kind] = {
     ("bitlinear",): "ternary",
     ("subln", "bitlinear"): "ternary",
     ("bitlinear", "block_diffusion"): "diffusion",
+    ("mixture_of_depths", "bitlinear"): "ternary",
+    ("mixture_of_depths", "subln", "bitlinear"): "ternary",
     ("subln", "bitlinear", "block_diffusion"): "diffusion",
 }
 
@@ -113,7 +136,10 @@ class ModelFormat(Section):
             transform.apply(model)
 
 
-def ternary(quantizer: QuantizerSettings = ABSMEAN, *, subln: bool = True) -> ModelFormat:
-    """SubLN, if it is wanted, and ternary layers, as stage subln makes them."""
+def ternary(
+    quantizer: QuantizerSettings = ABSMEAN, *before: MixDepths, subln: bool = True
+) -> ModelFormat:
+    """SubLN, if it is wanted, and ternary layers, as stage subln makes them, after what is
+    ``before`` them."""
     norms = (InsertSubln(),) if subln else ()
-    return ModelFormat(transforms=(*norms, InsertBitlinear(quantizer=quantizer)))
+    return ModelFormat(transforms=(*before, *norms, InsertBitlinear(quantizer=quantizer)))

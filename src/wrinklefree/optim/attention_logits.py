@@ -47,7 +47,8 @@ class AttentionLogitRecorder:
         AttentionInterface.register(RECORDING_ATTENTION, _record_and_attend)
         AttentionMaskInterface.register(RECORDING_ATTENTION, sdpa_mask)
         model.set_attn_implementation(RECORDING_ATTENTION)
-        self.attentions = [layer.get_submodule("self_attn") for layer in decoder_layers(model)]
+        layers = (dict(layer.named_children()) for layer in decoder_layers(model))
+        self.attentions = [parts["self_attn"] for parts in layers if "self_attn" in parts]
         self.reset()
 
     def reset(self) -> None:

@@ -11,6 +11,7 @@ from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.resources import model_shape, reconstruction_bytes
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.columns import plain
+from wrinklefree.models.layers import has_states
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.plan.live import model_on_meta
 from wrinklefree.plan.memory import (
@@ -35,9 +36,20 @@ def report(settings: Parameters, stage: str | None, devices: int, tflops: float)
 
     Raises
     ------
-    UserError : the model's shape is unknown, or ``stage`` is none that trains.
+    UserError : the model's shape is unknown or none that is counted, or ``stage`` is none that
+        trains.
     """
-    config = model_config(settings)
+    config, scratch = model_config(settings), settings.base.scratch
+    if settings.subln.mixture_of_depths:
+        raise UserError(
+            "plan counts all tokens in all layers, and subln.mixture_of_depths leaves some out; go"
+            " without it for an upper bound"
+        )
+    if has_states(config) or (scratch and scratch.model.state_space):
+        raise UserError(
+            "the model has layers with a state (base.scratch.model.state_space, or a Bamba), of"
+            " which plan knows neither memory nor operations; measure a few steps instead"
+        )
     trainings, length = trainings_of(settings), settings.mixture.sequence_length
     stages = [RECONSTRUCTION] * (settings.subln.reconstruct.kind != "none") + list(trainings)
     if stage is not None and stage not in stages:
@@ -105,6 +117,8 @@ def trainings_of(settings: Parameters) -> dict[str, Training]:
         Training("distill.ar", students.ar, length, quantizer, None, prune, subln),
         Training("distill.dlm", students.dlm, length, quantizer, diffusion, prune, subln),
     ]
+    if not settings.dlm.enabled:
+        found = [training for training in found if training.diffusion is None]
     if scratch := settings.base.scratch:
         found.insert(0, Training("base", scratch.training, length, None, None))
     return {training.name: training for training in found}

@@ -17,6 +17,7 @@ from wrinklefree.models.future_heads import (
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.schema.load import validate_section
 from wrinklefree.tracking.artifact import read_manifest
+from wrinklefree.tracking.left_out import leave_out, why_left_out
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.distill_settings import DistillSettings, NextTokenDistillSettings
@@ -30,7 +31,12 @@ from wrinklefree.train.teacher import load_teachers, teacher_of
 
 
 def distill_student(stage: Stage) -> dict[str, Any]:
-    """Train the student ``stage.instance`` under its dense teachers, into ``stage.folder``."""
+    """Train the student ``stage.instance`` under its dense teachers, into ``stage.folder``.
+
+    Where there is none, the folder only says so.
+    """
+    if why := why_left_out(stage.inputs["model"]):
+        return leave_out(stage.folder, why)
     of_next_tokens = stage.instance == "ar"
     settings: DistillSettings = stage.section(
         f"distill.{stage.instance}", NextTokenDistillSettings if of_next_tokens else DistillSettings

@@ -7,6 +7,7 @@ from typing import Any
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.mask_token import add_mask_token
 from wrinklefree.models.transforms import DiffuseBlocks
+from wrinklefree.tracking.left_out import leave_out
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.data import arrange, open_data
 from wrinklefree.train.dlm_settings import DlmSettings
@@ -16,8 +17,13 @@ from wrinklefree.train.objectives.objective import Objective
 
 
 def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
-    """Add a mask token and train on masked blocks, into ``stage.folder``."""
+    """Add a mask token and train on masked blocks, into ``stage.folder``.
+
+    Where no diffusion model is wanted, the folder only says so.
+    """
     settings: DlmSettings = stage.section("dlm", DlmSettings)
+    if not settings.enabled:
+        return leave_out(stage.folder, "dlm.enabled is false")
     diffusion = settings.diffusion
     data = open_data(stage, settings)
     model, model_format = load_model(stage.inputs["model"], "ternary")
@@ -27,12 +33,13 @@ def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
     mask_token_id = add_mask_token(
         model, stage.inputs["model"], tokenizer, diffusion.mask_init, stage.seed
     )
-    objective = Objective(BlockDiffusion(diffusion, mask_token_id, stage.seed))
-    facts = stage_trainer(stage, model, data, settings, objective).run()
     diffuse = DiffuseBlocks(
         block_size=diffusion.block_size,
         token_shift=diffusion.token_shift,
         mask_token_id=mask_token_id,
     )
+    diffuse.apply(model)
+    objective = Objective(BlockDiffusion(diffusion, mask_token_id, stage.seed))
+    facts = stage_trainer(stage, model, data, settings, objective).run()
     save_model(stage.folder, model, model_format.then(diffuse), tokenizer)
     return {"mask_token_id": mask_token_id, **facts, **data_facts}

@@ -9,5 +9,8 @@ from wrinklefree.train.settings import QuantizedTrainingSettings
 class DlmSettings(QuantizedTrainingSettings):
     """Conversion to a block-diffusion model."""
 
+    enabled: bool = True
+    """Whether there is a diffusion model; without it ``distill.dlm`` has no student either, and
+    evaluate leaves both out."""
     diffusion: DiffusionSettings
     """Block diffusion."""

@@ -53,6 +53,7 @@ from wrinklefree.train.journal import Journal, Printed, Silent
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 from wrinklefree.train.objectives.router import with_balanced_routers
+from wrinklefree.train.objectives.token_choice import with_token_choices
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.spikes import Spikes
@@ -107,6 +108,7 @@ class Trainer:
             if teacher.model:
                 self.runtime.place(teacher.model)
         objective = with_balanced_routers(objective, model, settings.router_balance_weight)
+        objective = with_token_choices(objective, model)
         self.train_step = TrainStep(self.model, objective)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         wrap_for_training(self.train_step, settings)

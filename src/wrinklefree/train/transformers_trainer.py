@@ -31,6 +31,7 @@ from wrinklefree.train.data import samples_per_step
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 from wrinklefree.train.objectives.router import with_balanced_routers
+from wrinklefree.train.objectives.token_choice import with_token_choices
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
 _CLIPPER = "clipper.pt"
@@ -107,6 +108,7 @@ class WrinkleFreeTrainer(Trainer):
         objective = with_balanced_routers(
             objective or Objective(NextToken()), model, settings.router_balance_weight
         )
+        objective = with_token_choices(objective, model)
         self.train_step = TrainStep(model, objective)
         self._clipped: dict[str, float] = {}
         if isinstance(train_dataset, TrainingRows):

@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import FLEX
+from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.experts import layers_with_experts
-from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.layers import decoder_layers, has_states
+from wrinklefree.models.state_space import refuse_states
 from wrinklefree.train.objectives.objective import TrainStep
 from wrinklefree.train.settings import TrainingSettings
 
@@ -49,6 +51,7 @@ def wrap_for_training(
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     if settings.compile:
+        refuse_states(model, "each batch has other documents, no program; set compile to false")
         if backend is None:
             _require_compiler(model.device)
         layers = decoder_layers(model)
@@ -57,6 +60,7 @@ def wrap_for_training(
         read = {look.projections for look in looks}
         if any(look.routers for look in looks):
             read |= {layers.index(layer) for layer in layers_with_experts(model)}
+        read |= set(skipping_layers(model))
         if not (chosen := set(range(len(layers))) - read):
             raise UserError(
                 "compile is true, and every decoder layer has a router or projections that are read"
@@ -69,9 +73,12 @@ def wrap_for_training(
 def skip_hidden_pairs(model: PreTrainedModel) -> None:
     """Let attention skip blocks of tokens that don't see each other; its mask is no tensor then.
 
-    Changes nothing where attention is recorded (MuonClip) or drops weights at random, and with
-    heads of fewer features than FlexAttention can do.
+    Changes nothing where attention is recorded (MuonClip) or drops weights at random, with heads of
+    fewer features than FlexAttention can do, and where states or the choice of tokens read the
+    mask.
     """
+    if has_states(model.config) or skipping_layers(model):
+        return
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     drops = getattr(config, "attention_dropout", 0.0)

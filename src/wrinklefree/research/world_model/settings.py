@@ -92,6 +92,11 @@ class WorldModelSettings(Section):
             raise ValueError(
                 f"video.size {size} is no multiple of tokenizer.patch_size {patch}; change one"
             )
+        if self.model.state_space:
+            raise ValueError(
+                "model.state_space is given, but masked tokens are predicted from both sides, and"
+                " states read one; leave it out"
+            )
         if self.context_frames >= self.video.frames:
             raise ValueError(
                 f"context_frames is {self.context_frames} of video.frames {self.video.frames}:"

@@ -32,7 +32,7 @@ from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import hidden_states, logits_of
 from wrinklefree.models.layers import layer_at
-from wrinklefree.models.projections import Projections
+from wrinklefree.models.projections import Projections, attention_of
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.objectives.inside import Looks, Seen, looking
 from wrinklefree.train.objectives.objective import Objective
@@ -121,7 +121,9 @@ class RelationsDivergence:
 
     def looks_at(self, model: PreTrainedModel) -> Looks:
         """The layer at ``layer_fraction`` of the depth."""
-        return Looks(projections=layer_at(model, self._settings.layer_fraction))
+        layer = layer_at(model, self._settings.layer_fraction)
+        attention_of(model, layer)
+        return Looks(projections=layer)
 
     def loss(self, outputs: Outputs, lesson: Lesson, share: Sharing) -> Tensor:
         """Over the clean tokens, by their share in the denominator; some queries at a time."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from wrinklefree.models.depths import Choice, captured_choices
 from wrinklefree.models.experts import captured_routers
 from wrinklefree.models.projections import Projections, captured
 from wrinklefree.models.states import captured_states
@@ -27,6 +28,8 @@ class Looks:
     """What leaves these layers."""
     routers: bool = False
     """How all routers choose."""
+    choices: bool = False
+    """Which tokens layers compute that leave some out."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Seen:
     states_BTD: Sequence[Tensor]
     router_logits_BTE: Sequence[Tensor] = ()
     """Of each router, in order."""
+    choices: Sequence[Choice] = ()
+    """Of each layer that leaves tokens out, in order."""
 
     def rows(self, start: int, stop: int, *, batch: int) -> Seen:
         """Tokens ``start`` to ``stop`` of the first ``batch`` rows."""
@@ -45,7 +50,8 @@ class Seen:
             [tensor[:batch, start:stop] for tensor in tensors]
             for tensors in (self.states_BTD, self.router_logits_BTE)
         )
-        return Seen(projections, states, logits)
+        choices = [Choice(*(one[:batch, start:stop] for one in each)) for each in self.choices]
+        return Seen(projections, states, logits, choices)
 
 
 @contextmanager
@@ -61,6 +67,9 @@ def looking(
         routers: list[Tensor] = []
         if any(look.routers for look in looks.values()):
             routers = stack.enter_context(captured_routers(model))
+        choices: list[Choice] = []
+        if any(look.choices for look in looks.values()):
+            choices = stack.enter_context(captured_choices(model))
 
         def seen() -> dict[str, Seen]:
             return {
@@ -68,6 +77,7 @@ def looking(
                     captures[name].projections if name in captures else None,
                     [states[layer] for layer in look.states],
                     routers if look.routers else (),
+                    choices if look.choices else (),
                 )
                 for name, look in looks.items()
             }
