@@ -43,11 +43,30 @@ _PLAIN_REASONS = ("Missing output files", "Input files updated by another job")
 class LogHandler(LogHandlerBase):
     """Writes to stderr, coloured where that is a terminal, in lines of :data:`WIDTH` columns."""
 
-    writes_to_stream = True
-    writes_to_file = False
-    has_filter = False
-    has_formatter = True
-    needs_rulegraph = False
+    @property
+    def writes_to_stream(self) -> bool:
+        """Yes, in place of Snakemake's own handler."""
+        return True
+
+    @property
+    def writes_to_file(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def has_filter(self) -> bool:
+        """No: ``--quiet`` holds as ever."""
+        return False
+
+    @property
+    def has_formatter(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def needs_rulegraph(self) -> bool:
+        """No."""
+        return False
 
     def __post_init__(self) -> None:
         settings = self.common_settings
