@@ -329,6 +329,7 @@ def test_text_is_split_as_qwen_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check_tokens(tmp_path / "b.gguf", student, [])
 
 
+WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
 
 
@@ -344,7 +345,7 @@ LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
         ("llama", {"attention_bias": True}, "biases are not written"),
         ("llama", {"rope_parameters": LINEAR_ROPE}, "rotary embeddings of type linear"),
         ("qwen3", {"head_dim": 12}, "num_attention_heads . head_dim is 48, no multiple of 32"),
-        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "windows of attention"),
+        ("qwen3", WINDOWS, "windows of attention"),
     ],
 )
 def test_a_model_that_llama_cpp_has_no_graph_for_gets_no_file_and_the_reason(
