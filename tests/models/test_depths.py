@@ -203,6 +203,8 @@ def test_every_so_many_layers_one_leaves_tokens_out(
 def test_what_layers_that_leave_tokens_out_cannot_do_is_refused(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="layers of qwen3_moe can't leave tokens out"):
         mix_depths(tiny("qwen3_moe"), 2, 0.5)
+    with pytest.raises(UserError, match="every is 3 and the model has 2 layers"):
+        mix_depths(tiny(), 3, 0.5)
     model = mixed(tiny(num_hidden_layers=4))
     with pytest.raises(UserError, match="set future_tokens.heads to 0"):
         attach_future_heads(model, 1)

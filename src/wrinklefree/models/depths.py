@@ -163,9 +163,14 @@ def mix_depths(model: PreTrainedModel, every: int, capacity: float) -> None:
 
     Raises
     ------
-    UserError : the architecture is none whose layers are known, or a layer is none of all tokens.
+    UserError : the architecture is none whose layers are known, or has fewer layers.
     """
     layers, container = decoder_layers(model), model.get_decoder().get_submodule("layers")
+    if every > len(layers):
+        raise UserError(
+            f"subln.mixture_of_depths.every is {every} and the model has {len(layers)} layers, so"
+            " that none would leave tokens out; lower it"
+        )
     for index in range(every - 1, len(layers), every):
         layer = layers[index]
         if not isinstance(layer, LlamaDecoderLayer | Qwen2DecoderLayer | Qwen3DecoderLayer):
