@@ -146,6 +146,14 @@ def test_a_text_that_is_written_token_by_token_is_the_one_that_is_read_at_once(t
     assert all(0 < choice.chosen_BT.sum() < 19 for choice in choices)
 
 
+def test_several_texts_are_read_at_once_but_go_on_alone(tiny: Tiny) -> None:
+    model, tokens_BT = mixed(tiny(num_hidden_layers=4)).double(), torch.randint(1, 97, (3, 20))
+    cached = model(tokens_BT)  # with the cache that transformers makes unless told otherwise
+    torch.testing.assert_close(cached.logits, model(tokens_BT, use_cache=False).logits)
+    with pytest.raises(AssertionError, match="one text at a time"):
+        model(tokens_BT[:, :1], past_key_values=cached.past_key_values)
+
+
 def test_the_loss_teaches_routers_and_leaves_predictors_alone(tiny: Tiny, batch: MakeBatch) -> None:
     model = mixed(tiny(num_hidden_layers=4)).train()
     with captured_choices(model) as choices:
