@@ -55,8 +55,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 FRAME = f"""
 import os, sys, time
+from signal import SIGINT, default_int_handler, signal as handle
 from wrinklefree.tracking.stage import stage_main
 
+handle(SIGINT, default_int_handler)  # which a process in the background of a script ignores
 signal = int(sys.argv[1])
 settings = '{{"export": {{"linear_class": "bitlinear"}}}}'
 script = {str(PROJECT / "workflow" / "scripts" / "export.py")!r}
