@@ -422,7 +422,10 @@ def test_code_beside_what_a_stage_imports_puts_back_what_it_made(project: Path):
     assert set(snakemake_reruns(project)) > {"results", "data/report", "research/control"}
     said = run(project, "snakemake", "--cores", "1", "all")
     assert set(re.findall(r"^(\S+): \S+ no change in", said, re.MULTILINE)) == {"evaluate"}
-    assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {"data_report"}
+    assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {
+        "data_report",
+        "export",
+    }
 
 
 def test_better_words_rerun_nothing_under_snakemake(project: Path):
