@@ -42,15 +42,6 @@ DENSE = {
 ASKED = ExportSettings(dequantized=True, gguf=[])
 
 
-@pytest.fixture(scope="module")
-def tokenizer(
-    save_tokenizer: Callable[[Path, list[str]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, ["<|endoftext|>"])
-    return folder
-
-
 @pytest.fixture
 def rows() -> Tensor:
     return torch.randint(1, 300, (3, 21))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +70,6 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(
-    save_tokenizer: Callable[[Path, list[str]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, ["<|endoftext|>"])
-    return folder
 
 
 DENSE = {

@@ -185,6 +185,11 @@ class SublnSettings(Section):
     quantizer: QuantizerSettings = QuantizerSettings()
     """How their weights become ternary, here and in every stage that trains or reads the model."""
 
+    @property
+    def has_norms(self) -> bool:
+        """Whether there is SubLN."""
+        return self.gain != "none"
+
     @model_validator(mode="after")
     def _layers_are_reconstructed_whole(self) -> SublnSettings:
         if self.mixture_of_depths and self.reconstruct.kind != "none":

@@ -90,14 +90,14 @@ def insert_subln_stage(
         insert_subln(model)
         facts["gains"] = calibrate_subln(model, training, settings.gain)
     facts["entries"] = entries_by_kind(model)
-    if reasons := llama_cpp_obstacles(model, base, subln=settings.gain != "none"):
+    if reasons := llama_cpp_obstacles(model, base, subln=settings.has_norms):
         say(f"subln: llama.cpp will not run this model, transformers will: {'; '.join(reasons)}")
     if reconstruct:
         facts["loss_before_reconstruction"] = mean_next_token_loss(model, held_out, 1.0)
         facts["reconstruction"] = reconstruct(model)
     facts["loss_after_lambda0"] = mean_next_token_loss(model, held_out, 0.0)
     facts["loss_after_lambda1"] = mean_next_token_loss(model, held_out, 1.0)
-    made = ternary(settings.quantizer, *mixing, subln=settings.gain != "none")
+    made = ternary(settings.quantizer, *mixing, subln=settings.has_norms)
     save_model(folder, model, made, tokenizer=base)
     return facts
 

@@ -123,8 +123,9 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
                 raise UserError(f"subln.quantizer: {name} of a decoder layer: {error}") from None
             if made:
                 layer.set_submodule(name, made)
-        if GatedMlp.can_stand_for(mlp := layer.get_submodule(_feed_forward(layer))):
-            layer.set_submodule(_feed_forward(layer), GatedMlp(mlp))
+        name = _feed_forward(layer)
+        if GatedMlp.can_stand_for(mlp := layer.get_submodule(name)):
+            layer.set_submodule(name, GatedMlp(mlp))
 
 
 def entries_by_kind(model: PreTrainedModel) -> dict[str, dict[str, int]]:

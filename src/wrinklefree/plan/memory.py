@@ -165,7 +165,7 @@ def memory_of_reconstruction(
 ) -> Memory:
     """What training one decoder layer after the other holds of a device: one layer at a time."""
     student = pruned(config, settings.prune)
-    quantizer, subln = settings.quantizer, settings.gain != "none"
+    quantizer, subln = settings.quantizer, settings.has_norms
     layer = decoder_layers(model_on_meta(student, quantizer, subln=subln))[0]
     parameters = _FLOAT * sum(p.numel() for p in layer.parameters())
     chosen = settings.reconstruct

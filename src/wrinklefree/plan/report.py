@@ -110,7 +110,7 @@ def trainings_of(settings: Parameters) -> dict[str, Training]:
     """The stages that train, by name."""
     length, quantizer = settings.mixture.sequence_length, settings.subln.quantizer
     diffusion, students, prune = settings.dlm.diffusion, settings.distill, settings.subln.prune
-    subln = settings.subln.gain != "none"
+    subln = settings.subln.has_norms
     found = [
         Training("stage2", settings.stage2, length, quantizer, None, prune, subln),
         Training("dlm", settings.dlm, length, quantizer, diffusion, prune, subln),

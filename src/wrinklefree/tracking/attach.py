@@ -8,7 +8,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.tracking import store
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.locks import exclusive_lock
-from wrinklefree.tracking.parents import PARENT
+from wrinklefree.tracking.parents import OUTPUT_DIGEST, PARENT
 
 
 def attach(file: Path, results: Path) -> str:
@@ -30,7 +30,7 @@ def attach(file: Path, results: Path) -> str:
             client, experiment_id = store.open_store(client_class)
     except store.StoreError as error:
         raise UserError(str(error)) from error
-    query = f"tags.`wrinklefree.output.digest` = '{digest}'"
+    query = f"tags.`{OUTPUT_DIGEST}` = '{digest}'"
     found = client.search_runs([experiment_id], query, max_results=1)
     if not found:
         raise UserError(

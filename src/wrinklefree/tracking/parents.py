@@ -23,6 +23,8 @@ from wrinklefree.tracking.pipeline import (
 )
 
 PARENT = "mlflow.parentRunId"
+OUTPUT_DIGEST = "wrinklefree.output.digest"
+"""A tag of a stage's run: of the manifest of what it made."""
 _KEY = "wrinklefree.pipeline.key"
 """A tag that only the run of a pipeline has."""
 _NOTE = "mlflow.note.content"

@@ -222,7 +222,7 @@ class StageRun:
     def _log_files(self, artifact: Artifact) -> None:
         manifest = artifact.manifest
         self._client.set_tag(self._run_id, "wrinklefree.output", str(artifact.path))
-        self._client.set_tag(self._run_id, "wrinklefree.output.digest", manifest.digest)
+        self._client.set_tag(self._run_id, parents.OUTPUT_DIGEST, manifest.digest)
         where = artifact.path.name if artifact.path.is_absolute() else str(artifact.path)
         self._client.log_artifact(self._run_id, str(artifact.path / MANIFEST), where)
         for name, record in manifest.files.items():

@@ -5,8 +5,6 @@ Shapes: as in ``question``; V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,9 +68,4 @@ def with_future_tokens(objective: Objective, settings: FutureTokensSettings) -> 
     """``objective``, and the tokens of the heads of ``settings``, if there are any."""
     if not settings.heads:
         return objective
-    term = FutureTokens()
-    return replace(
-        objective,
-        own_terms=[*objective.own_terms, term],
-        weights=objective.weights | {term.name: settings.weight},
-    )
+    return objective.with_own(FutureTokens(), settings.weight)

@@ -76,6 +76,11 @@ class Objective:
         weights = dict.fromkeys(self.weights, 0.0) | {name: 1.0}
         return replace(self, weights=weights, own_terms=own)
 
+    def with_own(self, term: OwnTerm, weight: float) -> Objective:
+        """The same, and a term that no teacher is asked for."""
+        weights = self.weights | {term.name: weight}
+        return replace(self, own_terms=[*self.own_terms, term], weights=weights)
+
     def looks(self, model: PreTrainedModel) -> dict[str, Looks]:
         """What the terms of a teacher look at inside of ``model``, by term."""
         return {term.name: term.looks_at(model) for term in self.terms if self.weights[term.name]}

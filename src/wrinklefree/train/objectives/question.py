@@ -6,7 +6,7 @@ than B and T where a row is read in several views), N asked tokens, D hidden siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -87,6 +87,11 @@ class Outputs:
     def logits_of(self, hidden_ND: Tensor) -> Tensor:
         """Logits of some of ``hidden_ND``, at least float32; -inf at the mask token."""
         return logits_of(self.model, hidden_ND, self.question.mask_token_id)
+
+    def means_over_layers(self, layers: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+        """Of each number that ``layers`` have, times the micro-batch's share in the denominator."""
+        weight = self.question.clean_weight_BT.sum()
+        return [weight * torch.stack(each).mean() for each in zip(*layers, strict=True)]
 
 
 class Corruption(Protocol):

@@ -5,8 +5,6 @@ Shapes: B rows, T tokens of a row, N tokens that are no padding, E experts.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -51,10 +49,7 @@ class RouterBalance:
             _spread(logits_BTE[real_BT], self._per_token)
             for logits_BTE in outputs.inside[self.name].router_logits_BTE
         ]
-        weight = outputs.question.clean_weight_BT.sum()
-        balance, *measured = (
-            weight * torch.stack(each).mean() for each in zip(*layers, strict=True)
-        )
+        balance, *measured = outputs.means_over_layers(layers)
         names = ("router/entropy", "router/busiest_share", "router/dead_experts")
         return balance, dict(zip(names, measured, strict=True))
 
@@ -75,9 +70,4 @@ def with_balanced_routers(objective: Objective, model: PreTrainedModel, weight: 
     """``objective``, and if ``model`` has routers their balance with ``weight``."""
     if not layers_with_experts(model):
         return objective
-    term = RouterBalance(model.config.num_experts_per_tok)
-    return replace(
-        objective,
-        own_terms=[*objective.own_terms, term],
-        weights=objective.weights | {term.name: weight},
-    )
+    return objective.with_own(RouterBalance(model.config.num_experts_per_tok), weight)

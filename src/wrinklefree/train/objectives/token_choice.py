@@ -5,9 +5,6 @@ Shapes: B rows, T tokens of a row, N tokens that are no padding.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -46,8 +43,7 @@ class TokenChoices:
             loss = functional.binary_cross_entropy_with_logits(logit_N, truth_N)
             shares = (chosen_N, answer_N, answer_N == chosen_N)
             layers.append((loss, *(share_N.to(loss.dtype).mean() for share_N in shares)))
-        weight = outputs.question.clean_weight_BT.sum()
-        loss, *measured = (weight * torch.stack(each).mean() for each in zip(*layers, strict=True))
+        loss, *measured = outputs.means_over_layers(layers)
         names = ("choice/computed", "choice/predicted", "choice/agreement")
         return loss, dict(zip(names, measured, strict=True))
 
@@ -56,9 +52,4 @@ def with_token_choices(objective: Objective, model: PreTrainedModel) -> Objectiv
     """``objective``, and what predictors learn if layers of ``model`` leave tokens out."""
     if not skipping_layers(model):
         return objective
-    term = TokenChoices()
-    return replace(
-        objective,
-        own_terms=[*objective.own_terms, term],
-        weights=objective.weights | {term.name: _WEIGHT},
-    )
+    return objective.with_own(TokenChoices(), _WEIGHT)
