@@ -18,6 +18,7 @@ from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.inside import Seen
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
+from wrinklefree.train.objectives.question import Outputs
 from wrinklefree.train.objectives.router import RouterBalance, with_balanced_routers
 
 ROWS = [[13, 1], [2], [4, 5, 4], [3, 3]]
@@ -80,11 +81,11 @@ def test_metrics_say_how_tokens_are_spread(
     logits: list[list[float]], balance: float, entropy: float, busiest: float, dead: float
 ) -> None:
     term, logits_BTE = RouterBalance(2), torch.tensor([[*logits, [9.0, 0.0, 0.0, 0.0]]])
-    question = SimpleNamespace(
+    question: Any = SimpleNamespace(
         piece_BT=torch.tensor([[0, 0, -1]]), clean_weight_BT=torch.tensor([[False, True, False]])
     )
     seen: Any = {term.name: Seen(None, [], [logits_BTE, logits_BTE])}
-    total, metrics = term.read(SimpleNamespace(question=question, inside=seen))  # pyright: ignore
+    total, metrics = term.read(Outputs(question, torch.empty(0), moe(), seen))
     assert total.item() == pytest.approx(balance)
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
         {"router/entropy": entropy, "router/busiest_share": busiest, "router/dead_experts": dead}
