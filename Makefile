@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup stage2 all report test test-all test-unit test-end-to-end test-slurm check format bench \
+.PHONY: help setup stage2 all report test test-all test-unit test-end-to-end test-slurm browser check format bench \
 	dvc-accept dvc-research snakemake-accept clean
 
 help:
@@ -36,7 +36,7 @@ all: setup
 	$(MAKE) report
 
 report: setup
-	snakemake $(SNAKEMAKE_ACCEPTED) --report report.html
+	snakemake $(SNAKEMAKE_ACCEPTED) --reporter wrinklefree
 	@echo "report.html is the report; it needs no network"
 	@wrinklefree attach report.html || true
 
@@ -55,6 +55,11 @@ test-unit: setup
 
 test-end-to-end: setup
 	$(PYTEST) -m end_to_end
+
+# Of the tests that look at the report: Debian's Chromium (as root), and what drives it.
+browser: setup
+	command -v chromium || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes chromium; }
+	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 
 # Where Debian's slurmctld, slurmd and slurm-client are; else it says what is missing.
 test-slurm: setup

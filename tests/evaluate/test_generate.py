@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from wrinklefree.evaluate.generate import (
     decode_greedily,
     generate_samples,
     samples_markdown,
+    samples_page,
 )
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.models.surgery import insert_bitlinear
@@ -133,6 +135,17 @@ def test_markdown_shows_any_text_as_it_is_and_all_models_under_each_prompt():
     assert not any(line.startswith(("# no", "```")) for line in lines)
     assert sum("forward passes" in line for line in lines) == 2
     assert lines.index("    two") == lines.index("    one") + 1
+
+
+def test_a_page_has_all_models_beside_each_other_under_each_prompt_without_blank_ends():
+    samples = {
+        "base": [Sample("a < b", "\n \n  c\n\nd\n\n", 3, 3, True)],
+        "dlm": [Sample("a < b", "\n\n", 2, 4, False)],
+    }
+    heading, texts = samples_page(samples).split('<div class="texts">')
+    assert heading.endswith("<h2>a &lt; b</h2>\n")
+    assert re.findall(r"<pre>(.*?)</pre>", texts, re.DOTALL) == ["  c\n\nd", "(blank)"]
+    assert "2 tokens in 4 forward passes, cut" in texts
 
 
 def test_samples_show_codes_that_a_terminal_would_obey_spelled_out():

@@ -87,7 +87,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "training_loss": lambda: plots.training_loss({"base": DENSE, "stage2": HISTORY}),
     "gradient_norms": lambda: plots.gradient_norms({"base": DENSE, "stage2": HISTORY}),
     "loss_variance": lambda: plots.loss_variance({"stage2": HISTORY}),
-    "domain_loss": lambda: plots.domain_loss(HISTORY, "stage2"),
+    "domain_loss": lambda: plots.domain_loss({"base": DENSE, "stage2": HISTORY}),
     "loss_terms": lambda: plots.loss_terms({"stage2": HISTORY, "distill_ar": HISTORY}),
     "ternary_shares": lambda: ternary_plots.ternary_shares(_layers(), "stage2"),
     "latent_weights": lambda: ternary_plots.latent_weights(_layers(), "stage2"),
@@ -182,7 +182,7 @@ def test_runs_of_any_length_are_drawn(steps: int, tmp_path: Path):
             plots.training_loss({"stage2": history}),
             plots.gradient_norms({"stage2": history}),
             plots.loss_variance({"stage2": history}),
-            plots.domain_loss(history, "stage2"),
+            plots.domain_loss({"stage2": history}),
         ]
     ):
         save_svg(figure, tmp_path / f"{number}.svg")

@@ -17,7 +17,6 @@ import torch
 import yaml
 from workspace import (
     ENVIRONMENT,
-    PROJECT,
     TARGETS,
     dvc_accept,
     dvc_outputs,
@@ -91,18 +90,6 @@ def test_every_artifact_is_whole(completed: Path):
 def test_a_second_run_has_nothing_to_do(completed: Path):
     output = run(completed, "snakemake", *TARGETS)
     assert "Nothing to be done" in output
-
-
-def test_the_report_describes_the_run_that_took_place(project: Path):
-    default = (PROJECT / "params.yaml").read_text()
-    (project / "params.yaml").write_text(default.replace("seed: 1337", "seed: 5"))
-    run(project, "snakemake", "--report")
-    report = (project / "report.html").read_text()
-    assert "8 steps of pretraining" in report and "Seed 1337" in report
-    assert "Held-out loss in nats per token: " in report and "Ternary weights cost " in report
-    (project / "models" / "dlm" / "manifest.json").unlink()
-    said = run(project, "snakemake", "--report", check=False)
-    assert "error: results was made from another dlm than the one" in said
 
 
 def test_snakemake_writes_unit_tests_from_a_finished_run(project: Path):

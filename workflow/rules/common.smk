@@ -13,7 +13,6 @@ from wrinklefree.config.load import validate
 from wrinklefree.schema.load import without_nulls
 from wrinklefree.schema.reads import reads
 from wrinklefree.config.resources import data_memory_mb, model_memory_mb
-from wrinklefree.engines.answer import answer_of_run
 from wrinklefree.engines.sections import write_sections
 from wrinklefree.engines.what_next import what_next
 from wrinklefree.errors import UserError
@@ -38,14 +37,14 @@ except UserError as error:
 if workflow.exec_mode == ExecMode.DEFAULT and (said := missing_llama_cpp(checked.export.gguf)):
     print(f"warning: {said}", file=sys.stderr)
 PARAMETERS = without_nulls(config)
-if any(word.split("=")[0] == "--report" for word in sys.argv):
+if any(word.split("=")[0] in ("--report", "--reporter") for word in sys.argv):
     # It describes the run that took place, whatever params.yaml says by now.
     try:
         PARAMETERS = settings_of_run(PARAMETERS)
     except UserError as error:
         sys.exit(f"error: {error}")
     # Captions also show what has its default, which nobody wrote down.
-    config.update(validate(PARAMETERS).model_dump(), answer=answer_of_run())
+    config.update(validate(PARAMETERS).model_dump())
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.

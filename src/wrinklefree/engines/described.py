@@ -26,7 +26,7 @@ def settings_of_run(parameters: dict[str, Any]) -> dict[str, Any]:
     ------
     UserError : nothing was made yet, or what stands there is of several runs.
     """
-    run = _run()
+    run = artifacts_of_run()
     made = copy.deepcopy(parameters)
     sections = [
         (path.split("."), manifest.settings)
@@ -52,8 +52,13 @@ def _lay(parameters: dict[str, Any], keys: list[str], settings: dict[str, Any]) 
     parameters[last] = settings[last]
 
 
-def _run() -> dict[Path, Manifest]:
-    """All that the results were made from, by folder; what else lies there was not used."""
+def artifacts_of_run() -> dict[Path, Manifest]:
+    """All that the results were made from, by folder; what else lies there was not used.
+
+    Raises
+    ------
+    UserError : nothing was made yet, or what stands there is of several runs.
+    """
     manifests = {folder: read_manifest(folder) for folder in _artifacts(_FOLDERS)}
     places = {manifest.digest: folder for folder, manifest in manifests.items()}
     pending = _artifacts(RESULTS)

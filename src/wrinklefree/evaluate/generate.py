@@ -5,6 +5,7 @@ Shapes: B = 1 row, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.diffusion.decode import decode
 from wrinklefree.errors import UserError
+from wrinklefree.evaluate.page import sections_page
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.speculative import decode_speculatively
@@ -121,12 +123,40 @@ def samples_markdown(samples: dict[str, list[Sample]], new_tokens: int) -> str:
         lines += ["", f"## Prompt {number + 1}", "", *_indented(first.prompt)]
         for name, continuations in samples.items():
             sample = continuations[number]
-            end = "ended by itself" if sample.ended else "cut"
-            passes = f"{sample.tokens} tokens in {sample.forward_passes} forward passes, {end}"
-            if sample.guessed:
-                passes += f", {sample.accepted} of {sample.guessed} guesses right"
-            lines += ["", f"**{LABELS.get(name, name)}** ({passes})", "", *_indented(sample.text)]
+            label = f"**{LABELS.get(name, name)}** ({_passes(sample)})"
+            lines += ["", label, "", *_indented(sample.text)]
     return "\n".join(lines) + "\n"
+
+
+def samples_page(samples: dict[str, list[Sample]]) -> str:
+    """The same as a page, the models beside each other."""
+    sections = [
+        (
+            printable(first.prompt),
+            [
+                (
+                    f"{LABELS.get(name, name)} ({_passes(continuations[number])})",
+                    _without_blank_ends(printable(continuations[number].text)) or "(blank)",
+                )
+                for name, continuations in samples.items()
+            ],
+        )
+        for number, first in enumerate(next(iter(samples.values())))
+    ]
+    return sections_page("Samples", sections)
+
+
+def _without_blank_ends(text: str) -> str:
+    """``text`` from its first line that is not blank, with the indent of that, to its last."""
+    return re.sub(r"\A(?:[^\S\n]*\n)+", "", text.rstrip())
+
+
+def _passes(sample: Sample) -> str:
+    end = "ended by itself" if sample.ended else "cut"
+    passes = f"{sample.tokens} tokens in {sample.forward_passes} forward passes, {end}"
+    if sample.guessed:
+        passes += f", {sample.accepted} of {sample.guessed} guesses right"
+    return passes
 
 
 def _check_length(number: int, prompt_length: int, new_tokens: int, model: PreTrainedModel) -> None:

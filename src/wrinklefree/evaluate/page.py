@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _STYLE = (
-    "body { font: 14px/1.5 sans-serif; margin: 1.5em; max-width: 60em; }"
+    "body { font: 14px/1.5 sans-serif; margin: 1.5em; }"
     " h2 { margin: 2em 0 0; font-size: 16px; }"
-    " p { margin: 1.2em 0 0.3em; color: #666; }"
+    " p { margin: 1.2em 0 0.3em; color: #595959; }"
+    " .texts { display: grid; gap: 0 2em;"
+    " grid-template-columns: repeat(auto-fill, minmax(min(20em, 100%), 1fr)); }"
     " pre { font: 14px/1.5 monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }"
+    " pre.table { white-space: pre; overflow-x: auto; }"
 )
 
 
@@ -21,22 +24,35 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def text_page(title: str, text: str) -> str:
-    """A page that shows ``text`` as it is, in letters of one width."""
-    return _page(title, f"<pre>{html.escape(text)}</pre>\n")
+    """A page that shows a table as it is, in letters of one width and lines that stay whole."""
+    # What can be scrolled must be reached without a mouse.
+    return _page(title, f'<pre class="table" tabindex="0">{html.escape(text)}</pre>\n')
 
 
 def sections_page(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
-    """A page of texts, each under a line of its own, in sections with a heading."""
+    """A page of texts, each under a line of its own, in sections; side by side where there is room.
+
+    Parameters
+    ----------
+    sections : of each its heading, and its texts: the line, the text.
+    """
     parts = []
     for heading, texts in sections:
-        parts.append(f"<h2>{html.escape(heading)}</h2>\n")
+        parts.append(f'<h2>{html.escape(heading)}</h2>\n<div class="texts">\n')
         for line, text in texts:
-            parts.append(f"<p>{html.escape(line)}</p>\n<pre>{html.escape(text)}</pre>\n")
+            parts.append(f"<div><p>{html.escape(line)}</p>\n<pre>{html.escape(text)}</pre></div>\n")
+        parts.append("</div>\n")
     return _page(title, "".join(parts))
+
+
+def body_of(page: str) -> str:
+    """What a page of this module shows, to be shown among others in the report's."""
+    return page.partition("</style>\n")[2].removesuffix("</html>\n")
 
 
 def _page(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n{body}</html>\n"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +21,16 @@ from wrinklefree.evaluate.canvas import (
     logarithmic,
     panels,
     styled,
-    tokens_axis,
 )
-from wrinklefree.evaluate.curves import curve, points, reach, reported, stage_panels
+from wrinklefree.evaluate.curves import (
+    curve,
+    legend_of_lines,
+    points,
+    reach,
+    reported,
+    single_panels,
+    stage_panels,
+)
 from wrinklefree.evaluate.history import History
 from wrinklefree.evaluate.loss_noise import LossNoise, loss_noise
 from wrinklefree.evaluate.scores import LABELS, DomainScore, ModelScore
@@ -134,31 +140,21 @@ def loss_terms(histories: dict[str, History]) -> Figure:
 
     Terms that are 0 throughout are left out.
     """
-    from matplotlib.lines import Line2D
-
     several = {name: terms for name, found in histories.items() if (terms := _terms(found))}
-    figure, grid = panels(1, max(len(several), 1), (3.3 * max(len(several), 1) + 0.4, 3.6))
-    heading(figure, "Terms of the loss, times their weights")
-    if not several:
-        grid[0].text(0.5, 0.5, "every loss is of one term", ha="center", color=GREY)
-        grid[0].set_axis_off()
+    figure, grid = single_panels(
+        {name: histories[name] for name in several},
+        "Terms of the loss, times their weights",
+        "every loss is of one term",
+    )
     colors: dict[str, str] = {}
-    for axes, (stage, terms) in zip(grid, several.items(), strict=False):
-        axes.set_title(LABELS.get(stage, stage))
+    for axes, (stage, terms) in zip(grid, several.items(), strict=True):
         for term in terms:
-            color = colors.setdefault(term, SERIES[len(colors) % len(SERIES)])
+            color = colors.setdefault(_named(term), SERIES[len(colors) % len(SERIES)])
             curve(axes, histories[stage], term, color)
         logarithmic(axes)
-        axes.set_xlim(0, histories[stage].tokens[-1])
-        axes.set_xlabel("training tokens")
-        tokens_axis(axes)
     if several:
         label_first_column(grid, "nats per token")
-        figure.legend(
-            handles=[Line2D([], [], color=color, label=_named(t)) for t, color in colors.items()],
-            loc="outside lower left",
-            ncols=4,
-        )
+        legend_of_lines(figure, colors)
     return figure
 
 
@@ -242,25 +238,26 @@ def loss_variance(histories: dict[str, History]) -> Figure:
 
 
 @styled
-def domain_loss(history: History, stage: str) -> Figure:
-    """Training loss of each domain over tokens, moving averages, named at their ends."""
-    figure, (axes,) = panels(1, 1, (8.0, 4.4))
-    heading(figure, f"Training loss per domain: {LABELS.get(stage, stage)}")
-    ends: list[tuple[float, str, str]] = []
-    for index, domain in enumerate(history.domains()):
-        tokens, values = reported(history, f"train/loss/{domain}")
-        if not tokens:
-            continue
-        color = SERIES[index % len(SERIES)]
-        style = LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)]
-        smooth = moving_average(values, reach(len(values)))
-        axes.plot(*downsample(tokens, smooth), color=color, linestyle=style, linewidth=1.6)
-        ends.append((smooth[-1], domain, color))
-    axes.set_xlabel("training tokens")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_xlim(0, history.tokens[-1])
-    tokens_axis(axes)
-    _name_ends(axes, ends)
+def domain_loss(histories: dict[str, History]) -> Figure:
+    """Training loss of each domain over tokens, moving averages, a panel for every stage.
+
+    Panels have their own vertical axes, as those of :func:`training_loss`.
+    """
+    figure, grid = single_panels(
+        histories, "Training loss of every domain", "no stage says the losses of domains"
+    )
+    domains = sorted({domain for history in histories.values() for domain in history.domains()})
+    colors = {domain: SERIES[index % len(SERIES)] for index, domain in enumerate(domains)}
+    for axes, history in zip(grid, histories.values(), strict=True):
+        for index, domain in enumerate(domains):
+            tokens, values = reported(history, f"train/loss/{domain}")
+            if tokens:
+                style = LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)]
+                smooth = moving_average(values, reach(len(values)))
+                line = downsample(tokens, smooth)
+                axes.plot(*line, color=colors[domain], linestyle=style, linewidth=1.4)
+    label_first_column(grid, "loss (nats per token)")
+    legend_of_lines(figure, colors)
     return figure
 
 
@@ -276,16 +273,6 @@ def _draw_noise(rows: Axes, steps: Axes, noise: LossNoise) -> None:
     share = noise.composition_share
     if share is not None:
         steps.set_title(f"{share:.0%} from the shares of domains", fontweight="normal", fontsize=8)
-
-
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write names to the right of the ends of lines, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    gap = 0.055
-    place = -math.inf
-    for value, name, color in sorted(ends):
-        place = max((value - low) / (high - low), place + gap)
-        axes.text(1.015, place, name, transform=axes.transAxes, color=color, va="center")
 
 
 def _bar(axes: Axes, position: int, loss: float, error: float | None, model: ModelScore) -> None:

@@ -15,7 +15,12 @@ from transformers import PreTrainedModel
 from wrinklefree.evaluate import plots, ternary_plots
 from wrinklefree.evaluate.answers import score_tasks
 from wrinklefree.evaluate.canvas import save_svg
-from wrinklefree.evaluate.generate import Sample, generate_samples, samples_markdown
+from wrinklefree.evaluate.generate import (
+    Sample,
+    generate_samples,
+    samples_markdown,
+    samples_page,
+)
 from wrinklefree.evaluate.history import History, curves_csv, read_history
 from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.loss_noise import loss_noise
@@ -243,7 +248,6 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
     }
     content = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     table = plain_table(found.scores, recovered, found.answers)
-    samples = samples_markdown(found.samples, found.settings.new_tokens)
     metrics = json.dumps(_metrics(found, recovered), indent=1, allow_nan=False) + "\n"
     texts = {
         "evaluation.json": content,
@@ -251,8 +255,8 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         "table.md": markdown_table(found.scores, recovered, found.answers),
         "table.txt": table,
         "table.html": text_page("Held-out loss", table),
-        "samples.md": samples,
-        "samples.html": text_page("Samples", samples),
+        "samples.md": samples_markdown(found.samples, found.settings.new_tokens),
+        "samples.html": samples_page(found.samples),
         "ternary.csv": ternary_csv(found.ternary),
     }
     curves = {f"{name}.csv": curves_csv(history) for name, history in histories.items()}
@@ -290,9 +294,7 @@ def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> N
         save_svg(plots.training_loss(histories), folder / "training_loss.svg")
         save_svg(plots.gradient_norms(histories), folder / "gradient_norms.svg")
         save_svg(plots.loss_variance(histories), folder / "loss_variance.svg")
-    if "stage2" in histories:
-        figure = plots.domain_loss(histories["stage2"], "stage2")
-        save_svg(figure, folder / "domain_loss.svg")
+        save_svg(plots.domain_loss(histories), folder / "domain_loss.svg")
 
 
 def _facts(found: _Examination) -> dict[str, Any]:
