@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -116,10 +116,11 @@ class Reporter(ReporterBase):
             )
 
 
-def _place(record: FileRecordInterface) -> tuple[bool, bool, str]:
-    """Tables first, then pictures, then texts."""
-    path = Path(record.path)
-    return path.stem != "table", record.mime == "text/html", str(path)
+def _place(record: FileRecordInterface) -> tuple[str, bool, int]:
+    """Files of a rule together, in its order, but long texts behind its pictures."""
+    path, job = Path(record.path), cast(Any, record.job)
+    outputs = [Path(output) for output in job.output]
+    return job.rule.name, path.stem == "samples", outputs.index(path)
 
 
 def _result(record: FileRecordInterface) -> Result:
