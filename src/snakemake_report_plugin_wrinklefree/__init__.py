@@ -28,6 +28,8 @@ from wrinklefree.evaluate.page import body_of
 
 SECTIONS = ("Comparison", "Training", "Ternary weights", "Research", "Data")
 """Categories of the rules, in the order of the page; others follow by their names."""
+_UNSAID = {"results", "data", "report", "plots", "research"}
+"""Folders of the path of a file that its title does without."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Result(NamedTuple):
     """A file that the page shows."""
 
     title: str
-    """Nothing of a picture, which has one of its own."""
+    """Nothing where the content has one of its own."""
     anchor: str
     content: Markup
     caption: Markup
@@ -124,10 +126,10 @@ def _place(record: FileRecordInterface) -> tuple[str, bool, int]:
 
 
 def _result(record: FileRecordInterface) -> Result:
-    path, caption, title = Path(record.path), Markup(record.caption), ""
+    path, caption = Path(record.path), Markup(record.caption)
     anchor = str(path.with_suffix("")).replace("/", "-")
+    title = ": ".join(name for name in path.with_suffix("").parts if name not in _UNSAID)
     if record.mime == "text/html":
-        title = path.stem.replace("_", " ").capitalize()
         content = _demoted(body_of(path.read_text(encoding="utf-8")))
     elif record.mime.startswith("image/"):
         data = base64.b64encode(path.read_bytes()).decode("ascii")
@@ -135,9 +137,11 @@ def _result(record: FileRecordInterface) -> Result:
         content = Markup('<div class="plot" tabindex="0"><img alt="{}" src="{}"></div>').format(
             said, f"data:{record.mime};base64,{data}"
         )
+        # It has one of its own; of the research targets several may have the same.
+        title = title if path.parts[0] == "research" else ""
     else:
         raise ValueError(f"{path}: the report shows pages and pictures, not {record.mime}")
-    return Result(title, anchor, content, caption)
+    return Result(title.replace("_", " ").capitalize(), anchor, content, caption)
 
 
 def _demoted(part: str) -> Markup:
