@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from repeating import check_that_runs_are_the_same
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,13 +76,4 @@ def test_the_loss_of_a_predictor_is_its_cross_entropy_without_padding(
 def test_activation_checkpointing_and_a_second_run_change_no_bit(
     make_trainer: Callable[..., Trainer],
 ) -> None:
-    ends: list[list[Tensor]] = []
-    histories = []
-    for checkpointing in (False, False, True):
-        trainer = make_trainer(activation_checkpointing=checkpointing)
-        trainer.run()
-        ends.append([parameter.detach() for parameter in trainer.model.parameters()])
-        histories.append(trainer.state.history)
-    for other in (1, 2):
-        assert all(map(torch.equal, ends[0], ends[other]))
-        assert histories[0] == histories[other]
+    check_that_runs_are_the_same(make_trainer)

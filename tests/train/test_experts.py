@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from repeating import check_that_runs_are_the_same
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from wrinklefree.errors import UserError
@@ -110,16 +110,7 @@ def test_the_weight_of_the_balance_spreads_tokens(make_trainer: Callable[..., Tr
 def test_activation_checkpointing_and_a_second_run_change_no_bit(
     make_trainer: Callable[..., Trainer],
 ) -> None:
-    ends: list[list[Tensor]] = []
-    histories = []
-    for checkpointing in (False, False, True):
-        trainer = make_trainer(activation_checkpointing=checkpointing)
-        trainer.run()
-        ends.append([parameter.detach() for parameter in trainer.model.parameters()])
-        histories.append(trainer.state.history)
-    for other in (1, 2):
-        assert all(map(torch.equal, ends[0], ends[other]))
-        assert histories[0] == histories[other]
+    check_that_runs_are_the_same(make_trainer)
 
 
 def test_layers_whose_routers_are_read_are_not_compiled_in_silence(
