@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.mixture.build import build_mixture
@@ -135,3 +136,22 @@ def make_trainer(
         return stage_trainer(stage, model, data, make_settings(changes), objective)
 
     return make
+
+
+@pytest.fixture
+def check_that_runs_are_the_same() -> Callable[[Callable[..., Trainer]], None]:
+    """Checks that neither a second run of a training nor activation checkpointing changes a bit."""
+
+    def check(make_trainer: Callable[..., Trainer]) -> None:
+        ends: list[list[Tensor]] = []
+        histories = []
+        for checkpointing in (False, False, True):
+            trainer = make_trainer(activation_checkpointing=checkpointing)
+            trainer.run()
+            ends.append([parameter.detach() for parameter in trainer.model.parameters()])
+            histories.append(trainer.state.history)
+        for other in (1, 2):
+            assert all(map(torch.equal, ends[0], ends[other]))
+            assert histories[0] == histories[other]
+
+    return check

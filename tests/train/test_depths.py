@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from repeating import check_that_runs_are_the_same
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,5 +74,6 @@ def test_the_loss_of_a_predictor_is_its_cross_entropy_without_padding(
 
 def test_activation_checkpointing_and_a_second_run_change_no_bit(
     make_trainer: Callable[..., Trainer],
+    check_that_runs_are_the_same: Callable[[Callable[..., Trainer]], None],
 ) -> None:
     check_that_runs_are_the_same(make_trainer)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from repeating import check_that_runs_are_the_same
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from wrinklefree.errors import UserError
@@ -109,6 +108,7 @@ def test_the_weight_of_the_balance_spreads_tokens(make_trainer: Callable[..., Tr
 
 def test_activation_checkpointing_and_a_second_run_change_no_bit(
     make_trainer: Callable[..., Trainer],
+    check_that_runs_are_the_same: Callable[[Callable[..., Trainer]], None],
 ) -> None:
     check_that_runs_are_the_same(make_trainer)
 
