@@ -30,6 +30,7 @@ from wrinklefree.export.gate import compare_with_stock
 from wrinklefree.export.layouts import layout_of
 from wrinklefree.export.reference import with_codes_as_weights
 from wrinklefree.export.settings import ExportSettings
+from wrinklefree.export.student import load_student
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.transforms import ternary
 from wrinklefree.quant.settings import QuantizerSettings
@@ -40,6 +41,10 @@ DENSE = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config),
 }
 ASKED = ExportSettings(dequantized=True, gguf=[])
+
+
+def export(student: Path, rows_BT: Tensor, settings: ExportSettings = ASKED) -> dict[str, Any]:
+    return export_dequantized(settings, load_student(student), student.parent, tokens_BT=rows_BT)
 
 
 @pytest.fixture
@@ -93,7 +98,7 @@ def test_stock_transformers_loads_plain_bfloat16_weights_and_computes_what_ours_
     save: Save, tmp_path: Path, rows: Tensor, kind: str, subln: bool, architecture: str, scale: str
 ):
     student = save(kind, subln=subln, scale=scale)
-    facts = export_dequantized(ASKED, student, tmp_path, tokens_BT=rows)["dequantized"]
+    facts = export(student, rows)["dequantized"]
     folder = tmp_path / "dequantized"
     assert facts["bytes"] == (folder / "model.safetensors").stat().st_size
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
@@ -115,7 +120,7 @@ def test_stock_transformers_loads_plain_bfloat16_weights_and_computes_what_ours_
 def test_norms_that_no_stock_class_has_are_the_reason_for_no_folder(
     save: Save, tmp_path: Path, rows: Tensor
 ):
-    facts = export_dequantized(ASKED, save("qwen3", subln=True), tmp_path, tokens_BT=rows)
+    facts = export(save("qwen3", subln=True), rows)
     assert "no class of transformers has both SubLN and what Qwen3For" in str(facts)
     assert list(facts) == ["dequantized_obstacle"]
     assert not (tmp_path / "dequantized").exists()
@@ -123,7 +128,7 @@ def test_norms_that_no_stock_class_has_are_the_reason_for_no_folder(
 
 def test_nothing_is_written_unless_asked(save: Save, tmp_path: Path, rows: Tensor):
     student = save("llama", subln=True)
-    assert export_dequantized(ExportSettings(gguf=[]), student, tmp_path, tokens_BT=rows) == {}
+    assert export(student, rows, ExportSettings(gguf=[])) == {}
     assert not (tmp_path / "dequantized").exists()
 
 
@@ -131,7 +136,7 @@ def test_nothing_is_written_unless_asked(save: Save, tmp_path: Path, rows: Tenso
 def written(save: Save, tmp_path: Path, rows: Tensor) -> tuple[PreTrainedModel, Path]:
     """Our model with SubLN, and the folder."""
     student = save("llama", subln=True)
-    export_dequantized(ASKED, student, tmp_path, tokens_BT=rows)
+    export(student, rows)
     return load_model(student)[0], tmp_path / "dequantized"
 
 
@@ -148,7 +153,7 @@ def test_weights_that_are_not_ours_are_found(
     written: tuple[PreTrainedModel, Path], tmp_path: Path, spoil: Callable[..., None]
 ):
     ours, folder = written
-    layout = layout_of(ours, tmp_path / "student")
+    layout = layout_of(load_student(tmp_path / "student"))
     check_weights(folder, ours, layout)
     tensors = load_file(folder / "model.safetensors")
     spoil(tensors)

@@ -30,6 +30,7 @@ from wrinklefree.export.gate import compare_with_stock
 from wrinklefree.export.hf import export_hf
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.stage import export_student
+from wrinklefree.export.student import load_student
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.transforms import (
     DiffuseBlocks,
@@ -85,8 +86,11 @@ def llama(**changes: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{**SIZES, **changes}))
 
 
-def settings_of(linear_class: str) -> ExportSettings:
-    return ExportSettings.model_validate({"linear_class": linear_class})
+def export(
+    student: Path, folder: Path, tokens_BT: Tensor, linear_class: str = "bitlinear"
+) -> dict[str, Any]:
+    settings = ExportSettings.model_validate({"linear_class": linear_class})
+    return export_hf(settings, load_student(student), folder, tokens_BT=tokens_BT)
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def test_stock_transformers_computes_what_we_compute(
     tmp_path: Path, tokens: Tensor, linear_class: str, tied: bool
 ) -> None:
     student = write_student(tmp_path, llama(tie_word_embeddings=tied))
-    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens, linear_class)
     ours, _ = load_model(student)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -125,7 +129,7 @@ def test_files_hold_the_codes_of_the_latent_weights_and_the_scale_each_class_wan
     factors = {"bitlinear": 1 / scale, "autobitlinear": scale}
     for linear_class, factor in factors.items():
         folder = tmp_path / linear_class
-        export_hf(settings_of(linear_class), student, folder, tokens_BT=tokens)
+        export(student, folder, tokens, linear_class)
         stored = load_file(folder / "model.safetensors")
         assert torch.equal(unpack_ternary(stored["model.layers.1.mlp.down_proj.weight"]), codes)
         torch.testing.assert_close(
@@ -149,7 +153,7 @@ def test_other_scales_are_exported_as_the_model_computes_them(
 ) -> None:
     model = llama() if family == "llama" else qwen2()
     student = write_student(tmp_path, model, quantized(scale=scale))
-    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens, linear_class)
     assert facts["gate"]["layer_relative_difference"] < 1e-2
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert not [name for name in stored if "alpha" in name]
@@ -177,7 +181,7 @@ def test_several_scales_per_matrix_are_refused(
         quantized(scale=scale, granularity=granularity, group_size=64),
     )
     with pytest.raises(UserError, match=f"scales per {granularity}, and a ternary layer of transf"):
-        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+        export(student, tmp_path / "out", tokens)
     assert not (tmp_path / "out").exists()
 
 
@@ -187,7 +191,7 @@ def test_transformers_still_loads_one_scale_per_matrix_only(
 ) -> None:
     """Its layers would broadcast a scale per row, but its loader refuses the shape."""
     student = write_student(tmp_path, llama())
-    export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    export(student, tmp_path / "out", tokens, linear_class)
     file = tmp_path / "out" / "model.safetensors"
     stored = load_file(file)
     for name in [name for name in stored if name.endswith("weight_scale")]:
@@ -200,14 +204,14 @@ def test_transformers_still_loads_one_scale_per_matrix_only(
 
 def test_without_an_export_the_folder_says_so(tmp_path: Path) -> None:
     nowhere = tmp_path / "absent"
-    assert export_student(settings_of("none"), nowhere, nowhere, tmp_path) == {}
+    assert export_student(ExportSettings(linear_class="none"), nowhere, nowhere, tmp_path) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert "export.linear_class is none" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_sizes_in_the_facts_are_those_of_the_files(tmp_path: Path, tokens: Tensor) -> None:
     student = write_student(tmp_path, llama())
-    facts = export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens)
     assert facts["float32_bytes"] == (student / "model.safetensors").stat().st_size
     assert facts["exported_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     # Two bits instead of thirty-two, up to the header and the scales.
@@ -219,7 +223,7 @@ def test_sizes_in_the_facts_are_those_of_the_files(tmp_path: Path, tokens: Tenso
 def test_exporting_again_gives_the_same_bytes(tmp_path: Path, tokens: Tensor) -> None:
     student = write_student(tmp_path, llama())
     for name in "ab":
-        export_hf(settings_of("bitlinear"), student, tmp_path / name, tokens_BT=tokens)
+        export(student, tmp_path / name, tokens)
     first, second = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"
     )
@@ -239,7 +243,7 @@ def test_quantized_floats_are_not_the_model(tmp_path: Path, tokens: Tensor) -> N
     student = write_student(tmp_path, llama())
     ours, _ = load_model(student)
     write_quantized_floats(student)
-    export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    export(student, tmp_path / "out", tokens)
     with pytest.raises(RuntimeError, match="layer 0 in transformers differs"):
         compare_with_stock(ours, tmp_path / "out", tokens)
 
@@ -268,7 +272,7 @@ def test_the_gate_sees_a_single_wrong_tensor(
     tmp_path: Path, tokens: Tensor, linear_class: str, spoil: Callable[[dict[str, Tensor]], None]
 ) -> None:
     student = write_student(tmp_path, llama())
-    export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    export(student, tmp_path / "out", tokens, linear_class)
     path = tmp_path / "out" / "model.safetensors"
     tensors = load_file(path)
     spoil(tensors)
@@ -308,7 +312,7 @@ def test_what_bitnet_has_no_place_for_is_exported_in_its_own_class(
     tmp_path: Path, tokens: Tensor, model: Callable[[], PreTrainedModel], linear_class: str
 ) -> None:
     student = write_student(tmp_path, model())
-    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens, linear_class)
     architecture = json.loads((student / "config.json").read_text())["architectures"][0]
     assert facts["architecture"] == architecture
     with torch.compiler.set_stance("force_eager"):
@@ -325,7 +329,7 @@ def test_a_model_without_subln_is_exported_in_its_own_class(
 ) -> None:
     student = write_student(tmp_path, make(), ternary(subln=False))
     folder = tmp_path / "out"
-    facts = export_hf(settings_of(linear_class), student, folder, tokens_BT=tokens)
+    facts = export(student, folder, tokens, linear_class)
     ours, _ = load_model(student)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         stock = AutoModelForCausalLM.from_pretrained(folder)
@@ -354,11 +358,11 @@ def test_a_model_without_subln_is_exported_in_its_own_class(
             TERNARY,
             "of layer 0 has 99 outputs, no multiple of 4",
         ),
-        (lambda: llama(), ModelFormat().then(InsertSubln()), "has no ternary layers"),
+        (lambda: llama(), ModelFormat().then(InsertSubln()), "a model that no stage makes"),
         (
             lambda: llama(),
             ternary().then(DiffuseBlocks(block_size=4, token_shift="none", mask_token_id=1)),
-            "block-diffusion",
+            "a block-diffusion model .* expected an autoregressive model with ternary layers",
         ),
     ],
 )
@@ -371,7 +375,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
 ) -> None:
     student = write_student(tmp_path, model(), model_format)
     with pytest.raises(UserError, match=reason):
-        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+        export(student, tmp_path / "out", tokens)
     assert not (tmp_path / "out").exists()
 
 
@@ -381,7 +385,7 @@ def test_a_failing_gate_fails_the_export(
     student = write_student(tmp_path, llama())
     monkeypatch.setattr(hf, "pack_ternary", lambda codes: hf_pack_reversed(codes))
     with pytest.raises(RuntimeError, match="differs from ours"):
-        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+        export(student, tmp_path / "out", tokens)
 
 
 def hf_pack_reversed(codes: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from wrinklefree.export.reference import (
     with_codes_as_weights,
 )
 from wrinklefree.export.settings import ExportSettings
-from wrinklefree.models.folder import WEIGHTS, load_model, stored_tensors, write_tensors
+from wrinklefree.export.student import Student
+from wrinklefree.models.folder import WEIGHTS, stored_tensors, write_tensors
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.tracking.terminal import say
 
@@ -39,9 +40,9 @@ where activations cross rounding boundaries."""
 
 
 def export_dequantized(
-    settings: ExportSettings, model: Path, folder: Path, *, tokens_BT: Tensor
+    settings: ExportSettings, student: Student, folder: Path, *, tokens_BT: Tensor
 ) -> dict[str, Any]:
-    """Write model folder ``model`` to ``dequantized`` in ``folder``, if the settings ask for it.
+    """Write ``student`` to ``dequantized`` in ``folder``, if the settings ask for it.
 
     Parameters
     ----------
@@ -59,8 +60,7 @@ def export_dequantized(
     """
     if not settings.dequantized:
         return {}
-    loaded, _ = load_model(model, "ternary")
-    layout = layout_of(loaded, model)
+    layout = layout_of(student)
     if layout.epsilon is not None:
         obstacle = (
             f"no class of transformers has both SubLN and what {layout.architecture} has beyond"
@@ -68,17 +68,17 @@ def export_dequantized(
         )
         say(f"export: no {FOLDER}: {obstacle}")
         return {"dequantized_obstacle": obstacle}
-    target, plain = folder / FOLDER, with_codes_as_weights(loaded)
+    target, plain = folder / FOLDER, with_codes_as_weights(student.model)
     round_weights(plain)
     target.mkdir(parents=True)
     tensors = {name: tensor.detach().bfloat16() for name, tensor in _stored(plain).items()}
     write_tensors(target / WEIGHTS, layout.place(tensors))
-    write_beside_weights(target, model, loaded.config, layout.plain_config("bfloat16"))
-    check_weights(target, loaded, layout)
+    write_beside_weights(target, student, layout.plain_config("bfloat16"))
+    check_weights(target, student.model, layout)
     gate = compare_with_stock(plain, target, tokens_BT, LAYER_TOLERANCE)
     stock = AutoModelForCausalLM.from_pretrained(target, attn_implementation="sdpa", dtype="auto")
     rows_BT = tokens_BT[:, :LONGEST_ROW]
-    found = distances(logits_of_rows(loaded, rows_BT), logits_of_rows(stock.eval(), rows_BT))
+    found = distances(logits_of_rows(student.model, rows_BT), logits_of_rows(stock.eval(), rows_BT))
     facts = {"bytes": (target / WEIGHTS).stat().st_size, **found, "gate": gate}
     add_dequantized_to_card(folder, facts)
     return {"dequantized": facts}
