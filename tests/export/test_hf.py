@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
@@ -26,8 +27,14 @@ from transformers import (
 
 from wrinklefree.errors import UserError
 from wrinklefree.export import hf
-from wrinklefree.export.gate import compare_with_stock
-from wrinklefree.export.hf import export_hf
+from wrinklefree.export.gate import check_tensors, compare_with_stock
+from wrinklefree.export.hf import (
+    export_hf,
+    stock_config,
+    write_beside_weights,
+    write_tensors_for_stock,
+)
+from wrinklefree.export.layouts import layout_of
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.stage import export_student
 from wrinklefree.export.student import load_student
@@ -248,39 +255,6 @@ def test_quantized_floats_are_not_the_model(tmp_path: Path, tokens: Tensor) -> N
         compare_with_stock(ours, tmp_path / "out", tokens)
 
 
-def spoil_scale(tensors: dict[str, Tensor]) -> None:
-    # Not of v_proj or up_proj: the norm that follows takes their scale out again.
-    tensors["model.layers.1.mlp.down_proj.weight_scale"] *= 1.02
-
-
-def spoil_rows(tensors: dict[str, Tensor]) -> None:
-    name = "model.layers.1.self_attn.o_proj.weight"
-    tensors[name] = tensors[name].roll(1, dims=0)
-
-
-def spoil_norm(tensors: dict[str, Tensor]) -> None:
-    tensors["model.layers.0.mlp.ffn_sub_norm.weight"].fill_(1.0)
-
-
-def spoil_embedding(tensors: dict[str, Tensor]) -> None:
-    tensors["model.embed_tokens.weight"] *= 1.02
-
-
-@CLASSES
-@pytest.mark.parametrize("spoil", [spoil_scale, spoil_rows, spoil_norm, spoil_embedding])
-def test_the_gate_sees_a_single_wrong_tensor(
-    tmp_path: Path, tokens: Tensor, linear_class: str, spoil: Callable[[dict[str, Tensor]], None]
-) -> None:
-    student = write_student(tmp_path, llama())
-    export(student, tmp_path / "out", tokens, linear_class)
-    path = tmp_path / "out" / "model.safetensors"
-    tensors = load_file(path)
-    spoil(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"in transformers differs? from ours"):
-        compare_with_stock(load_model(student)[0], tmp_path / "out", tokens)
-
-
 def mistral() -> PreTrainedModel:
     return MistralForCausalLM(MistralConfig(**{**SIZES, "head_dim": 16}))
 
@@ -340,12 +314,105 @@ def test_a_model_without_subln_is_exported_in_its_own_class(
     assert config["quantization_config"]["use_rms_norm"] is False
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "norms before" not in card and "too small for float16" not in card
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.layers.1.mlp.up_proj.weight_scale"] *= 1.05
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match="layer 1 in transformers differs from ours"):
-        compare_with_stock(ours, folder, tokens)
+
+
+def flip_a_code(tensors: dict[str, Tensor]) -> None:
+    packed = tensors["model.layers.1.self_attn.k_proj.weight"]
+    packed[0, 0] = packed[0, 0] ^ (2 if packed[0, 0] & 3 == 2 else 1)  # 1 to -1, 0 and -1 by one
+
+
+def scale_up(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight_scale"] *= 1.01
+
+
+def permute_rows(tensors: dict[str, Tensor]) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    tensors[name][[0, 1]] = tensors[name][[1, 0]]
+
+
+def change_a_norm(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"][3] *= 1 + 1e-6
+
+
+def change_the_embedding(tensors: dict[str, Tensor]) -> None:
+    tensors["model.embed_tokens.weight"][7, 7] += 1e-6
+
+
+def add_a_tensor(tensors: dict[str, Tensor]) -> None:
+    tensors["model.another"] = torch.zeros(1)
+
+
+def lose_a_tensor(tensors: dict[str, Tensor]) -> None:
+    del tensors["model.layers.0.input_layernorm.weight"]
+
+
+def lose_a_value(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"][3] = torch.nan
+
+
+WITH_AND_WITHOUT_SUBLN = [
+    *[(make, True) for make in (llama, qwen2, qwen3, partial(llama, hidden_act="gelu"))],
+    *[(make, False) for make in (llama, qwen2, qwen3)],
+]
+
+
+@CLASSES
+@pytest.mark.parametrize(("make", "subln"), WITH_AND_WITHOUT_SUBLN)
+def test_a_single_wrong_value_in_the_file_is_found_in_every_architecture(
+    tmp_path: Path, make: Callable[[], PreTrainedModel], subln: bool, linear_class: str
+) -> None:
+    student = load_student(write_student(tmp_path, make(), ternary(subln=subln)))
+    settings, layout = ExportSettings(linear_class=linear_class), layout_of(student)
+    folder = tmp_path / "out"
+    write_tensors_for_stock(settings, layout, student.model, folder)
+    write_beside_weights(folder, student, stock_config(settings, layout))
+    check_tensors(folder, student.model, layout)
+    whole = (folder / "model.safetensors").read_bytes()
+    plants = {
+        flip_a_code: r"out: 1 of \d+ values of model.layers.1.self_attn.k_proj.weight are not",
+        scale_up: r"values of model.layers.0.mlp.up_proj.weight are not ours",
+        permute_rows: r"values of model.layers.1.self_attn.o_proj.weight are not ours",
+        change_a_norm: r"1 of 64 values of model.norm.weight are not ours",
+        change_the_embedding: r"1 of 6208 values of model.embed_tokens.weight are not ours",
+        add_a_tensor: r"model.another: not both in the file and of our model",
+        lose_a_tensor: r"model.layers.0.input_layernorm.weight: not both",
+        lose_a_value: r"1 of 64 values of model.norm.weight are not ours",
+    }
+    for spoil, said in plants.items():
+        tensors = load(whole)
+        spoil(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RuntimeError, match=said):
+            check_tensors(folder, student.model, layout)
+
+
+def test_a_scale_of_up_that_subln_cancels_is_found_in_the_file_alone(
+    tmp_path: Path, tokens: Tensor
+) -> None:
+    student, folder = write_student(tmp_path, llama()), tmp_path / "out"
+    export(student, folder, tokens)
+    tensors = load_file(folder / "model.safetensors")
+    scale_up(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    compare_with_stock(load_model(student)[0], folder, tokens)
+
+
+ROPE = {"rope_type": "default", "rope_theta": 100.0}
+
+
+@CLASSES
+@pytest.mark.parametrize(
+    ("key", "value"), [("rms_norm_eps", 1e-2), ("hidden_act", "relu2"), ("rope_parameters", ROPE)]
+)
+def test_the_gate_sees_what_a_configuration_computes_otherwise(
+    tmp_path: Path, tokens: Tensor, linear_class: str, key: str, value: object
+) -> None:
+    student, folder = write_student(tmp_path, llama()), tmp_path / "out"
+    export(student, folder, tokens, linear_class)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {key: value}), encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"in transformers differs? from ours"):
+        compare_with_stock(load_model(student)[0], folder, tokens)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +451,7 @@ def test_a_failing_gate_fails_the_export(
 ) -> None:
     student = write_student(tmp_path, llama())
     monkeypatch.setattr(hf, "pack_ternary", lambda codes: hf_pack_reversed(codes))
-    with pytest.raises(RuntimeError, match="differs from ours"):
+    with pytest.raises(RuntimeError, match=r"values of .*q_proj.weight are not ours"):
         export(student, tmp_path / "out", tokens)
 
 

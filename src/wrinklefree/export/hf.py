@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.export.card import write_model_card
-from wrinklefree.export.gate import compare_with_stock
+from wrinklefree.export.gate import check_tensors, compare_with_stock
 from wrinklefree.export.layouts import Layout, layout_of
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.student import Student
@@ -49,7 +49,7 @@ def export_hf(
 
     Raises
     ------
-    RuntimeError : the written model does not compute what ours computes.
+    RuntimeError : the folder does not hold our tensors, or does not compute what ours computes.
     """
     model, layout = student.model, layout_of(student)
     write_tensors_for_stock(settings, layout, model, folder)
@@ -65,6 +65,7 @@ def export_hf(
             module.weight.numel() for module in model.modules() if isinstance(module, BitLinear)
         ),
     }
+    check_tensors(folder, model, layout)
     facts["gate"] = compare_with_stock(model, folder, tokens_BT)
     write_model_card(folder, model.config, facts)
     return facts
