@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from wrinklefree.export.card import write_model_card
 from wrinklefree.export.gate import check_tensors, compare_with_stock
 from wrinklefree.export.layouts import Layout, layout_of
+from wrinklefree.export.mlflow_model import write_mlflow_model
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.student import Student
 from wrinklefree.models.folder import (
@@ -36,7 +37,7 @@ from wrinklefree.quant.packing import pack_ternary
 def export_hf(
     settings: ExportSettings, student: Student, folder: Path, *, tokens_BT: Tensor
 ) -> dict[str, Any]:
-    """Write ``student`` to ``folder`` so that ``AutoModelForCausalLM`` loads it.
+    """Write ``student`` to ``folder`` so that ``AutoModelForCausalLM`` and MLflow load it.
 
     Parameters
     ----------
@@ -54,6 +55,7 @@ def export_hf(
     model, layout = student.model, layout_of(student)
     write_tensors_for_stock(settings, layout, model, folder)
     write_beside_weights(folder, student, stock_config(settings, layout))
+    write_mlflow_model(folder, layout.architecture)
     facts: dict[str, Any] = {
         "architecture": layout.architecture,
         "linear_class": settings.linear_class,
