@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from wrinklefree.evaluate.cost import cost_of
 from wrinklefree.export.card import write_model_card
 from wrinklefree.export.gate import check_tensors, compare_with_stock
 from wrinklefree.export.layouts import Layout, layout_of
@@ -63,9 +64,7 @@ def export_hf(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "float32_bytes": (student.folder / WEIGHTS).stat().st_size,
         "exported_bytes": (folder / WEIGHTS).stat().st_size,
-        "ternary_parameters": sum(
-            module.weight.numel() for module in model.modules() if isinstance(module, BitLinear)
-        ),
+        "ternary_parameters": cost_of(model).ternary,
     }
     check_tensors(folder, model, layout)
     facts["gate"] = compare_with_stock(model, folder, tokens_BT)
