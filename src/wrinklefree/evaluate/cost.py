@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -83,7 +84,7 @@ def cost_of(model: PreTrainedModel) -> Cost:
     counts = dict.fromkeys(Cost.__dataclass_fields__, 0)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert head is not None, "a causal language model has a head"
-    for module, parameter in _parameters(model):
+    for module, parameter in _parameters(model.get_decoder(), head):
         share = 1.0
         if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):  # of experts
             share = model.config.num_experts_per_tok / len(parameter)
@@ -107,12 +108,11 @@ def cost_of(model: PreTrainedModel) -> Cost:
     return Cost(**counts)
 
 
-def _parameters(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    """Each parameter once, with the module that owns it; the embedding before a head tied to it."""
+def _parameters(*parts: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Each parameter once, with the module that owns it, in order: of a tie, the embedding."""
     seen: set[int] = set()
-    for part in (model.get_decoder(), model.get_output_embeddings()):
-        for module in part.modules():
-            for parameter in module.parameters(recurse=False):
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield module, parameter
+    for module in chain.from_iterable(part.modules() for part in parts):
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, parameter

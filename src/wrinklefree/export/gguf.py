@@ -80,9 +80,9 @@ def write_gguf(
     ------
     UserError : llama.cpp has no graph for the model.
     """
-    if reasons := gguf_obstacles(student):
-        raise UserError(f"llama.cpp cannot run this model: {'; '.join(reasons)}")
     model = student.model
+    if reasons := llama_cpp_obstacles(model, student.folder, subln=has_subln(model)):
+        raise UserError(f"llama.cpp cannot run this model: {'; '.join(reasons)}")
     writer = GGUFWriter(path, graph_of(model))
     _write_shape(writer, model.config)
     _write_tokenizer(writer, student.folder, model.config.vocab_size)
@@ -111,12 +111,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return counts
-
-
-def gguf_obstacles(student: Student) -> list[str]:
-    """Why llama.cpp would not run it."""
-    subln = has_subln(student.model)
-    return llama_cpp_obstacles(student.model, student.folder, subln=subln)
 
 
 def graph_of(model: PreTrainedModel) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wrinklefree.export.blocks import BlockType
 from wrinklefree.export.card import add_gguf_to_card
-from wrinklefree.export.gguf import gguf_obstacles, write_gguf
+from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.gguf_gate import (
     Reference,
     check_float32,
@@ -20,6 +20,8 @@ from wrinklefree.export.gguf_gate import (
 )
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.student import Student
+from wrinklefree.models.exportable import llama_cpp_obstacles
+from wrinklefree.models.surgery import has_subln
 from wrinklefree.tracking.terminal import say
 
 
@@ -46,10 +48,11 @@ def export_gguf(
     """
     if not settings.gguf:
         return {}
-    if obstacles := gguf_obstacles(student):
+    model = student.model
+    if obstacles := llama_cpp_obstacles(model, student.folder, subln=has_subln(model)):
         say(f"export: no GGUF file, llama.cpp would not run it: {'; '.join(obstacles)}")
         return {"gguf_obstacles": obstacles}
-    reference = Reference(student.model, tokens_BT)
+    reference = Reference(model, tokens_BT)
     facts: dict[str, Any] = {}
     embedding = BlockType[settings.gguf_embedding]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -60,7 +63,7 @@ def export_gguf(
     for name in settings.gguf:
         path = folder / f"model-{name}.gguf"
         matrices = write_gguf(path, student, BlockType[name], embedding)
-        check_tensors(path, student.model)
+        check_tensors(path, model)
         found = check_packed(path, reference)
         facts[name] = {"bytes": path.stat().st_size, "matrices": matrices, **found}
         say(

@@ -117,7 +117,6 @@ def write_beside_weights(folder: Path, student: Student, stock: dict[str, Any]) 
     """Write the student's tokenizer, and the configuration ``stock``."""
     copy_tokenizer(student.folder, folder)
     write_json(folder / CONFIG, stock)
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    ids = {name: getattr(student.model.config, name) for name in names}
-    ids = {name: value for name, value in ids.items() if value is not None}
+    names, config = ("bos_token_id", "eos_token_id", "pad_token_id"), student.model.config
+    ids = {name: value for name in names if (value := getattr(config, name)) is not None}
     write_json(folder / "generation_config.json", {**ids, "do_sample": False})
