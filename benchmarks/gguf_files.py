@@ -20,7 +20,7 @@ from _timing import ROOT, print_header, print_table, require_close, time_in_turn
 from wrinklefree.export.blocks import BlockType
 from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.llama_cpp import opened
-from wrinklefree.models.folder import load_model
+from wrinklefree.export.student import load_student
 
 TYPES = ("F16", "Q8_0", "Q4_0", "Q2_0", "TQ2_0", "TQ1_0")
 PROMPT = "The history of the city begins with"
@@ -36,11 +36,11 @@ def main() -> None:
     if not (arguments.model / "model.safetensors").is_file():
         print(f"{arguments.model} is missing, nothing timed; make it with: snakemake")
         return
-    model, _ = load_model(arguments.model, "ternary")
+    student = load_student(arguments.model)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         files = {name: Path(folder) / f"{name}.gguf" for name in TYPES}
         for name, path in files.items():
-            matrices = write_gguf(path, model, arguments.model, BlockType[name], BlockType.F16)
+            matrices = write_gguf(path, student, BlockType[name], BlockType.F16)
             size, of_f16 = path.stat().st_size, path.stat().st_size / files["F16"].stat().st_size
             print(f"{name:<8}{size:>14,} bytes, {of_f16:.3f} of F16's; matrices: {matrices}")
         theirs = {name: stack.enter_context(opened(path)) for name, path in files.items()}

@@ -147,6 +147,20 @@ def test_the_metrics_are_the_few_numbers_that_runs_are_compared_by(
     }
 
 
+def test_the_cost_of_every_model_is_told_and_that_of_base_and_student_is_in_the_table(
+    results: tuple[Path, dict[str, Any]], evaluation: dict[str, Any]
+):
+    costs = evaluation["cost"]
+    assert list(costs) == list(evaluation["models"])
+    for name, pooled in evaluation["ternary"].items():
+        dense = costs["base"]["matrices"] - costs[name]["matrices"]  # both have a head
+        assert costs[name]["ternary"] == dense == pooled["weights"]
+    text = (results[0] / "table.txt").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("energy estimate, nJ")]
+    shown = [f"{costs[name]['picojoules'] / 1e3:,.1f}" for name in ("base", "distill_ar")]
+    assert row.split()[-2:] == shown
+
+
 def test_the_headline_is_weighted_as_the_mixture(evaluation: dict[str, Any]):
     assert evaluation["weights"] == WEIGHTS
     for model in evaluation["models"].values():

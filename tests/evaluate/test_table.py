@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wrinklefree.evaluate.cost import Cost
 from wrinklefree.evaluate.scores import (
     HeldOutScores,
     Kind,
@@ -52,6 +53,32 @@ def test_markdown_has_a_rule_of_one_cell_per_column_and_says_how_to_read_it():
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 8
     assert set(lines[1]) == set("|-: ")
     assert "nats per token" in "\n".join(lines[3:])
+
+
+def test_a_table_of_what_models_cost_stands_below_and_says_that_energy_is_an_estimate():
+    costs = {
+        "base": Cost(28_311_552, 0, 106_168_320, 35_136, 0, 0, 134_479_872, 0),
+        "distill_ar": Cost(28_311_552, 106_168_320, 0, 98_496, 210, 106_168_320, 28_311_552, 4_320),
+    }
+    *_, table, note = plain_table({"base": _model(3.0, ["web"])}, {}, costs=costs).split("\n\n")
+    assert "an estimate" in note and "no measurement" in " ".join(note.split())
+    assert table.splitlines() == [
+        "cost                                dense base    distilled",
+        "-----------------------------------------------------------",
+        "parameters: embedding               28,311,552   28,311,552",
+        "ternary                                      0  106,168,320",
+        "dense matrices                     106,168,320            0",
+        "norms, biases                           35,136       98,496",
+        "bytes, with floats of 32 bits      538,060,032  140,183,112",
+        "bytes, with floats of 16 bits      269,030,016   83,363,016",
+        "a token: additions, int8 to int32            0  106,168,320",
+        "multiply-adds, fp16                134,479,872   28,311,552",
+        "multiplications by scales, fp16              0        4,320",
+        "energy estimate, nJ                  201,719.8     53,088.9",
+    ]
+    lines = markdown_table({"base": _model(3.0, ["web"])}, {}, costs=costs).splitlines()
+    (row,) = [line for line in lines if "energy estimate, nJ" in line]
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["201,719.8", "53,088.9"]
 
 
 @settings(max_examples=40, deadline=None)

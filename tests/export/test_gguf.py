@@ -49,10 +49,11 @@ from wrinklefree.export.gguf_stage import export_gguf
 from wrinklefree.export.llama_cpp import decoded, opened
 from wrinklefree.export.reference import Reference, with_codes_as_weights
 from wrinklefree.export.settings import ExportSettings
+from wrinklefree.export.student import Student, load_student
 from wrinklefree.models import exportable
 from wrinklefree.models.exportable import llama_cpp_obstacles
-from wrinklefree.models.folder import load_model, save_model
-from wrinklefree.models.transforms import ternary
+from wrinklefree.models.folder import save_model
+from wrinklefree.models.transforms import ModelFormat, ternary
 from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.tracking.files import write_atomically
 
@@ -146,7 +147,7 @@ def test_llama_cpp_computes_what_ours_does_with_every_type(
     asked = ExportSettings(gguf=["TQ2_0", "TQ1_0", "Q2_0", "Q4_0", "F32"], gguf_embedding="F32")
     folder = student.parent / "export"
     folder.mkdir()
-    facts = export_gguf(asked, student, folder, tokens_BT=rows)["gguf"]
+    facts = export_gguf(asked, load_student(student), folder, tokens_BT=rows)["gguf"]
     names = [f"model-{name}.gguf" for name in asked.gguf]
     assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", *names])
     card = (folder / "README.md").read_text()
@@ -174,7 +175,7 @@ def test_a_head_beside_the_embedding_is_written_where_the_graph_has_one(
         asked = ExportSettings.model_validate({"gguf": ["Q4_0"], "gguf_embedding": name})
         folder = tmp_path / name
         folder.mkdir()
-        facts = export_gguf(asked, student, folder, tokens_BT=rows)["gguf"]
+        facts = export_gguf(asked, load_student(student), folder, tokens_BT=rows)["gguf"]
         assert facts["float32_relative_difference"] < 2e-4
         sizes.append(facts["Q4_0"]["bytes"])
     assert sizes[1] - sizes[0] > 2 * (0.9 * 300 * 64 * 0.9)  # of both
@@ -186,22 +187,24 @@ def test_the_type_of_the_embedding_has_its_effect(student: Path, rows: Tensor):
         asked = ExportSettings.model_validate({"gguf": ["Q4_0"], "gguf_embedding": name})
         folder = student.parent / name
         folder.mkdir()
-        facts = export_gguf(asked, student, folder, tokens_BT=rows)
+        facts = export_gguf(asked, load_student(student), folder, tokens_BT=rows)
         sizes.append(facts["gguf"]["Q4_0"]["bytes"])
     assert sizes[1] - sizes[0] > 0.9 * 300 * 64 * 0.9
     assert sizes[2] - sizes[1] == 300 * 64 * 2
 
 
 def test_no_type_writes_no_file(student: Path, rows: Tensor, tmp_path: Path):
-    assert export_gguf(ExportSettings(gguf=[]), student, tmp_path, tokens_BT=rows) == {}
+    assert (
+        export_gguf(ExportSettings(gguf=[]), load_student(student), tmp_path, tokens_BT=rows) == {}
+    )
     with pytest.raises(ValueError, match="a type comes twice"):
         ExportSettings(gguf=["TQ2_0", "TQ2_0"])
 
 
 def planted(student: Path, path: Path, kind: BlockType = BlockType.F32) -> PreTrainedModel:
-    model = load_model(student)[0]
-    write_gguf(path, model, student, kind, BlockType.F32)
-    return model
+    made = load_student(student)
+    write_gguf(path, made, kind, BlockType.F32)
+    return made.model
 
 
 @EVERY_GRAPH
@@ -232,11 +235,11 @@ def test_a_scale_of_up_that_subln_cancels_is_found(
 
 @EVERY_GRAPH
 def test_a_wrong_epsilon_is_found_in_the_logits(student: Path, tmp_path: Path, rows: Tensor):
-    model = load_model(student)[0]
-    reference = Reference(model, rows)
-    model.config.rms_norm_eps = 1e-3
-    write_gguf(tmp_path / "a.gguf", model, student, BlockType.F32, BlockType.F32)
-    check_tensors(tmp_path / "a.gguf", model)
+    made = load_student(student)
+    reference = Reference(made.model, rows)
+    made.model.config.rms_norm_eps = 1e-3
+    write_gguf(tmp_path / "a.gguf", made, BlockType.F32, BlockType.F32)
+    check_tensors(tmp_path / "a.gguf", made.model)
     with pytest.raises(RuntimeError, match=r"logits in llama.cpp differ .*, allowed 0.0002"):
         check_float32(tmp_path / "a.gguf", reference)
 
@@ -256,17 +259,17 @@ def test_queries_that_are_not_put_in_the_order_of_the_graph_are_found_in_the_log
 def test_queries_in_the_order_of_another_graph_are_found(
     student: Path, tmp_path: Path, rows: Tensor
 ):
-    model = load_model(student)[0]
-    reference = Reference(model, rows)
+    made = load_student(student)
+    reference = Reference(made.model, rows)
     with torch.no_grad():  # as architecture llama wants them, once more where it is that
-        weight = model.get_submodule("model.layers.0.self_attn.q_proj").get_parameter("weight")
+        weight = made.model.get_submodule("model.layers.0.self_attn.q_proj").get_parameter("weight")
         weight.copy_(weight.view(4, 2, -1, 64).transpose(1, 2).reshape(weight.shape))
     for kind, check in ((BlockType.F32, check_float32), (BlockType.Q4_0, check_packed)):
-        write_gguf(tmp_path / "a.gguf", model, student, kind, BlockType.F32)
+        write_gguf(tmp_path / "a.gguf", made, kind, BlockType.F32)
         with pytest.raises(RuntimeError, match="differ from ours"):
             check(tmp_path / "a.gguf", reference)
         with pytest.raises(RuntimeError, match="values of .*layers.0.self_attn.q_proj"):
-            check_tensors(tmp_path / "a.gguf", load_model(student)[0])
+            check_tensors(tmp_path / "a.gguf", load_student(student).model)
 
 
 def test_text_that_is_split_otherwise_is_found(
@@ -343,11 +346,18 @@ def test_a_model_that_llama_cpp_has_no_graph_for_gets_no_file_and_the_reason(
 ):
     model = small(graph, **changes)
     save_model(tmp_path / "student", model, ternary(subln=graph == "bitnet"), tokenizer)
-    facts = export_gguf(ExportSettings(), tmp_path / "student", tmp_path, tokens_BT=rows)
+    facts = export_gguf(
+        ExportSettings(), load_student(tmp_path / "student"), tmp_path, tokens_BT=rows
+    )
     (found,) = facts["gguf_obstacles"]
     assert re.search(reason, found)
     with pytest.raises(UserError, match=r"llama.cpp cannot run this model"):
-        write_gguf(tmp_path / "a.gguf", model, tokenizer, BlockType.F32, BlockType.F32)
+        write_gguf(
+            tmp_path / "a.gguf",
+            Student(tokenizer, model, ModelFormat()),
+            BlockType.F32,
+            BlockType.F32,
+        )
     assert not list(tmp_path.rglob("*.gguf"))
 
 
@@ -379,7 +389,7 @@ def test_without_llama_cpp_there_is_one_clear_sentence(
         ExportSettings(gguf=["Q4_0"])
     monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
     with pytest.raises(UserError, match=r"llama.cpp, which is not installed: pip install"):
-        export_gguf(ExportSettings(), student, tmp_path, tokens_BT=rows)
+        export_gguf(ExportSettings(), load_student(student), tmp_path, tokens_BT=rows)
     llama_cpp._library.cache_clear()
 
 
@@ -391,12 +401,12 @@ def test_another_interface_of_llama_cpp_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_scale_that_float16_does_not_hold_is_refused(student: Path, tmp_path: Path):
-    model = load_model(student)[0]
+    made = load_student(student)
     with torch.no_grad():
-        weight = model.get_submodule("model.layers.1.mlp.up_proj").get_parameter("weight")
+        weight = made.model.get_submodule("model.layers.1.mlp.up_proj").get_parameter("weight")
         weight.mul_(1e-6)
     with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight has a scale of .*, which fl"):
-        write_gguf(tmp_path / "a.gguf", model, student, BlockType.Q4_0, BlockType.F32)
+        write_gguf(tmp_path / "a.gguf", made, BlockType.Q4_0, BlockType.F32)
 
 
 def test_the_command_goes_on_from_a_text(student: Path, tmp_path: Path):

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
@@ -26,10 +27,17 @@ from transformers import (
 
 from wrinklefree.errors import UserError
 from wrinklefree.export import hf
-from wrinklefree.export.gate import compare_with_stock
-from wrinklefree.export.hf import export_hf
+from wrinklefree.export.gate import check_tensors, compare_with_stock
+from wrinklefree.export.hf import (
+    export_hf,
+    stock_config,
+    write_beside_weights,
+    write_tensors_for_stock,
+)
+from wrinklefree.export.layouts import layout_of
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.stage import export_student
+from wrinklefree.export.student import load_student
 from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.transforms import (
     DiffuseBlocks,
@@ -85,8 +93,11 @@ def llama(**changes: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{**SIZES, **changes}))
 
 
-def settings_of(linear_class: str) -> ExportSettings:
-    return ExportSettings.model_validate({"linear_class": linear_class})
+def export(
+    student: Path, folder: Path, tokens_BT: Tensor, linear_class: str = "bitlinear"
+) -> dict[str, Any]:
+    settings = ExportSettings.model_validate({"linear_class": linear_class})
+    return export_hf(settings, load_student(student), folder, tokens_BT=tokens_BT)
 
 
 @pytest.fixture
@@ -100,7 +111,7 @@ def test_stock_transformers_computes_what_we_compute(
     tmp_path: Path, tokens: Tensor, linear_class: str, tied: bool
 ) -> None:
     student = write_student(tmp_path, llama(tie_word_embeddings=tied))
-    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens, linear_class)
     ours, _ = load_model(student)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -125,7 +136,7 @@ def test_files_hold_the_codes_of_the_latent_weights_and_the_scale_each_class_wan
     factors = {"bitlinear": 1 / scale, "autobitlinear": scale}
     for linear_class, factor in factors.items():
         folder = tmp_path / linear_class
-        export_hf(settings_of(linear_class), student, folder, tokens_BT=tokens)
+        export(student, folder, tokens, linear_class)
         stored = load_file(folder / "model.safetensors")
         assert torch.equal(unpack_ternary(stored["model.layers.1.mlp.down_proj.weight"]), codes)
         torch.testing.assert_close(
@@ -149,7 +160,7 @@ def test_other_scales_are_exported_as_the_model_computes_them(
 ) -> None:
     model = llama() if family == "llama" else qwen2()
     student = write_student(tmp_path, model, quantized(scale=scale))
-    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens, linear_class)
     assert facts["gate"]["layer_relative_difference"] < 1e-2
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert not [name for name in stored if "alpha" in name]
@@ -177,7 +188,7 @@ def test_several_scales_per_matrix_are_refused(
         quantized(scale=scale, granularity=granularity, group_size=64),
     )
     with pytest.raises(UserError, match=f"scales per {granularity}, and a ternary layer of transf"):
-        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+        export(student, tmp_path / "out", tokens)
     assert not (tmp_path / "out").exists()
 
 
@@ -187,7 +198,7 @@ def test_transformers_still_loads_one_scale_per_matrix_only(
 ) -> None:
     """Its layers would broadcast a scale per row, but its loader refuses the shape."""
     student = write_student(tmp_path, llama())
-    export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    export(student, tmp_path / "out", tokens, linear_class)
     file = tmp_path / "out" / "model.safetensors"
     stored = load_file(file)
     for name in [name for name in stored if name.endswith("weight_scale")]:
@@ -200,14 +211,14 @@ def test_transformers_still_loads_one_scale_per_matrix_only(
 
 def test_without_an_export_the_folder_says_so(tmp_path: Path) -> None:
     nowhere = tmp_path / "absent"
-    assert export_student(settings_of("none"), nowhere, nowhere, tmp_path) == {}
+    assert export_student(ExportSettings(linear_class="none"), nowhere, nowhere, tmp_path) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert "export.linear_class is none" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_sizes_in_the_facts_are_those_of_the_files(tmp_path: Path, tokens: Tensor) -> None:
     student = write_student(tmp_path, llama())
-    facts = export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens)
     assert facts["float32_bytes"] == (student / "model.safetensors").stat().st_size
     assert facts["exported_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     # Two bits instead of thirty-two, up to the header and the scales.
@@ -219,7 +230,7 @@ def test_sizes_in_the_facts_are_those_of_the_files(tmp_path: Path, tokens: Tenso
 def test_exporting_again_gives_the_same_bytes(tmp_path: Path, tokens: Tensor) -> None:
     student = write_student(tmp_path, llama())
     for name in "ab":
-        export_hf(settings_of("bitlinear"), student, tmp_path / name, tokens_BT=tokens)
+        export(student, tmp_path / name, tokens)
     first, second = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"
     )
@@ -239,42 +250,9 @@ def test_quantized_floats_are_not_the_model(tmp_path: Path, tokens: Tensor) -> N
     student = write_student(tmp_path, llama())
     ours, _ = load_model(student)
     write_quantized_floats(student)
-    export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    export(student, tmp_path / "out", tokens)
     with pytest.raises(RuntimeError, match="layer 0 in transformers differs"):
         compare_with_stock(ours, tmp_path / "out", tokens)
-
-
-def spoil_scale(tensors: dict[str, Tensor]) -> None:
-    # Not of v_proj or up_proj: the norm that follows takes their scale out again.
-    tensors["model.layers.1.mlp.down_proj.weight_scale"] *= 1.02
-
-
-def spoil_rows(tensors: dict[str, Tensor]) -> None:
-    name = "model.layers.1.self_attn.o_proj.weight"
-    tensors[name] = tensors[name].roll(1, dims=0)
-
-
-def spoil_norm(tensors: dict[str, Tensor]) -> None:
-    tensors["model.layers.0.mlp.ffn_sub_norm.weight"].fill_(1.0)
-
-
-def spoil_embedding(tensors: dict[str, Tensor]) -> None:
-    tensors["model.embed_tokens.weight"] *= 1.02
-
-
-@CLASSES
-@pytest.mark.parametrize("spoil", [spoil_scale, spoil_rows, spoil_norm, spoil_embedding])
-def test_the_gate_sees_a_single_wrong_tensor(
-    tmp_path: Path, tokens: Tensor, linear_class: str, spoil: Callable[[dict[str, Tensor]], None]
-) -> None:
-    student = write_student(tmp_path, llama())
-    export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
-    path = tmp_path / "out" / "model.safetensors"
-    tensors = load_file(path)
-    spoil(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"in transformers differs? from ours"):
-        compare_with_stock(load_model(student)[0], tmp_path / "out", tokens)
 
 
 def mistral() -> PreTrainedModel:
@@ -308,7 +286,7 @@ def test_what_bitnet_has_no_place_for_is_exported_in_its_own_class(
     tmp_path: Path, tokens: Tensor, model: Callable[[], PreTrainedModel], linear_class: str
 ) -> None:
     student = write_student(tmp_path, model())
-    facts = export_hf(settings_of(linear_class), student, tmp_path / "out", tokens_BT=tokens)
+    facts = export(student, tmp_path / "out", tokens, linear_class)
     architecture = json.loads((student / "config.json").read_text())["architectures"][0]
     assert facts["architecture"] == architecture
     with torch.compiler.set_stance("force_eager"):
@@ -325,7 +303,7 @@ def test_a_model_without_subln_is_exported_in_its_own_class(
 ) -> None:
     student = write_student(tmp_path, make(), ternary(subln=False))
     folder = tmp_path / "out"
-    facts = export_hf(settings_of(linear_class), student, folder, tokens_BT=tokens)
+    facts = export(student, folder, tokens, linear_class)
     ours, _ = load_model(student)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         stock = AutoModelForCausalLM.from_pretrained(folder)
@@ -336,12 +314,105 @@ def test_a_model_without_subln_is_exported_in_its_own_class(
     assert config["quantization_config"]["use_rms_norm"] is False
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "norms before" not in card and "too small for float16" not in card
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.layers.1.mlp.up_proj.weight_scale"] *= 1.05
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match="layer 1 in transformers differs from ours"):
-        compare_with_stock(ours, folder, tokens)
+
+
+def flip_a_code(tensors: dict[str, Tensor]) -> None:
+    packed = tensors["model.layers.1.self_attn.k_proj.weight"]
+    packed[0, 0] = packed[0, 0] ^ (2 if packed[0, 0] & 3 == 2 else 1)  # 1 to -1, 0 and -1 by one
+
+
+def scale_up(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight_scale"] *= 1.01
+
+
+def permute_rows(tensors: dict[str, Tensor]) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    tensors[name][[0, 1]] = tensors[name][[1, 0]]
+
+
+def change_a_norm(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"][3] *= 1 + 1e-6
+
+
+def change_the_embedding(tensors: dict[str, Tensor]) -> None:
+    tensors["model.embed_tokens.weight"][7, 7] += 1e-6
+
+
+def add_a_tensor(tensors: dict[str, Tensor]) -> None:
+    tensors["model.another"] = torch.zeros(1)
+
+
+def lose_a_tensor(tensors: dict[str, Tensor]) -> None:
+    del tensors["model.layers.0.input_layernorm.weight"]
+
+
+def lose_a_value(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"][3] = torch.nan
+
+
+WITH_AND_WITHOUT_SUBLN = [
+    *[(make, True) for make in (llama, qwen2, qwen3, partial(llama, hidden_act="gelu"))],
+    *[(make, False) for make in (llama, qwen2, qwen3)],
+]
+
+
+@CLASSES
+@pytest.mark.parametrize(("make", "subln"), WITH_AND_WITHOUT_SUBLN)
+def test_a_single_wrong_value_in_the_file_is_found_in_every_architecture(
+    tmp_path: Path, make: Callable[[], PreTrainedModel], subln: bool, linear_class: str
+) -> None:
+    student = load_student(write_student(tmp_path, make(), ternary(subln=subln)))
+    settings, layout = ExportSettings(linear_class=linear_class), layout_of(student)
+    folder = tmp_path / "out"
+    write_tensors_for_stock(settings, layout, student.model, folder)
+    write_beside_weights(folder, student, stock_config(settings, layout))
+    check_tensors(folder, student.model, layout)
+    whole = (folder / "model.safetensors").read_bytes()
+    plants = {
+        flip_a_code: r"out: 1 of \d+ values of model.layers.1.self_attn.k_proj.weight are not",
+        scale_up: r"values of model.layers.0.mlp.up_proj.weight are not ours",
+        permute_rows: r"values of model.layers.1.self_attn.o_proj.weight are not ours",
+        change_a_norm: r"1 of 64 values of model.norm.weight are not ours",
+        change_the_embedding: r"1 of 6208 values of model.embed_tokens.weight are not ours",
+        add_a_tensor: r"model.another: not both in the file and of our model",
+        lose_a_tensor: r"model.layers.0.input_layernorm.weight: not both",
+        lose_a_value: r"1 of 64 values of model.norm.weight are not ours",
+    }
+    for spoil, said in plants.items():
+        tensors = load(whole)
+        spoil(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RuntimeError, match=said):
+            check_tensors(folder, student.model, layout)
+
+
+def test_a_scale_of_up_that_subln_cancels_is_found_in_the_file_alone(
+    tmp_path: Path, tokens: Tensor
+) -> None:
+    student, folder = write_student(tmp_path, llama()), tmp_path / "out"
+    export(student, folder, tokens)
+    tensors = load_file(folder / "model.safetensors")
+    scale_up(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    compare_with_stock(load_model(student)[0], folder, tokens)
+
+
+ROPE = {"rope_type": "default", "rope_theta": 100.0}
+
+
+@CLASSES
+@pytest.mark.parametrize(
+    ("key", "value"), [("rms_norm_eps", 1e-2), ("hidden_act", "relu2"), ("rope_parameters", ROPE)]
+)
+def test_the_gate_sees_what_a_configuration_computes_otherwise(
+    tmp_path: Path, tokens: Tensor, linear_class: str, key: str, value: object
+) -> None:
+    student, folder = write_student(tmp_path, llama()), tmp_path / "out"
+    export(student, folder, tokens, linear_class)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {key: value}), encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"in transformers differs? from ours"):
+        compare_with_stock(load_model(student)[0], folder, tokens)
 
 
 @pytest.mark.parametrize(
@@ -354,11 +425,11 @@ def test_a_model_without_subln_is_exported_in_its_own_class(
             TERNARY,
             "of layer 0 has 99 outputs, no multiple of 4",
         ),
-        (lambda: llama(), ModelFormat().then(InsertSubln()), "has no ternary layers"),
+        (lambda: llama(), ModelFormat().then(InsertSubln()), "a model that no stage makes"),
         (
             lambda: llama(),
             ternary().then(DiffuseBlocks(block_size=4, token_shift="none", mask_token_id=1)),
-            "block-diffusion",
+            "a block-diffusion model .* expected an autoregressive model with ternary layers",
         ),
     ],
 )
@@ -371,7 +442,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
 ) -> None:
     student = write_student(tmp_path, model(), model_format)
     with pytest.raises(UserError, match=reason):
-        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+        export(student, tmp_path / "out", tokens)
     assert not (tmp_path / "out").exists()
 
 
@@ -380,8 +451,8 @@ def test_a_failing_gate_fails_the_export(
 ) -> None:
     student = write_student(tmp_path, llama())
     monkeypatch.setattr(hf, "pack_ternary", lambda codes: hf_pack_reversed(codes))
-    with pytest.raises(RuntimeError, match="differs from ours"):
-        export_hf(settings_of("bitlinear"), student, tmp_path / "out", tokens_BT=tokens)
+    with pytest.raises(RuntimeError, match=r"values of .*q_proj.weight are not ours"):
+        export(student, tmp_path / "out", tokens)
 
 
 def hf_pack_reversed(codes: Tensor) -> Tensor:

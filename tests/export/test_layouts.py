@@ -10,8 +10,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
 from wrinklefree.export.layouts import NORMED, layout_of
+from wrinklefree.export.student import Student
 from wrinklefree.models.folder import stored_tensors, write_json
 from wrinklefree.models.surgery import insert_subln
+from wrinklefree.models.transforms import ModelFormat
 
 SIZES = {"vocab_size": 11, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1}
 
@@ -38,7 +40,7 @@ def test_a_norm_and_the_one_in_the_linear_layer_behind_it_are_one_norm(
 ) -> None:
     config = Qwen3Config(**SIZES, head_dim=32, rms_norm_eps=epsilon)
     model = with_subln(Qwen3ForCausalLM(config), tmp_path)
-    layout = layout_of(model, tmp_path)
+    layout = layout_of(Student(tmp_path, model, ModelFormat()))
     placed = layout.place(stored_tensors(model))
     # From far below the root of epsilon to far above it, and one token that is all zeros.
     sizes_M1 = torch.logspace(-6, 3, 40)[:, None]
@@ -57,7 +59,7 @@ def test_a_norm_and_the_one_in_the_linear_layer_behind_it_are_one_norm(
 def test_every_tensor_is_placed_and_no_other_norm_is_touched(tmp_path: Path) -> None:
     model = with_subln(Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)), tmp_path)
     tensors = stored_tensors(model)
-    placed = layout_of(model, tmp_path).place(tensors)
+    placed = layout_of(Student(tmp_path, model, ModelFormat())).place(tensors)
     assert len(placed) == len(tensors) + 5
     layer = "model.layers.0"
     for ours, stock in {
@@ -72,7 +74,7 @@ def test_every_tensor_is_placed_and_no_other_norm_is_touched(tmp_path: Path) -> 
 
 def test_a_model_that_bitnet_has_a_place_for_goes_there(tmp_path: Path) -> None:
     model = with_subln(LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=4)), tmp_path)
-    layout = layout_of(model, tmp_path)
+    layout = layout_of(Student(tmp_path, model, ModelFormat()))
     assert layout.architecture == "BitNetForCausalLM" and layout.epsilon is None
     tensors = stored_tensors(model)
     placed = layout.place(tensors)

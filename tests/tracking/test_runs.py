@@ -559,3 +559,30 @@ def test_results_that_no_run_made_get_no_file(project: Path):
     (project / "report.html").write_text("a report")
     with pytest.raises(UserError, match="no run there made results"):
         attach(Path("report.html"), Path("results"))
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_a_model_of_mlflow_is_logged_with_its_weights_and_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_disk: bool
+):
+    monkeypatch.setattr(tracked, "MAX_FILE_BYTES", 10)
+    if not same_disk:
+        monkeypatch.setattr(Path, "hardlink_to", failing)
+    files = {"model.safetensors": "weights of 20 bytes.", "model.gguf": "another 20 bytes...."}
+    for name, more in (("loads", {"MLmodel": "flavors:"}), ("does_not", {})):
+        with writing_artifact(tmp_path / name, Origin("export", {}, {})) as (folder, _):
+            for file, content in (files | more).items():
+                (folder / file).write_text(content)
+        run = StageRun(name, Path("work") / name)
+        run.log_output(open_artifact(tmp_path / name))
+        run.log_output(open_artifact(tmp_path / name))  # of a stage that went on
+        run.finish("FINISHED")
+    logged = next((tmp_path / "mlartifacts").rglob("model.safetensors"))
+    assert logged.parent.name == "loads" and logged.read_text() == files["model.safetensors"]
+    assert logged.samefile(tmp_path / "loads" / "model.safetensors") == same_disk
+    names = {path.name for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}
+    assert names == {"manifest.json", "MLmodel", "model.safetensors"}
+
+
+def failing(*_: object) -> None:
+    raise OSError("another disk")

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from wrinklefree.evaluate import plots, ternary_plots
 from wrinklefree.evaluate.answers import score_tasks
 from wrinklefree.evaluate.canvas import save_svg
+from wrinklefree.evaluate.cost import Cost, cost_of
 from wrinklefree.evaluate.generate import (
     Sample,
     generate_samples,
@@ -56,7 +57,7 @@ EXPORTED = "distill_ar"
 SHOWN_BITS_PER_BYTE = (BASE, EXPORTED)
 """Whose bits per byte are among the metrics: what goes in, and what is exported."""
 SHOWN_TERNARY = ("distill_ar", "stage2", "distill_dlm", "dlm", NAIVE)
-"""Whose codes are plotted: the first of these that there is."""
+"""Whose codes are plotted, and whose cost is in the table: the first of these that there is."""
 
 
 @dataclass
@@ -73,6 +74,7 @@ class _Examination:
     ternary: dict[str, list[LayerTernary]] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     answers: dict[str, dict[str, TaskScore]] = field(default_factory=dict)
+    costs: dict[str, Cost] = field(default_factory=dict)
 
     def examine(
         self, name: str, model: PreTrainedModel, model_format: ModelFormat, folder: Path
@@ -82,6 +84,7 @@ class _Examination:
         Its tokenizer is in ``folder``.
         """
         set_quantization_lambda(model, 1.0)
+        self.costs[name] = cost_of(model)
         if model_format.find(InsertBitlinear):
             self.ternary[name] = ternary_layers(model, name)
         self.scores[name] = score_model(
@@ -100,6 +103,11 @@ class _Examination:
         if self.tasks and self.scores[name].kind == "autoregressive":
             batch_size = self.settings.batch_size
             self.answers[name] = score_tasks(model, folder, self.tasks, batch_size, self.say)
+
+    @property
+    def shown_ternary(self) -> str:
+        """The model whose codes are plotted and whose cost is in the table."""
+        return next(name for name in SHOWN_TERNARY if name in self.ternary)
 
     def recovered(self) -> dict[str, float | None]:
         """By name of the ternary autoregressive models: a NELBO is no loss like the base's."""
@@ -169,6 +177,9 @@ def evaluate_models(
                          for a stage of one step}
         recovered  {ternary autoregressive model: share of the naive damage undone, or null}
         ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
+        cost       {model: {embedding, ternary, matrices, norms: parameters; scales; additions,
+                    multiply_adds, scalings: of a token; bytes_float32, bytes_float16: with
+                    floats of that size; picojoules: an estimate of a token's arithmetic}}
         tasks      {autoregressive model: {task: {questions, acc, acc_norm and their standard
                     errors; acc_norm null where choices are not compared by length}}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended; with heads for later
@@ -237,6 +248,7 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         },
         "recovered": recovered,
         "ternary": {name: pooled(layers) for name, layers in found.ternary.items()},
+        "cost": {name: cost.as_json() for name, cost in found.costs.items()},
         "tasks": {
             model: {task: score.as_json() for task, score in answers.items()}
             for model, answers in found.answers.items()
@@ -247,12 +259,13 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         },
     }
     content = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    table = plain_table(found.scores, recovered, found.answers)
+    costs = {name: found.costs[name] for name in (BASE, found.shown_ternary)}
+    table = plain_table(found.scores, recovered, found.answers, costs)
     metrics = json.dumps(_metrics(found, recovered), indent=1, allow_nan=False) + "\n"
     texts = {
         "evaluation.json": content,
         "metrics.json": metrics,
-        "table.md": markdown_table(found.scores, recovered, found.answers),
+        "table.md": markdown_table(found.scores, recovered, found.answers, costs),
         "table.txt": table,
         "table.html": text_page("Held-out loss", table),
         "samples.md": samples_markdown(found.samples, found.settings.new_tokens),
@@ -283,7 +296,7 @@ def _metrics(
 
 
 def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> None:
-    shown = next(name for name in SHOWN_TERNARY if name in found.ternary)
+    shown = found.shown_ternary
     save_svg(plots.held_out_loss(found.scores), folder / "held_out_loss.svg")
     layers = found.ternary[shown]
     save_svg(ternary_plots.ternary_shares(layers, shown), folder / "ternary_shares.svg")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 from wrinklefree.evaluate.columns import (
     ABSENT,
@@ -22,6 +23,9 @@ from wrinklefree.evaluate.columns import (
 )
 from wrinklefree.evaluate.scores import LABELS, ModelScore
 from wrinklefree.evaluate.task_scores import TaskScore, task_columns
+
+if TYPE_CHECKING:
+    from wrinklefree.evaluate.cost import Cost
 
 MARKDOWN_WIDTH = 100
 
@@ -39,12 +43,35 @@ length is taken, or the likeliest where all are equal but for their context. Of 
 greedy decoding gives the last word.
 """
 
+_COST_ROWS = (
+    "parameters: embedding",
+    "ternary",
+    "dense matrices",
+    "norms, biases",
+    "bytes, with floats of 32 bits",
+    "bytes, with floats of 16 bits",
+    "a token: additions, int8 to int32",
+    "multiply-adds, fp16",
+    "multiplications by scales, fp16",
+    "energy estimate, nJ",
+)
+_COST_NOTE = """\
+Bytes: four ternary weights in one, as exported, and a float for every other. A token: the products
+with weights, the head's among them. energy: an estimate of this arithmetic alone at 45 nm, and no
+measurement: 1.5 pJ a multiply-add, 0.1 an addition, 1.1 a multiplication (Horowitz, ISSCC 2014).
+Reading weights from memory is not in it, and costs more.
+"""
+
 Answers = Mapping[str, dict[str, TaskScore]]
-NONE: Answers = {}
+Costs = Mapping[str, "Cost"]
+NONE: Mapping[str, Any] = {}
 
 
 def markdown_table(
-    models: dict[str, ModelScore], recovered: dict[str, float | None], answers: Answers = NONE
+    models: dict[str, ModelScore],
+    recovered: dict[str, float | None],
+    answers: Answers = NONE,
+    costs: Costs = NONE,
 ) -> str:
     """The comparison as Markdown, at most 100 columns wide, with a note on how to read it.
 
@@ -53,27 +80,49 @@ def markdown_table(
     models : scores by name of the model, in the order of the rows.
     recovered : :func:`wrinklefree.evaluate.scores.recovered_share` of the models that have one.
     answers : to benchmarks, by name of the model.
+    costs : of the models whose cost is shown.
     """
     tables = _tables(models, recovered, markdown, MARKDOWN_WIDTH)
     text = "\n\n".join(tables) + "\n\n" + _NOTE
     if tasks := _task_tables(answers, markdown, MARKDOWN_WIDTH):
         text += "\n" + "\n\n".join(tasks) + "\n\n" + _TASKS_NOTE
+    if costs:
+        text += "\n" + _cost_table(costs, markdown) + "\n\n" + _COST_NOTE
     return text
 
 
 def plain_table(
-    models: dict[str, ModelScore], recovered: dict[str, float | None], answers: Answers = NONE
+    models: dict[str, ModelScore],
+    recovered: dict[str, float | None],
+    answers: Answers = NONE,
+    costs: Costs = NONE,
 ) -> str:
     """The same for a terminal, at most 80 columns wide."""
     tables = [*_tables(models, recovered, plain, TERMINAL_WIDTH), fill(_NOTE, TERMINAL_WIDTH)]
     if tasks := _task_tables(answers, plain, TERMINAL_WIDTH):
         tables += [*tasks, fill(_TASKS_NOTE, TERMINAL_WIDTH)]
+    if costs:
+        tables += [_cost_table(costs, plain), fill(_COST_NOTE, TERMINAL_WIDTH)]
     return "\n\n".join(tables) + "\n"
 
 
 def _task_tables(answers: Answers, layout: Layout, width: int) -> list[str]:
     names = ["model", *(LABELS.get(name, name) for name in answers)]
     return fitted(names, task_columns(answers), layout, width)
+
+
+def _cost_table(costs: Costs, layout: Layout) -> str:
+    """A column per model, for there are few."""
+    columns = [["cost", *_COST_ROWS]]
+    for name, cost in costs.items():
+        numbers = (
+            *(cost.embedding, cost.ternary, cost.matrices, cost.norms),
+            *(cost.bytes_with(4), cost.bytes_with(2)),
+            *(cost.additions, cost.multiply_adds, cost.scalings),
+        )
+        cells = [*(f"{number:,}" for number in numbers), f"{cost.picojoules / 1e3:,.1f}"]
+        columns.append([LABELS.get(name, name), *cells])
+    return "\n".join(layout(columns))
 
 
 def _tables(

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wrinklefree.export.card import add_dequantized_to_card
-from wrinklefree.export.gate import compare_with_stock
+from wrinklefree.export.gate import check_tensors, compare_with_stock
 from wrinklefree.export.hf import write_beside_weights
-from wrinklefree.export.layouts import Layout, layout_of
+from wrinklefree.export.layouts import layout_of
 from wrinklefree.export.reference import (
     LONGEST_ROW,
     distances,
@@ -28,20 +27,17 @@ from wrinklefree.export.reference import (
     with_codes_as_weights,
 )
 from wrinklefree.export.settings import ExportSettings
-from wrinklefree.models.folder import WEIGHTS, load_model, stored_tensors, write_tensors
-from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.export.student import Student
+from wrinklefree.models.folder import WEIGHTS, stored_tensors, write_tensors
 from wrinklefree.tracking.terminal import say
 
 FOLDER = "dequantized"
-LAYER_TOLERANCE = 1e-3
-"""Bound of the difference of what a layer adds to its input, relative to what it adds: less than
-where activations cross rounding boundaries."""
 
 
 def export_dequantized(
-    settings: ExportSettings, model: Path, folder: Path, *, tokens_BT: Tensor
+    settings: ExportSettings, student: Student, folder: Path, *, tokens_BT: Tensor
 ) -> dict[str, Any]:
-    """Write model folder ``model`` to ``dequantized`` in ``folder``, if the settings ask for it.
+    """Write ``student`` to ``dequantized`` in ``folder``, if the settings ask for it.
 
     Parameters
     ----------
@@ -55,12 +51,11 @@ def export_dequantized(
 
     Raises
     ------
-    RuntimeError : the folder does not hold our codes, or does not compute what ours does.
+    RuntimeError : the folder does not hold our tensors, or does not compute what ours does.
     """
     if not settings.dequantized:
         return {}
-    loaded, _ = load_model(model, "ternary")
-    layout = layout_of(loaded, model)
+    layout = layout_of(student)
     if layout.epsilon is not None:
         obstacle = (
             f"no class of transformers has both SubLN and what {layout.architecture} has beyond"
@@ -68,17 +63,21 @@ def export_dequantized(
         )
         say(f"export: no {FOLDER}: {obstacle}")
         return {"dequantized_obstacle": obstacle}
-    target, plain = folder / FOLDER, with_codes_as_weights(loaded)
+    target, plain = folder / FOLDER, with_codes_as_weights(student.model)
     round_weights(plain)
     target.mkdir(parents=True)
-    tensors = {name: tensor.detach().bfloat16() for name, tensor in _stored(plain).items()}
+    tensors = {
+        name: tensor.detach().bfloat16()
+        for name, tensor in stored_tensors(plain).items()
+        if not name.endswith(".alpha")  # a learned scale is in the weights
+    }
     write_tensors(target / WEIGHTS, layout.place(tensors))
-    write_beside_weights(target, model, loaded.config, layout.plain_config("bfloat16"))
-    check_weights(target, loaded, layout)
-    gate = compare_with_stock(plain, target, tokens_BT, LAYER_TOLERANCE)
+    write_beside_weights(target, student, layout.plain_config("bfloat16"))
+    check_tensors(target, student.model, layout, torch.bfloat16)
+    gate = compare_with_stock(plain, target, tokens_BT)
     stock = AutoModelForCausalLM.from_pretrained(target, attn_implementation="sdpa", dtype="auto")
     rows_BT = tokens_BT[:, :LONGEST_ROW]
-    found = distances(logits_of_rows(loaded, rows_BT), logits_of_rows(stock.eval(), rows_BT))
+    found = distances(logits_of_rows(student.model, rows_BT), logits_of_rows(stock.eval(), rows_BT))
     facts = {"bytes": (target / WEIGHTS).stat().st_size, **found, "gate": gate}
     add_dequantized_to_card(folder, facts)
     return {"dequantized": facts}
@@ -89,25 +88,3 @@ def round_weights(model: PreTrainedModel) -> None:
     """Round parameters to what bfloat16 holds, in place; they stay float32."""
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
-
-
-def check_weights(folder: Path, model: PreTrainedModel, layout: Layout) -> None:
-    """Read ``folder`` back; RuntimeError unless its ternary matrices are our codes times the
-    rounded scale: a wrong scale of ``up`` is cancelled by SubLN, and no logit shows it."""
-    written = load_file(folder / WEIGHTS)
-    for name, layer in model.named_modules():
-        if isinstance(layer, BitLinear):
-            codes_ON, scale = layer.ternary_codes()
-            ((place, expected_ON),) = layout.place(
-                {f"{name}.weight": codes_ON.bfloat16() * scale.bfloat16()}
-            ).items()
-            if wrong := int((written[place] != expected_ON).sum()):
-                raise RuntimeError(
-                    f"{folder}: {wrong} of {expected_ON.numel()} values of {place} are not ours"
-                )
-
-
-def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Tensors by name, but for learned scales, which are in the weights."""
-    tensors = stored_tensors(model)
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}

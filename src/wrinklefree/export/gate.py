@@ -4,22 +4,29 @@ Two runtimes add in another order. A difference in the last bit moves an activat
 rounding boundary now and then, to the next of its 255 codes, and the layers after it see that. How
 far it grows is a property of the model: a 30-layer model that was quantized and not yet trained
 answers noise of one part in 10^7 on its embeddings with logits that are 28 % off. So the comparison
-is first layer by layer on equal inputs, where nothing can grow and a wrong scale, layout or norm
-shows at once; then of the logits, against the model's own answer to such noise.
+is first layer by layer on equal inputs, where nothing can grow and another epsilon, activation or
+order of heads shows at once; then of the logits, against the model's own answer to such noise. What
+is in the file is compared before, tensor by tensor: SubLN cancels a wrong scale of ``up``.
 
-Shapes: B rows, T tokens of a row, S tokens of a continued row, D hidden size, V vocabulary.
+Shapes: B rows, T tokens of a row, S tokens of a continued row, D hidden size, V vocabulary, O
+outputs and N inputs of a linear layer.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from wrinklefree.export.layouts import Layout
+from wrinklefree.models.folder import CONFIG, WEIGHTS, stored_tensors
 from wrinklefree.models.layers import decoder_layers
+from wrinklefree.quant.bitlinear import BitLinear
 
 GREEDY_TOKENS = 32
 LAYER_TOLERANCE = 1e-2
@@ -30,22 +37,79 @@ LOGITS_TOLERANCE = 1e-2
 AMPLIFICATION_MARGIN = 4.0
 """How many times its own answer to noise a model's logits may be off."""
 ROUNDING_NOISE = 1e-7
+_ROUNDING = 2 * torch.finfo(torch.float32).eps
+"""Relative; a scale may be written as what to divide by."""
+_SCALE = ".weight_scale"
 
 
 @torch.no_grad()
-def compare_with_stock(
-    ours: PreTrainedModel,
-    folder: Path,
-    tokens_BT: Tensor,
-    layer_tolerance: float = LAYER_TOLERANCE,
-) -> dict[str, Any]:
+def check_tensors(
+    folder: Path, model: PreTrainedModel, layout: Layout, dtype: torch.dtype = torch.float32
+) -> None:
+    """Read ``folder`` back, with the decoder of stock transformers; RuntimeError for a tensor that
+    is not ours.
+
+    Ternary matrices are our codes, to the bit, times our scale, to the rounding of float32; of
+    floats of type ``dtype`` all are what ours round to.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
+    ours = stored_tensors(model)
+    matrices: dict[str, BitLinear] = {}
+    for name, layer in layers.items():
+        ours.pop(f"{name}.alpha", None)  # a learned scale is in the weights
+        (place,) = layout.place({f"{name}.weight": layer.weight})
+        matrices[place] = layer
+    expected, written = layout.place(ours), _Written(folder)
+    if other := sorted(set(expected) ^ written.names):
+        raise RuntimeError(f"{folder}: {', '.join(other)}: not both in the file and of our model")
+    for name, tensor in expected.items():
+        if name in matrices:
+            codes_ON, scale = matrices[name].ternary_codes()
+            tensor = codes_ON * scale
+        rounded = tensor.to(dtype).float()
+        same = (written.values(name) - rounded).abs() <= _ROUNDING * rounded.abs()
+        if wrong := int((~same).sum()):
+            raise RuntimeError(f"{folder}: {wrong} of {same.numel()} values of {name} are not ours")
+
+
+class _Written:
+    """Tensors of an exported folder as stock transformers takes them."""
+
+    def __init__(self, folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind = config.get("quantization_config", {}).get("linear_class")
+        self._divides = kind == "bitlinear"
+        self._scales = {
+            name.removesuffix(_SCALE): tensors.pop(name)
+            for name in list(tensors)
+            if name.endswith(_SCALE)
+        }
+        self._tensors = tensors
+        self.names = set(tensors)
+
+    def values(self, name: str) -> Tensor:
+        """float32: codes by their scale; a bias by it as well, in the class that multiplies."""
+        tensor, (owner, _, kind) = self._tensors[name], name.rpartition(".")
+        if (scale := self._scales.get(owner)) is None:
+            return tensor.float()
+        if kind == "weight":
+            from transformers.integrations.bitnet import unpack_weights  # it imports the compiler
+
+            with torch.compiler.set_stance("force_eager"):
+                tensor = unpack_weights(tensor, dtype=scale.dtype)
+            return tensor / scale if self._divides else tensor * scale
+        return tensor if self._divides else tensor * scale
+
+
+@torch.no_grad()
+def compare_with_stock(ours: PreTrainedModel, folder: Path, tokens_BT: Tensor) -> dict[str, Any]:
     """Load ``folder`` with stock transformers, in float32, and compare with our model as it is.
 
     Parameters
     ----------
     tokens_BT : int64 rows; their logits are compared, and each is continued by 32 greedy tokens.
         There is no mask: end-of-text tokens that pad a row are read as text, by both models.
-    layer_tolerance : for a model that quantizes no activations, less.
 
     Returns
     -------
@@ -66,7 +130,7 @@ def compare_with_stock(
         ).eval()
         if [type(stock).__name__] != stock.config.architectures:
             raise RuntimeError(f"{folder} loads as {type(stock).__name__}")
-        layer_difference = _compare_layers(ours, stock, folder, tokens_BT, layer_tolerance)
+        layer_difference = _compare_layers(ours, stock, folder, tokens_BT)
         ours_BTV, stock_BTV = _logits(ours, tokens_BT), _logits(stock, tokens_BT)
         relative = _relative(stock_BTV, ours_BTV)
         sensitivity = _relative(noisy_logits(ours, tokens_BT), ours_BTV)
@@ -90,7 +154,7 @@ def compare_with_stock(
 
 
 def _compare_layers(
-    ours: PreTrainedModel, stock: PreTrainedModel, folder: Path, tokens_BT: Tensor, allowed: float
+    ours: PreTrainedModel, stock: PreTrainedModel, folder: Path, tokens_BT: Tensor
 ) -> float:
     """The largest difference of any part of the two models on the same input."""
     stock_parts, differences = _parts(stock), {}
@@ -115,10 +179,10 @@ def _compare_layers(
         for handle in handles:
             handle.remove()
     for name, difference in differences.items():
-        if not difference <= allowed:
+        if not difference <= LAYER_TOLERANCE:
             raise RuntimeError(
                 f"{folder}: {name} in transformers differs from ours on the same input by"
-                f" {difference:.2g} of its output, allowed {allowed:g}"
+                f" {difference:.2g} of its output, allowed {LAYER_TOLERANCE:g}"
             )
     return max(differences.values())
 

@@ -27,6 +27,7 @@ from wrinklefree.export.blocks import (
     pack_blocks,
     rounded,
 )
+from wrinklefree.export.student import Student
 from wrinklefree.models.exportable import head_size, llama_cpp_obstacles, pretokenizer_of
 from wrinklefree.models.folder import stored_tensors
 from wrinklefree.models.surgery import has_subln
@@ -61,9 +62,9 @@ _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
 
 
 def write_gguf(
-    path: Path, model: PreTrainedModel, tokenizer: Path, kind: BlockType, embedding: BlockType
+    path: Path, student: Student, kind: BlockType, embedding: BlockType
 ) -> dict[str, int]:
-    """Write the ternary ``model`` to ``path``.
+    """Write ``student`` to ``path``.
 
     Parameters
     ----------
@@ -79,11 +80,12 @@ def write_gguf(
     ------
     UserError : llama.cpp has no graph for the model.
     """
-    if reasons := llama_cpp_obstacles(model, tokenizer, subln=has_subln(model)):
+    model = student.model
+    if reasons := llama_cpp_obstacles(model, student.folder, subln=has_subln(model)):
         raise UserError(f"llama.cpp cannot run this model: {'; '.join(reasons)}")
     writer = GGUFWriter(path, graph_of(model))
     _write_shape(writer, model.config)
-    _write_tokenizer(writer, tokenizer, model.config.vocab_size)
+    _write_tokenizer(writer, student.folder, model.config.vocab_size)
     counts: dict[str, int] = {}
     for name, values, scale in tensors_of(model):
         if scale is not None:

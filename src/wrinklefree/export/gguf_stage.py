@@ -19,14 +19,14 @@ from wrinklefree.export.gguf_gate import (
     check_tokens,
 )
 from wrinklefree.export.settings import ExportSettings
+from wrinklefree.export.student import Student
 from wrinklefree.models.exportable import llama_cpp_obstacles
-from wrinklefree.models.folder import load_model
 from wrinklefree.models.surgery import has_subln
 from wrinklefree.tracking.terminal import say
 
 
 def export_gguf(
-    settings: ExportSettings, model: Path, folder: Path, *, tokens_BT: Tensor
+    settings: ExportSettings, student: Student, folder: Path, *, tokens_BT: Tensor
 ) -> dict[str, Any]:
     """Write ``model-<type>.gguf`` into ``folder`` for every type of the settings.
 
@@ -48,22 +48,22 @@ def export_gguf(
     """
     if not settings.gguf:
         return {}
-    loaded, _ = load_model(model, "ternary")
-    if obstacles := llama_cpp_obstacles(loaded, model, subln=has_subln(loaded)):
+    model = student.model
+    if obstacles := llama_cpp_obstacles(model, student.folder, subln=has_subln(model)):
         say(f"export: no GGUF file, llama.cpp would not run it: {'; '.join(obstacles)}")
         return {"gguf_obstacles": obstacles}
-    reference = Reference(loaded, tokens_BT)
+    reference = Reference(model, tokens_BT)
     facts: dict[str, Any] = {}
     embedding = BlockType[settings.gguf_embedding]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         exact = Path(scratch) / "model-F32.gguf"
-        write_gguf(exact, loaded, model, BlockType.F32, BlockType.F32)
+        write_gguf(exact, student, BlockType.F32, BlockType.F32)
         facts["float32_relative_difference"] = check_float32(exact, reference)
-        facts["texts"] = check_tokens(exact, model, reference.rows)
+        facts["texts"] = check_tokens(exact, student.folder, reference.rows)
     for name in settings.gguf:
         path = folder / f"model-{name}.gguf"
-        matrices = write_gguf(path, loaded, model, BlockType[name], embedding)
-        check_tensors(path, loaded)
+        matrices = write_gguf(path, student, BlockType[name], embedding)
+        check_tensors(path, model)
         found = check_packed(path, reference)
         facts[name] = {"bytes": path.stat().st_size, "matrices": matrices, **found}
         say(

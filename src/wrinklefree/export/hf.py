@@ -13,33 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from wrinklefree.errors import UserError
+from wrinklefree.evaluate.cost import cost_of
 from wrinklefree.export.card import write_model_card
-from wrinklefree.export.gate import compare_with_stock
+from wrinklefree.export.gate import check_tensors, compare_with_stock
 from wrinklefree.export.layouts import Layout, layout_of
+from wrinklefree.export.mlflow_model import write_mlflow_model
 from wrinklefree.export.settings import ExportSettings
-from wrinklefree.models.exportable import export_obstacles
+from wrinklefree.export.student import Student
 from wrinklefree.models.folder import (
     CONFIG,
     WEIGHTS,
     copy_tokenizer,
-    load_model,
     stored_tensors,
     write_json,
     write_tensors,
 )
 from wrinklefree.models.surgery import has_subln
-from wrinklefree.models.transforms import DiffuseBlocks, InsertBitlinear, ModelFormat
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.packing import pack_ternary
 
 
 def export_hf(
-    settings: ExportSettings, model: Path, folder: Path, *, tokens_BT: Tensor
+    settings: ExportSettings, student: Student, folder: Path, *, tokens_BT: Tensor
 ) -> dict[str, Any]:
-    """Write model folder ``model`` to ``folder`` so that ``AutoModelForCausalLM`` loads it.
+    """Write ``student`` to ``folder`` so that ``AutoModelForCausalLM`` and MLflow load it.
 
     Parameters
     ----------
@@ -52,43 +51,25 @@ def export_hf(
 
     Raises
     ------
-    UserError : no class of transformers can hold the model.
-    RuntimeError : the written model does not compute what ours computes.
+    RuntimeError : the folder does not hold our tensors, or does not compute what ours computes.
     """
-    loaded, model_format = load_model(model)
-    check_exportable(model, loaded, model_format)
-    layout = layout_of(loaded, model)
-    write_tensors_for_stock(settings, layout, loaded, folder)
-    write_beside_weights(folder, model, loaded.config, stock_config(settings, layout))
+    model, layout = student.model, layout_of(student)
+    write_tensors_for_stock(settings, layout, model, folder)
+    write_beside_weights(folder, student, stock_config(settings, layout))
+    write_mlflow_model(folder, layout.architecture)
     facts: dict[str, Any] = {
         "architecture": layout.architecture,
         "linear_class": settings.linear_class,
-        "subln": has_subln(loaded),
-        "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
-        "float32_bytes": (model / WEIGHTS).stat().st_size,
+        "subln": has_subln(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "float32_bytes": (student.folder / WEIGHTS).stat().st_size,
         "exported_bytes": (folder / WEIGHTS).stat().st_size,
-        "ternary_parameters": sum(
-            module.weight.numel() for module in loaded.modules() if isinstance(module, BitLinear)
-        ),
+        "ternary_parameters": cost_of(model).ternary,
     }
-    facts["gate"] = compare_with_stock(loaded, folder, tokens_BT)
-    write_model_card(folder, loaded.config, facts)
+    check_tensors(folder, model, layout)
+    facts["gate"] = compare_with_stock(model, folder, tokens_BT)
+    write_model_card(folder, model.config, facts)
     return facts
-
-
-def check_exportable(path: Path, model: PreTrainedModel, model_format: ModelFormat) -> None:
-    """Raise a UserError with every reason why ``model`` cannot be exported."""
-    reasons: list[str] = []
-    if model_format.find(DiffuseBlocks):
-        reasons.append("it is a block-diffusion model; export the autoregressive student")
-    if not model_format.find(InsertBitlinear):
-        reasons.append("it has no ternary layers; export a trained student")
-    reasons += export_obstacles(model)
-    if reasons:
-        raise UserError(
-            f"{path}: transformers cannot hold this model with ternary layers: "
-            + "; ".join(reasons)
-        )
 
 
 def stock_config(settings: ExportSettings, layout: Layout) -> dict[str, Any]:
@@ -132,16 +113,10 @@ def write_tensors_for_stock(
     write_tensors(folder / WEIGHTS, layout.place(tensors))
 
 
-def write_beside_weights(
-    folder: Path, model: Path, config: PreTrainedConfig, stock: dict[str, Any]
-) -> None:
-    """Write the tokenizer of model folder ``model``, and the configuration ``stock``."""
-    copy_tokenizer(model, folder)
+def write_beside_weights(folder: Path, student: Student, stock: dict[str, Any]) -> None:
+    """Write the student's tokenizer, and the configuration ``stock``."""
+    copy_tokenizer(student.folder, folder)
     write_json(folder / CONFIG, stock)
-    write_json(folder / "generation_config.json", _generation_config(config))
-
-
-def _generation_config(config: PreTrainedConfig) -> dict[str, Any]:
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    ids = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    return {**ids, "do_sample": False}
+    names, config = ("bos_token_id", "eos_token_id", "pad_token_id"), student.model.config
+    ids = {name: value for name in names if (value := getattr(config, name)) is not None}
+    write_json(folder / "generation_config.json", {**ids, "do_sample": False})

@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitNetConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitNetConfig, PreTrainedConfig
 
+from wrinklefree.export.student import Student
 from wrinklefree.models.exportable import fits_bitnet
 from wrinklefree.models.folder import CONFIG
 from wrinklefree.models.surgery import has_subln
@@ -79,9 +79,9 @@ class Layout:
         return placed
 
 
-def layout_of(model: PreTrainedModel, folder: Path) -> Layout:
-    """How ``model``, loaded from ``folder``, is exported."""
-    subln = has_subln(model)
+def layout_of(student: Student) -> Layout:
+    """How ``student`` is exported."""
+    model, subln = student.model, has_subln(student.model)
     if subln and fits_bitnet(model):
         return Layout(
             architecture="BitNetForCausalLM",
@@ -91,7 +91,7 @@ def layout_of(model: PreTrainedModel, folder: Path) -> Layout:
         )
     return Layout(
         architecture=type(model).__name__,
-        config=json.loads((folder / CONFIG).read_text(encoding="utf-8")),
+        config=json.loads((student.folder / CONFIG).read_text(encoding="utf-8")),
         names=DENSE_NAMES,
         epsilon=model.config.rms_norm_eps if subln else None,
     )

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from wrinklefree.evaluate.likelihood import score_model
-from wrinklefree.evaluate.scores import ModelScore
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.export.card import add_data_to_card, add_losses_to_card
 from wrinklefree.export.dequantized import export_dequantized
@@ -16,15 +15,15 @@ from wrinklefree.export.gguf_stage import export_gguf
 from wrinklefree.export.hf import export_hf
 from wrinklefree.export.llama_cpp import require_llama_cpp
 from wrinklefree.export.settings import ExportSettings
+from wrinklefree.export.student import load_student
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
-from wrinklefree.models.folder import load_model
-from wrinklefree.quant.bitlinear import set_quantization_lambda
 
 _SCORED = EvaluateSettings(rows_per_domain=16, batch_size=4, prompts=["-"])
 """Rows of each domain that the losses of the model card are of."""
 
 
+@torch.no_grad()
 def export_student(
     settings: ExportSettings, model: Path, mixture: Path, folder: Path
 ) -> dict[str, Any]:
@@ -32,8 +31,8 @@ def export_student(
     GGUF files for llama.cpp.
 
     ``README.md`` is its model card; ``held_out`` in the facts is the loss there. Where no export is
-    wanted, ``folder`` only says so. Errors are those of ``export_hf``, ``export_dequantized`` and
-    ``export_gguf``.
+    wanted, ``folder`` only says so. Errors are those of ``load_student``, ``export_hf``,
+    ``export_dequantized`` and ``export_gguf``.
     """
     if settings.linear_class == "none":
         (folder / "README.md").write_text(
@@ -49,18 +48,12 @@ def export_student(
         for batch in held_out.batches(domain, rows=1, batch_size=1)
     ]
     tokens_BT = torch.cat(rows)
-    facts = export_hf(settings, model, folder, tokens_BT=tokens_BT)
-    facts |= export_dequantized(settings, model, folder, tokens_BT=tokens_BT)
-    facts |= export_gguf(settings, model, folder, tokens_BT=tokens_BT)
-    score = _scored(model, held_out, mixture)
+    student = load_student(model)
+    facts = export_hf(settings, student, folder, tokens_BT=tokens_BT)
+    facts |= export_dequantized(settings, student, folder, tokens_BT=tokens_BT)
+    facts |= export_gguf(settings, student, folder, tokens_BT=tokens_BT)
+    weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
+    score = score_model("export", student.model, student.format, held_out, weights, _SCORED, seed=0)
     add_losses_to_card(folder, score)
     add_data_to_card(folder, model, mixture)
     return facts | {"held_out": score.overall.as_json()}
-
-
-@torch.no_grad()
-def _scored(folder: Path, held_out: HeldOutData, mixture: Path) -> ModelScore:
-    model, model_format = load_model(folder, "ternary")
-    set_quantization_lambda(model, 1.0)
-    weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
-    return score_model("export", model, model_format, held_out, weights, _SCORED, seed=0)

@@ -26,6 +26,8 @@ from wrinklefree.tracking.files import sha256_of_file, sha256_of_json, write_ato
 
 MANIFEST = "manifest.json"
 MARKER = ".wrinklefree"
+MLFLOW_MODEL = "MLmodel"
+"""In an artifact that MLflow loads as a model."""
 SCHEMA = 3
 _MARKER_TITLE = "A stage of WrinkleFree wrote these files, and may replace them:"
 _MAX_MANIFEST_BYTES = 64 << 20

@@ -9,15 +9,18 @@ A stage that was killed and resumed goes on with its run: the run's id lies in t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from wrinklefree.tracking import parents, store
-from wrinklefree.tracking.artifact import MANIFEST, Artifact, flatten
+from wrinklefree.tracking.artifact import MANIFEST, MLFLOW_MODEL, Artifact, flatten
 from wrinklefree.tracking.files import write_atomically
 from wrinklefree.tracking.locks import exclusive_lock
 from wrinklefree.tracking.pipeline import present_commit
@@ -25,6 +28,8 @@ from wrinklefree.tracking.terminal import say
 
 MAX_FILE_BYTES = 32 << 20
 """Larger files are not copied to the tracking server; the manifest has their path and hash."""
+_WEIGHTS = "model.safetensors"
+"""What of a model of MLflow the server gets however large it is, or nobody could load it there."""
 RUN_FILE = "mlflow_run"
 """In the work folder: the id of the run that a resumed stage goes on with."""
 Outcome = Literal["FINISHED", "FAILED", "KILLED"]
@@ -225,10 +230,25 @@ class StageRun:
         self._client.set_tag(self._run_id, parents.OUTPUT_DIGEST, manifest.digest)
         where = artifact.path.name if artifact.path.is_absolute() else str(artifact.path)
         self._client.log_artifact(self._run_id, str(artifact.path / MANIFEST), where)
+        needed = {_WEIGHTS} if MLFLOW_MODEL in manifest.files else set[str]()
         for name, record in manifest.files.items():
+            folder = (Path(where) / name).parent.as_posix()
             if record.size <= MAX_FILE_BYTES:
-                folder = (Path(where) / name).parent.as_posix()
                 self._client.log_artifact(self._run_id, str(artifact.path / name), folder)
+            elif name in needed:
+                self._log_weights(artifact.path / name, folder)
+
+    def _log_weights(self, file: Path, folder: str) -> None:
+        """Log a large file, by a hard link where the store's files lie on the same disk."""
+        uri = urlparse(self._client.get_run(self._run_id).info.artifact_uri)
+        if uri.scheme == "file":
+            target = Path(url2pathname(uri.path)) / folder / file.name
+            with contextlib.suppress(OSError):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                target.hardlink_to(file)
+                return
+        self._client.log_artifact(self._run_id, str(file), folder)
 
     def _log_comparison(self, numbers: dict[str, float]) -> None:
         from mlflow.entities import Metric
