@@ -125,14 +125,14 @@ def test_the_export_loads_in_stock_transformers_as_ternary(completed: Path):
 
 def test_a_mixture_of_experts_goes_the_way_of_the_run(completed: Path):
     folder = completed / "research" / "architecture" / "moe"
-    config = json.loads((folder / "student" / "config.json").read_text())
+    config = json.loads((folder / "distill_ar" / "config.json").read_text())
     assert config["model_type"] == "qwen3_moe"
     layers = (folder / "ternary.csv").read_text()
     assert "distill_ar,model.layers.1.mlp.experts.down_proj.linear,131072," in layers
     facts = read_manifest(folder).facts
     assert set(facts["accepted"]) == {"stage2", "distill_ar"}
     assert set(facts["loss"]) == {*facts["recovered"], "base", "dlm", "distill_dlm"}
-    last = read_history(folder / "student")[-1]
+    last = read_history(folder / "distill_ar")[-1]
     assert 2.0 <= last["train/router_balance"] < 8.0 and "future_tokens/loss_2" in last
     assert "export" not in (completed / "logs" / "architecture.moe.log").read_text()
 
@@ -148,7 +148,7 @@ def test_a_model_with_states_goes_the_way_of_the_run_but_for_diffusion(completed
 
 
 def test_a_student_that_leaves_tokens_out_goes_the_way_of_the_run(completed: Path):
-    student = completed / "research" / "architecture" / "depths" / "student"
+    student = completed / "research" / "architecture" / "depths" / "distill_ar"
     last = read_history(student)[-1]
     assert last["choice/computed"] == pytest.approx(0.5, abs=0.05)
     transforms = json.loads((student / "wrinklefree.json").read_text())["transforms"]
@@ -180,7 +180,7 @@ def test_a_killed_architecture_goes_on_and_one_with_the_settings_of_the_run_is_t
     assert "same: distilled\n" in output and "same: stage 2\n" not in output
     folder = project / "research" / "architecture" / "same"
     for name in ("model.safetensors", "history.jsonl", "config.json", "wrinklefree.json"):
-        assert (folder / "student" / name).read_bytes() == (
+        assert (folder / "distill_ar" / name).read_bytes() == (
             project / "models" / "distill" / "ar" / name
         ).read_bytes()
     found, expected = (

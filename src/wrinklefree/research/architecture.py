@@ -18,9 +18,8 @@ from wrinklefree.tracking.stage import Stage, StageFunction
 from wrinklefree.train.base import NoExportWarning, make_base
 from wrinklefree.train.distill import distill_student
 from wrinklefree.train.dlm import convert_to_diffusion
+from wrinklefree.train.history import HISTORY
 from wrinklefree.train.stage2 import continue_pretraining
-
-STUDENT = "student"
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ def train_architecture(stage: Stage) -> dict[str, Any]:
 
     Files
     -----
-    Those of ``evaluate`` (see :func:`wrinklefree.evaluate.stage.evaluate_models`), and
-    ``student/``, the distilled autoregressive model as ``models/distill/ar`` is, with its
-    ``history.jsonl``.
+    Those of ``evaluate`` (see :func:`wrinklefree.evaluate.stage.evaluate_models`),
+    ``<model>/history.jsonl`` of every training, and in ``distill_ar/`` the distilled student, as it
+    is in ``models/distill/ar``.
     """
     own = stage.section(f"architectures.each.{stage.instance}", ArchitectureSettings)
     stage = replace(stage, settings={"seed": stage.settings["seed"], **own.of_run()})
@@ -67,8 +66,13 @@ def train_architecture(stage: Stage) -> dict[str, Any]:
         models[name] = _made(stage, name, models)
     comparison = replace(stage, name="evaluate", instance=None, inputs=stage.inputs | models)
     facts = compare_models(comparison)
-    no_artifact = shutil.ignore_patterns(MANIFEST, MARKER)  # but a part of this one
-    shutil.copytree(models[EXPORTED], stage.folder / STUDENT, ignore=no_artifact)
+    for name, path in models.items():
+        if name == EXPORTED:
+            no_artifact = shutil.ignore_patterns(MANIFEST, MARKER)  # but a part of this one
+            shutil.copytree(path, stage.folder / name, ignore=no_artifact)
+        elif (path / HISTORY).is_file():
+            (stage.folder / name).mkdir()
+            shutil.copy(path / HISTORY, stage.folder / name)
     return facts
 
 
