@@ -70,7 +70,7 @@ def settings(stage):
     """
 
     def of_instance(wildcards):
-        # The one wildcard, if there is any, is the source, student, run, arm, experiment or architecture.
+        # The one wildcard, if there is any, is the source, student, run, arm and so on.
         instance = next(iter(wildcards), None)
         tell_what_is_forced()
         if reads(stage, instance) == reads(stage):
