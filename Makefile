@@ -93,10 +93,11 @@ RESEARCH := $(patsubst research/%/manifest.json,%, \
 # Of the trainings that such a target reads, if there are any.
 RESEARCH_RUNS := $(patsubst %,%_run,$(filter regmix microanneal,$(RESEARCH))) \
 	$(patsubst %s,%,$(filter experiments,$(RESEARCH)))
+ARCHITECTURES := $(patsubst research/architecture/%/manifest.json,%,$(wildcard research/architecture/*/manifest.json))
 # DVC knows of them after `make dvc-research`.
 DVC_ACCEPTED := dvc.yaml $(if $(shell grep -x $(HIDDEN) .dvcignore),, \
-	$(addprefix research/dvc.yaml:,$(RESEARCH_RUNS) $(RESEARCH)))
-SNAKEMAKE_ACCEPTED := all $(RESEARCH)
+	$(addprefix research/dvc.yaml:,$(RESEARCH_RUNS) $(RESEARCH) $(addprefix architecture@,$(ARCHITECTURES))))
+SNAKEMAKE_ACCEPTED := all $(RESEARCH) $(ARCHITECTURES)
 
 # Neither engine is told that something is up to date which other settings or code made.
 

@@ -28,7 +28,7 @@ from wrinklefree.evaluate.page import body_of
 
 SECTIONS = ("Comparison", "Training", "Ternary weights", "Research", "Data")
 """Categories of the rules, in the order of the page; others follow by their names."""
-_UNSAID = {"results", "data", "report", "plots", "research"}
+_UNSAID = {"results", "data", "report", "plots", "research", "architecture"}
 """Folders of the path of a file that its title does without."""
 
 

@@ -57,13 +57,15 @@ def test_presets_are_valid_over_the_default(parameters: dict[str, Any], file: Pa
 def test_what_layers_with_a_state_cannot_do_is_refused_when_settings_are_read(
     parameters: dict[str, Any], path: str, value: Any, named: str
 ):
-    hybrid = overlay(parameters, read_yaml(PROJECT / "params" / "hybrid.yaml"))
+    hybrid = changed(parameters, "base.scratch.model.state_space", STATES)
+    hybrid = changed(hybrid, "dlm.enabled", False)
     with pytest.raises(UserError, match=f"state_space can't be together with {named}:"):
         validate(changed(hybrid, path, value))
 
 
 GGUF = {"kind": "gguf", "package": "a", "version": "1", "sha256": "0" * 64, "member": "a.gguf"}
 STATES = {"attention_layers": [1], "heads": 4}
+DENSE = {"base": {"model": {"intermediate_size": 256, "layers": 2}}}
 MISTAKES = [
     (
         "base.scratch.model.state_space",
@@ -229,6 +231,29 @@ def test_an_adamw_rate_with_muon_is_refused(parameters: dict[str, Any]):
     optimizer = {"name": "muon", "muon": {"lr": 0.0003, "adamw_lr": 0.0003, "scale": "original"}}
     with pytest.raises(UserError, match="lr 0.0003 is outside 0.001..0.003"):
         validate(changed(parameters, "stage2.optimizer", optimizer))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("each.moe.stage2.stepz", 3, r"each.moe, laid .*\n  stage2.stepz: unknown"),
+        ("shared.base.training.steps", 0, r"base.scratch.training.steps: .* greater than 0"),
+        ("each.hybrid.dlm.enabled", True, "state_space can't be together with dlm.enabled"),
+        ("shared.teachers", {}, "shared.teachers: no setting of this place"),
+        ("each.stage2", {}, "each.stage2 is called as a stage is; rename it"),
+    ],
+)
+def test_an_architecture_is_checked_as_a_run_is(
+    parameters: dict[str, Any], path: str, value: Any, said: str
+):
+    with pytest.raises(UserError, match=said):
+        validate(changed(parameters, f"architectures.{path}", value))
+
+
+def test_an_architecture_takes_no_setting_from_the_run(parameters: dict[str, Any]):
+    del parameters["architectures"]["shared"]["stage2"]
+    with pytest.raises(UserError, match=r"laid over shared: 1 problem\n  stage2.*required"):
+        validate(changed(parameters, "architectures.each", {"dense": DENSE}))
 
 
 def test_scratch_settings_of_a_pretrained_base_are_refused(parameters: dict[str, Any]):

@@ -54,7 +54,9 @@ def test_the_parameters_of_a_model_from_scratch_are_counted(name: str | None):
 def test_the_parameters_of_mixers_are_counted():
     from wrinklefree.models.dense import build_scratch
 
-    parameters = preset("hybrid")
+    states = {"attention_layers": [1], "heads": 4}
+    scratch = {"scratch": {"model": {"state_space": states}}}
+    parameters = preset(None, base=scratch, dlm={"enabled": False})
     assert parameters.base.scratch and parameters.tokenizer.kind == "bpe"
     size = parameters.tokenizer.vocabulary_size
     model = build_scratch(parameters.base.scratch.model, size, 128, 0, seed=0)

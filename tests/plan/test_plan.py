@@ -40,6 +40,7 @@ from wrinklefree.plan.report import (
 )
 from wrinklefree.quant.bitlinear import TernaryLayer
 from wrinklefree.quant.settings import QuantizerSettings
+from wrinklefree.schema.load import overlay
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
@@ -365,8 +366,11 @@ def test_the_peak_is_what_the_process_takes(case: str):
 
 
 def test_a_model_with_states_is_not_counted_as_another_one() -> None:
+    states = {"attention_layers": [1], "heads": 4}
+    hybrid = {"base": {"scratch": {"model": {"state_space": states}}}, "dlm": {"enabled": False}}
+    settings = validate(overlay(read_settings(PROJECT / "params.yaml"), hybrid))
     with pytest.raises(UserError, match="of which plan knows neither memory nor operations"):
-        report(preset("hybrid"), None, 1, 200)
+        report(settings, None, 1, 200)
 
 
 def test_a_diffusion_model_that_is_left_out_is_not_planned() -> None:

@@ -22,7 +22,12 @@ OPTIMIZERS = {
     "regmix_run": "regmix.training.optimizer",
     "microanneal_run": "microanneal.training.optimizer",
 }
-INSTANCES = {"distill": "ar", "regmix_run": "3", "microanneal_run": "present"}
+INSTANCES = {
+    "distill": "ar",
+    "regmix_run": "3",
+    "microanneal_run": "present",
+    "architecture": "moe",
+}
 
 
 @pytest.fixture
@@ -66,6 +71,17 @@ def test_settings_of_a_stage_stay_the_same_when_narrowed_again(
     instance = {"fetch": "code", "tokenize": "code"}.get(stage) or INSTANCES.get(stage)
     once = narrow(parameters, stage, instance)
     assert narrow(once, stage, instance) == once
+
+
+def test_an_architecture_is_laid_over_what_all_share(parameters: dict[str, Any]):
+    section = parameters["architectures"]
+    section["shared"]["stage2"]["optimizer"] = {"name": "muon", "muon": {}, "adamw": {"lr": 0.5}}
+    section["each"]["moe"]["stage2"]["optimizer"] = {"name": "adamw"}
+    narrowed = narrow(parameters, "architecture", "moe")
+    assert narrowed["architectures"]["shared"] == {} and "base" not in narrowed
+    (moe,) = narrowed["architectures"]["each"].values()
+    assert moe["stage2"]["optimizer"] == {"name": "adamw", "adamw": {"lr": 0.5}}
+    assert moe["base"]["model"]["hidden_size"] == 128 and moe["base"]["model"]["layers"] == 3
 
 
 def test_what_is_no_block_of_an_alternative_is_left_for_the_stage_to_refuse():

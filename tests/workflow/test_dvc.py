@@ -31,6 +31,7 @@ def accepted(completed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_run(completed, folder, "work/kept")
     research = ("control", "finetune", "synthesize", "search", "world_model", "regmix")
     others = ("regmix_run", "microanneal", "microanneal_run", "experiment", "experiments")
+    others += ("architecture",)
     for name in (*research, *others):
         shutil.rmtree(folder / "research" / name)
     shutil.copy(PROJECT / ".dvcignore", folder)

@@ -226,7 +226,8 @@ def candidates(value: Any) -> list[Any]:
     if isinstance(value, list) and value and all(isinstance(item, float) for item in value):
         return [[item * 0.9 for item in value]]
     if isinstance(value, list):
-        return [[*value, "another"], [*value, 99], [*value, "sciq"], value[:-1]]
+        other = [item + 1 for item in value if isinstance(item, int)]
+        return [[*value, "another"], [*value, 99], [*value, "sciq"], value[:-1], other]
     words = (
         "original match_rms cosine linear constant ones calibrated mean zero none noisy unit elbo"
         " de bfloat16 adamw polar_express dynamic small absmean ema base reverse uniform Q8_0"
@@ -273,6 +274,7 @@ PARTS = 24
 ONLY_VALUE = {
     *("kind", "domain", "format", "generator", "granularity", "scale", "cached_logits"),
     ("stage2", "distillation", "weights", "relations"),
+    *(("architectures", "each", name, "dlm", "enabled") for name in ("hybrid", "depths")),
     ("finetune", "distillation", "universal"),
 }
 """Names and paths of settings of which another value needs other settings beside it."""

@@ -25,7 +25,7 @@ from workspace import (
     snakemake_reruns,
 )
 
-from wrinklefree.schema.load import read_yaml
+from wrinklefree.schema.load import overlay, read_yaml
 from wrinklefree.tracking.artifact import open_artifact, read_manifest
 from wrinklefree.train.history import read_history
 
@@ -110,43 +110,70 @@ def test_the_export_loads_in_stock_transformers_as_ternary(completed: Path):
     assert "stage `distill`" in card and "| code, 10.0% | " in card and "BSD-3-Clause" in card
 
 
-def test_a_mixture_of_experts_goes_through_all_stages(project: Path):
-    run(project, "snakemake", "all", "--configfile", "params/moe.yaml", "params/tiny.yaml")
-    for stage in ("base", "distill/ar"):
-        config = json.loads((project / "models" / stage / "config.json").read_text())
-        assert config["model_type"] == "qwen3_moe"
-    layers = (project / "results" / "ternary.csv").read_text()
+def test_a_mixture_of_experts_goes_the_way_of_the_run(completed: Path):
+    folder = completed / "research" / "architecture" / "moe"
+    config = json.loads((folder / "distill_ar" / "config.json").read_text())
+    assert config["model_type"] == "qwen3_moe"
+    layers = (folder / "ternary.csv").read_text()
     assert "distill_ar,model.layers.1.mlp.experts.down_proj.linear,131072," in layers
-    facts = read_manifest(project / "results").facts
+    facts = read_manifest(folder).facts
     assert set(facts["accepted"]) == {"stage2", "distill_ar"}
-    last = read_history(project / "models" / "distill" / "ar")[-1]
+    assert set(facts["loss"]) == {*facts["recovered"], "base", "dlm", "distill_dlm"}
+    last = read_history(folder / "distill_ar")[-1]
     assert 2.0 <= last["train/router_balance"] < 8.0 and "future_tokens/loss_2" in last
-    assert "Nothing is exported" in (project / "models" / "export" / "README.md").read_text()
+    assert "export" not in (completed / "logs" / "architecture.moe.log").read_text()
 
 
-def test_a_model_with_states_goes_through_all_stages_but_those_of_diffusion(project: Path):
-    presets = ("params/hybrid.yaml", "params/tiny.yaml")
-    run(project, "snakemake", "all", "--configfile", *presets)
-    said = (project / "logs" / "subln.log").read_text()
+def test_a_model_with_states_goes_the_way_of_the_run_but_for_diffusion(completed: Path):
+    folder = completed / "research" / "architecture" / "hybrid"
+    said = (completed / "logs" / "architecture.hybrid.log").read_text()
     assert re.search(r"ternary are .*mamba\.in_proj, .*\n.*dense are .*mamba\.A_log", said)
-    evaluation = json.loads((project / "results" / "evaluation.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
     assert list(evaluation["models"]) == ["base", "naive", "subln", "stage2", "distill_ar"]
-    layers = (project / "results" / "ternary.csv").read_text()
+    layers = (folder / "ternary.csv").read_text()
     assert "distill_ar,model.layers.0.mamba.out_proj," in layers
-    for stage in ("dlm", "distill/dlm"):
-        assert read_manifest(project / "models" / stage).facts["left_out"] == "dlm.enabled is false"
 
 
-def test_a_student_that_leaves_tokens_out_goes_through_the_stages(project: Path):
-    (project / "params" / "first.yaml").write_text(
-        "distill: {ar: {relations: {layer_fraction: 0.1}}}\n"
-    )
-    presets = ("params/depths.yaml", "params/tiny.yaml", "params/first.yaml")  # of two layers
-    run(project, "snakemake", "evaluate", "--configfile", *presets)
-    last = read_history(project / "models" / "distill" / "ar")[-1]
+def test_a_student_that_leaves_tokens_out_goes_the_way_of_the_run(completed: Path):
+    student = completed / "research" / "architecture" / "depths" / "distill_ar"
+    last = read_history(student)[-1]
     assert last["choice/computed"] == pytest.approx(0.5, abs=0.05)
-    student = json.loads((project / "models" / "distill" / "ar" / "wrinklefree.json").read_text())
-    assert student["transforms"][0] == {"name": "mixture_of_depths", "every": 2, "capacity": 0.5}
+    transforms = json.loads((student / "wrinklefree.json").read_text())["transforms"]
+    assert transforms[0] == {"name": "mixture_of_depths", "every": 2, "capacity": 0.5}
+
+
+def test_a_killed_architecture_goes_on_and_one_with_the_settings_of_the_run_is_the_run(
+    project: Path,
+):
+    made = ("base", "subln", "stage2", "dlm", "distill/dlm")
+    own = read_manifest(project / "models/distill/ar").settings
+    for folder in (*(project / "models" / name for name in made), project / "results"):
+        own = overlay(own, read_manifest(folder).settings)
+    section = {"shared": {}, "each": {"same": {**own, "base": own["base"]["scratch"]}}}
+    del section["each"]["same"]["seed"]
+    settings = json.dumps({"seed": own["seed"], "architectures": section})
+    command = ["python", "-P", "workflow/scripts/architecture.py", "--settings", settings]
+    command += ["--architecture", "same", "--mixture", "data/mixture"]
+    command += ["--tokenizer", "data/tokenizer", "--teachers", "models/teachers"]
+    command += ["--output", "research/architecture/same"]
+    for reached in ("base/step-*/manifest.json", "models/stage2/manifest.json"):
+        process = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        while not list((project / "work" / "architecture.same").glob(f"*/{reached}")):
+            assert process.poll() is None, "the stage ended before it could be killed"
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    output = run(project, *command)
+    assert "same: distilled\n" in output and "same: stage 2\n" not in output
+    folder = project / "research" / "architecture" / "same"
+    for name in ("model.safetensors", "history.jsonl", "config.json", "wrinklefree.json"):
+        assert (folder / "distill_ar" / name).read_bytes() == (
+            project / "models" / "distill" / "ar" / name
+        ).read_bytes()
+    found, expected = (
+        json.loads((path / "evaluation.json").read_text()) for path in (folder, project / "results")
+    )
+    assert found | {"tasks": expected["tasks"]} == expected
 
 
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):

@@ -48,6 +48,9 @@ RESEARCH = (
     "regmix",
     "microanneal",
     "experiments",
+    "architecture/moe",
+    "architecture/hybrid",
+    "architecture/depths",
 )
 TARGETS = ("all", *(f"research/{name}/manifest.json" for name in RESEARCH))
 """Everything that Snakemake can make."""
@@ -256,4 +259,5 @@ def _dvc_graph(
 def _instances(folder: Path) -> tuple[str, ...]:
     parameters = read_yaml(folder / "params.yaml")
     runs = map(str, parameters["regmix"]["runs"])
-    return (*parameters["sources"], *runs, *parameters["experiments"]["names"])
+    architectures = parameters["architectures"]["each"]
+    return (*parameters["sources"], *runs, *parameters["experiments"]["names"], *architectures)

@@ -69,7 +69,7 @@ def settings(stage):
     """
 
     def of_instance(wildcards):
-        # The one wildcard, if there is any, is the source, student, run, arm or experiment.
+        # The one wildcard, if there is any, is the source, student, run, arm and so on.
         instance = next(iter(wildcards), None)
         tell_what_is_forced()
         if reads(stage, instance) == reads(stage):

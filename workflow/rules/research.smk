@@ -6,10 +6,13 @@
 #   snakemake search          the settings of stage 2 with the lowest held-out loss
 #   snakemake regmix          the best mixture that small trainings predict
 #   snakemake microanneal     whether the candidate mixture is better than the present one
+#   snakemake moe             other models, dense and ternary; likewise hybrid, depths: the names
+#                             of architectures.each in params.yaml
 #   snakemake experiments     which optimizer, clipping, quantizer and so on is best
 
 REGMIX_RUNS = PARAMETERS["regmix"]["runs"]
 ARMS = ("present", "candidate")
+ARCHITECTURES = PARAMETERS["architectures"]["each"]
 EXPERIMENTS = PARAMETERS["experiments"]["names"]
 SEARCH_WORKERS = PARAMETERS["search"]["workers"]
 
@@ -365,3 +368,57 @@ rule experiments:
     shell:
         "python -P workflow/scripts/experiments.py --settings {params.settings:q}"
         " --runs research/experiment --output research/experiments"
+
+
+rule architecture:
+    input:
+        mixture="data/mixture/manifest.json",
+        tokenizer="data/tokenizer/manifest.json",
+        teachers="models/teachers/manifest.json",
+    output:
+        manifest="research/architecture/{architecture}/manifest.json",
+        provenance="provenance/research/architecture/{architecture}.json",
+        table=report(
+            "research/architecture/{architecture}/table.html",
+            caption="../report/architecture_table.rst",
+            category="Research",
+        ),
+        ternary=report(
+            "research/architecture/{architecture}/plots/ternary_shares.svg",
+            caption="../report/architecture_ternary.rst",
+            category="Research",
+        ),
+    log:
+        "logs/architecture.{architecture}.log",
+    benchmark:
+        "logs/benchmarks/architecture.{architecture}.jsonl"
+    threads: all_cores
+    resources:
+        mem_mb=3000,
+        gpu=GPUS,
+    params:
+        settings=settings("architecture"),
+        code=code("architecture"),
+    message:
+        "Train the model {wildcards.architecture}, dense and ternary"
+    shell:
+        "python -P workflow/scripts/architecture.py --settings {params.settings:q}"
+        " --architecture {wildcards.architecture} --mixture data/mixture"
+        " --tokenizer data/tokenizer --teachers models/teachers"
+        " --output research/architecture/{wildcards.architecture}"
+
+
+for architecture in ARCHITECTURES:
+
+    rule:
+        name:
+            architecture
+        input:
+            instances(
+                architecture,
+                "research/architecture/{architecture}/manifest.json",
+                architecture=architecture,
+            ),
+        localrule: True
+        message:
+            "The model is there, dense and ternary"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from pydantic import Field, model_validator
 
 from wrinklefree.config.resources import ResourcesSettings
@@ -10,6 +12,10 @@ from wrinklefree.export.settings import ExportSettings
 from wrinklefree.mixture.settings import MixtureSettings
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.teacher_settings import TeacherSettings
+from wrinklefree.research.architecture_settings import (
+    ArchitectureSettings,
+    ArchitecturesSettings,
+)
 from wrinklefree.research.finetune_settings import FinetuneSettings
 from wrinklefree.research.hyperparameter_settings import SearchSettings
 from wrinklefree.research.settings import (
@@ -23,6 +29,8 @@ from wrinklefree.research.settings import (
 )
 from wrinklefree.research.synthesize_settings import SynthesizeSettings
 from wrinklefree.research.world_model.settings import WorldModelSettings
+from wrinklefree.schema.load import validate_section
+from wrinklefree.schema.reads import READS, with_whole_architectures
 from wrinklefree.schema.section import Name, Section, Seed
 from wrinklefree.tasks.settings import TasksSettings
 from wrinklefree.text.clean.settings import CleaningSettings
@@ -33,6 +41,15 @@ from wrinklefree.train.distill_settings import BASE, DistillationSettings, Disti
 from wrinklefree.train.dlm_settings import DlmSettings
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.stage2_settings import Stage2Settings
+
+_OF_ARCHITECTURES = ArchitectureSettings.model_fields
+_AROUND_ARCHITECTURES = {
+    "architectures": {"shared": {}, "each": {}},
+    "export": {"linear_class": "none"},
+    # Its vocabulary is there already, whatever it is from.
+    "tokenizer": {"kind": "bpe", "vocabulary_size": 512, "max_megabytes_per_source": 1},
+}
+"""Of a run that stands for an architecture, which exports nothing and trains no tokenizer."""
 
 
 class Parameters(Section):
@@ -86,6 +103,8 @@ class Parameters(Section):
     """Research: which mixture is best."""
     microanneal: MicroannealSettings
     """Research: whether a mixture is better than another."""
+    architectures: ArchitecturesSettings
+    """Research: what becomes of other models."""
     experiments: ExperimentsSettings
     """Research: which optimizer, clipping, quantizer and so on is best."""
     resources: ResourcesSettings = ResourcesSettings()
@@ -288,6 +307,19 @@ class Parameters(Section):
                         f"base.scratch.model.{name} is {getattr(model, name)}, no multiple of"
                         f" subln.quantizer.group_size {size}; change one of them"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _architectures_are_runs(self) -> Parameters:
+        given = self.model_dump(exclude_unset=True)
+        for name, own in with_whole_architectures(given)["architectures"]["each"].items():
+            if name in (*READS, "all"):
+                raise ValueError(f"architectures.each.{name} is called as a stage is; rename it")
+            run = {key: value for key, value in given.items() if key not in _OF_ARCHITECTURES}
+            run |= _AROUND_ARCHITECTURES | ArchitectureSettings(**own).of_run()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # its stage says them
+                validate_section(Parameters, run, f"architectures.each.{name}, laid over shared")
         return self
 
     @model_validator(mode="after")

@@ -169,7 +169,8 @@ def _type(schema: dict[str, Any]) -> str:
         return f"list of {_value(schema['items'])}"
     if schema["type"] == "object":
         values = schema.get("patternProperties", {}).values() or [schema["additionalProperties"]]
-        return f"mapping of names to {_value(next(iter(values)))}"
+        value = next(iter(values))
+        return "mapping" if value is True else f"mapping of names to {_value(value)}"
     kind: str = schema["type"]
     return _TYPES.get(kind, kind)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
-from wrinklefree.schema.reads import narrow, reads
+from wrinklefree.schema.reads import narrow, reads, with_whole_architectures
 from wrinklefree.tracking.artifact import MANIFEST, Manifest, read_manifest
 
-RESULTS = ("results", "models/export", "data/report", "research/*")
+RESULTS = ("results", "models/export", "data/report", "research/*", "research/architecture/*")
 """What the report shows, and so everything that it was made from."""
 _FOLDERS = ("data/*", "data/*/*", "models/*", "models/*/*", "research/*/*", *RESULTS)
 
@@ -27,7 +27,7 @@ def settings_of_run(parameters: dict[str, Any]) -> dict[str, Any]:
     UserError : nothing was made yet, or what stands there is of several runs.
     """
     run = artifacts_of_run()
-    made = copy.deepcopy(parameters)
+    made = with_whole_architectures(copy.deepcopy(parameters))
     sections = [
         (path.split("."), manifest.settings)
         for folder, manifest in run.items()

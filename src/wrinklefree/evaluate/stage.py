@@ -38,6 +38,8 @@ from wrinklefree.models.future_heads import read_future_heads
 from wrinklefree.models.transforms import InsertBitlinear, Kind, ModelFormat
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tokens.tokenizer import load_tokenizer
+from wrinklefree.tracking.left_out import why_left_out
+from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import HISTORY
 
 SCHEMA = 1
@@ -52,7 +54,7 @@ KINDS: dict[str, Kind] = {
     "dlm": "diffusion",
     "distill_dlm": "diffusion",
 }
-"""What each model must be, or its row of the table would say it of another one."""
+"""The models of a run in the order of the table, and what each must be."""
 EXPORTED = "distill_ar"
 SHOWN_BITS_PER_BYTE = (BASE, EXPORTED)
 """Whose bits per byte are among the metrics: what goes in, and what is exported."""
@@ -117,6 +119,21 @@ class _Examination:
             for name, score in self.scores.items()
             if score.quantized and score.kind == "autoregressive"
         }
+
+
+def compare_models(stage: Stage) -> dict[str, Any]:
+    """Evaluate every model of the run that was made, into ``stage.folder``, and say the table."""
+    facts = evaluate_models(
+        stage.section("evaluate", EvaluateSettings),
+        {name: stage.inputs[name] for name in KINDS if not why_left_out(stage.inputs[name])},
+        stage.inputs["mixture"],
+        stage.folder,
+        seed=stage.seed,
+        tasks=stage.inputs.get("tasks"),
+        say=stage.terminal.say,
+    )
+    stage.terminal.say((stage.folder / "table.txt").read_text(encoding="utf-8"))
+    return facts
 
 
 @torch.no_grad()

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.few_rows import first_training_rows, spread_held_out_rows
+from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.calibration import calibrate_subln
 from wrinklefree.models.exportable import llama_cpp_obstacles
 from wrinklefree.models.folder import load_model, save_model, write_json
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.prune import check_prune, prune_features, prune_layers
+from wrinklefree.models.reconstruct import reconstruct_layers
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.surgery import entries_by_kind, insert_bitlinear, insert_subln
 from wrinklefree.models.transforms import MixDepths, ternary
+from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.terminal import say
 
 if TYPE_CHECKING:
@@ -25,6 +30,41 @@ if TYPE_CHECKING:
     from wrinklefree.mixture.batch import Batch
 
 IMPORTANCES = "importances.json"
+
+
+def make_ternary(stage: Stage) -> dict[str, Any]:
+    """Put SubLN and ternary layers into the dense model, into ``stage.folder``; say the cost."""
+    settings = stage.section("subln", SublnSettings)
+    mixture, rows = stage.inputs["mixture"], settings.calibration_rows
+    training = first_training_rows(TrainingData(mixture, seed=stage.seed), rows)
+    held_out = spread_held_out_rows(HeldOutData(mixture), rows)
+    reconstruct = None
+    if (chosen := settings.reconstruct).kind == "layers":
+        batches = first_training_rows(
+            TrainingData(mixture, seed=stage.seed), chosen.rows, chosen.batch_size
+        )
+        log = stage.run.log_metrics
+        reconstruct = partial(
+            reconstruct_layers, batches=batches, settings=chosen, work=stage.work, log=log
+        )
+    facts = insert_subln_stage(
+        settings, stage.inputs["model"], training, held_out, stage.folder, reconstruct
+    )
+    for what, station in facts.get("pruned", {}).items():
+        stage.terminal.say(
+            f"{stage.terminal.label}: {what} {station['remaining']}:"
+            f" {station['parameters_after']:,} of {station['parameters_before']:,} parameters,"
+            f" held-out loss {station['loss_after']:.3f}"
+        )
+    for kind, entries in facts["entries"].items():
+        names = [name.removesuffix(".weight") for name in entries]
+        stage.terminal.say(f"{stage.terminal.label}: {kind} are {', '.join(names)}")
+    without = f" with SubLN, {facts['loss_ternary_without_subln']:.3f} without"
+    stage.terminal.say(
+        f"{stage.terminal.label}: held-out loss {facts['loss_before']:.3f} dense,"
+        f" {facts['loss_after_lambda1']:.3f} ternary{without * bool(facts['gains'])}"
+    )
+    return facts
 
 
 def insert_subln_stage(

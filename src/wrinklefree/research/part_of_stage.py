@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 from wrinklefree.tracking.runs import StageRun
@@ -20,14 +21,18 @@ class _PartRun:
         self._run.log_metrics(step, named)
 
 
-def part_of(stage: Stage, name: str, announced: str) -> Stage:
-    """``stage`` with a folder, checkpoints and metrics for the part ``name`` alone; says it."""
+def part_of(stage: Stage, name: str, announced: str, folder: Path | None = None) -> Stage:
+    """``stage`` with a folder, checkpoints and metrics for the part ``name`` alone; says it.
+
+    The folder is a new one in the stage's, unless one is given.
+    """
     part = replace(
         stage,
-        folder=stage.folder / name,
+        folder=folder or stage.folder / name,
         work=stage.work / name,
         run=cast(StageRun, _PartRun(stage.run, name)),
     )
-    part.folder.mkdir()
+    if not folder:
+        part.folder.mkdir()
     stage.terminal.say(f"{stage.terminal.label}: {announced}")
     return part

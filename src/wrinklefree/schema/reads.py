@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from wrinklefree.errors import UserError
+from wrinklefree.schema.load import overlay
 
 READS: dict[str, tuple[str, ...]] = {
     "fetch": ("sources.{instance}", "held_out"),
@@ -49,6 +50,7 @@ READS: dict[str, tuple[str, ...]] = {
         "microanneal.measure",
     ),
     "microanneal": ("microanneal.verdict",),
+    "architecture": ("seed", "architectures.shared", "architectures.each.{instance}"),
     "experiment": ("seed", "experiments.runs"),
     "experiments": ("experiments.names", "experiments.verdict"),
 }
@@ -73,18 +75,22 @@ WITHOUT_EFFECT = ("checkpoint_interval", "log_interval", "activation_checkpointi
 def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) -> dict[str, Any]:
     """The sections of ``parameters`` that ``stage`` may read, nested as in the file.
 
-    Blocks of alternatives that are not chosen are left out: they have no effect.
+    Blocks of alternatives that are not chosen are left out: they have no effect. An architecture
+    is handed over as :func:`with_whole_architectures` has it.
 
     Parameters
     ----------
     parameters : the whole of ``params.yaml``, or an already narrowed part of it.
-    instance : the source, student, run, arm or experiment of a stage that has several.
+    instance : the source, student, run, arm, experiment or architecture of a stage that has
+        several.
 
     Raises
     ------
     UserError : a path is missing, or ``stage`` is no stage.
     """
     narrowed: dict[str, Any] = {}
+    if stage == "architecture":
+        parameters = with_whole_architectures(parameters)
     for path in reads(stage, instance):
         value: Any = parameters
         for key in path.split("."):
@@ -97,6 +103,17 @@ def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) 
             target = target.setdefault(key, {})
         target[last] = _without_unchosen(value)
     return narrowed
+
+
+def with_whole_architectures(parameters: dict[str, Any]) -> dict[str, Any]:
+    """``parameters`` in which every architecture has what all share, of which then nothing is left.
+
+    Done again, this changes nothing.
+    """
+    section = parameters.get("architectures", {})
+    shared, each = section.get("shared", {}), section.get("each", {})
+    whole = {name: overlay(shared, own) for name, own in each.items()}
+    return parameters | {"architectures": {"shared": {}, "each": whole}}
 
 
 def _without_unchosen(value: Any) -> Any:

@@ -24,6 +24,10 @@ from wrinklefree.train.history import write_history
 from wrinklefree.train.in_stage import stage_trainer
 
 
+class NoExportWarning(UserWarning):
+    """What is trained from a base can't be exported, or not for all tools."""
+
+
 def make_base(stage: Stage) -> dict[str, Any]:
     """Train the dense model from scratch, or load the pretrained one, into ``stage.folder``."""
     settings: BaseSettings = stage.section("base", BaseSettings)
@@ -45,6 +49,7 @@ def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
             f"the stage export will refuse what is trained from this base: {'; '.join(reasons)}."
             " Everything up to evaluate works (snakemake evaluate, or dvc repro"
             " evaluate); for an export choose another base or shape",
+            NoExportWarning,
             stacklevel=2,
         )
     elif reasons := llama_cpp_obstacles(model, tokenizer, subln=True):
@@ -54,6 +59,7 @@ def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
             f" writes no GGUF file: {'; '.join(reasons)}. transformers will run it"
             + "; without SubLN (subln.gain: none) llama.cpp would, too"
             * (not without),
+            NoExportWarning,
             stacklevel=2,
         )
 
