@@ -18,6 +18,7 @@ import yaml
 from workspace import (
     ENVIRONMENT,
     PROJECT,
+    SNAKEMAKE,
     TARGETS,
     dvc_accept,
     dvc_outputs,
@@ -387,21 +388,19 @@ def rename_a_local_variable(project: Path) -> None:
     file.write_text(re.sub(r"\bdivergence_N\b", "of_tokens_N", file.read_text()))
 
 
-RERUN = {
-    # With as many cores as what is compared with: products of floats depend on threads.
-    "snakemake": ["snakemake", "all", *TARGETS[1:]],
-    "dvc": ["dvc", "repro", "--all-pipelines"],
-}
+RERUN = {"snakemake": [*SNAKEMAKE, *TARGETS], "dvc": ["dvc", "repro", "--all-pipelines"]}
 
 
 @pytest.mark.parametrize("engine", ["snakemake", pytest.param("dvc", marks=pytest.mark.exhaustive)])
-def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path, engine: str):
+def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(
+    project: Path, engine: str, forked: dict[str, str]
+):
     outputs = dvc_outputs(project).values()
     if engine == "dvc":
         dvc_accept(project)
     before = {name: (project / name / "manifest.json").read_bytes() for name in outputs}
     rename_a_local_variable(project)
-    said = run(project, *RERUN[engine])
+    said = run(project, *RERUN[engine], environment=forked)
     ran = set(re.findall(r"^(\S+): \S+ no change in \d+ s$", said, re.MULTILINE))
     taught = {"stage2", "distill.ar", "distill.dlm", "experiment.precision", "finetune", "search"}
     assert ran == {*taught, "experiments"}
@@ -416,11 +415,13 @@ def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path
     run(project, "wrinklefree", "verify", "--current", "models/distill/ar", "models/export")
 
 
-def test_code_beside_what_a_stage_imports_puts_back_what_it_made(project: Path):
+def test_code_beside_what_a_stage_imports_puts_back_what_it_made(
+    project: Path, forked: dict[str, str]
+):
     with (project / "src/wrinklefree/evaluate/table.py").open("a") as file:
         file.write("EDITED = True\n")
     assert set(snakemake_reruns(project)) > {"results", "data/report", "research/control"}
-    said = run(project, "snakemake", "--cores", "1", "all")
+    said = run(project, *SNAKEMAKE, "all", environment=forked)
     assert set(re.findall(r"^(\S+): \S+ no change in", said, re.MULTILINE)) == {"evaluate"}
     assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {
         "data_report",
@@ -434,8 +435,10 @@ def test_better_words_rerun_nothing_under_snakemake(project: Path):
     assert snakemake_reruns(project) == {}
 
 
-def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(project: Path):
-    said = run(project, "snakemake", "--forcerun", "dlm", "all")
+def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(
+    project: Path, forked: dict[str, str]
+):
+    said = run(project, *SNAKEMAKE, "--forcerun", "dlm", "all", environment=forked)
     assert set(re.findall(r"^(\S+): \S+ no change in", said, re.MULTILINE)) == {"dlm"}
     assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {
         "distill.dlm",
@@ -445,7 +448,7 @@ def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(project: Path):
 
 @pytest.mark.exhaustive
 def test_dvc_puts_back_what_an_edit_without_effect_started_and_computes_what_was_forced(
-    project: Path,
+    project: Path, forked: dict[str, str]
 ):
     dvc_accept(project)
     params = read_yaml(project / "params.yaml")
@@ -453,7 +456,7 @@ def test_dvc_puts_back_what_an_edit_without_effect_started_and_computes_what_was
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with (project / "src/wrinklefree/text/sources/hub.py").open("a") as file:
         file.write("# The end.\n")
-    said = run(project, *RERUN["dvc"])
+    said = run(project, *RERUN["dvc"], environment=forked)
     assert "fetch.maths: data/raw/maths is put back" in said
     assert "stage2: models/stage2 is put back: made of the same inputs" in said
     assert not re.search(r"^\S+: \S+ (done|no change) in", said, re.MULTILINE)
