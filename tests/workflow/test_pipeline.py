@@ -163,7 +163,7 @@ def test_a_student_that_leaves_tokens_out_goes_through_the_stages(project: Path)
     assert student["transforms"][0] == {"name": "mixture_of_depths", "every": 2, "capacity": 0.5}
 
 
-def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, forked: dict[str, str]):
     weights = project / "models" / "stage2" / "model.safetensors"
     expected = weights.read_bytes()
     command = stage2(project)
@@ -175,7 +175,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
         process.wait()
         killed_at.append(checkpoint_steps(project))
     assert read_manifest(project / "models" / "stage2"), "the old artifact is gone"
-    output = run(project, *command)
+    output = run(project, *command, environment=forked)
     assert f"going on from step {killed_at[-1][-1]}" in output
     assert weights.read_bytes() == expected
     (kept,) = (project / "work" / "stage2").glob("*/step-*")
@@ -222,7 +222,9 @@ def test_a_stage_that_is_killed_at_any_moment_ends_with_the_same_bytes(project: 
     assert [(project / output / name).read_bytes() for name in names] == expected
 
 
-def test_killed_reconstruction_of_layers_goes_on_and_ends_with_the_same_bytes(project: Path):
+def test_killed_reconstruction_of_layers_goes_on_and_ends_with_the_same_bytes(
+    project: Path, forked: dict[str, str]
+):
     settings = read_manifest(project / "models" / "subln").settings
     settings["subln"]["reconstruct"] = {"kind": "layers", "rows": 6, "epochs": 40}
     command = ["python", "-P", "workflow/scripts/subln.py", "--settings", json.dumps(settings)]
@@ -233,12 +235,13 @@ def test_killed_reconstruction_of_layers_goes_on_and_ends_with_the_same_bytes(pr
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert "reconstruct: going on behind layer 0" in run(project, *command)
+    said = run(project, *command, environment=forked)
+    assert "reconstruct: going on behind layer 0" in said
     weights = project / "models" / "subln" / "model.safetensors"
     resumed = weights.read_bytes()
     facts = open_artifact(weights.parent).manifest.facts
     assert facts["loss_after_lambda1"] < facts["loss_before_reconstruction"]
-    run(project, *command)  # by hand it is made anew
+    run(project, *command, environment=forked)  # by hand it is made anew
     assert weights.read_bytes() == resumed
 
 
@@ -277,13 +280,13 @@ def limited(project: Path, command: list[str]) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-def test_two_runs_of_a_stage_at_once_are_refused(project: Path):
+def test_two_runs_of_a_stage_at_once_are_refused(project: Path, forked: dict[str, str]):
     command = stage2(project, steps=500)
     first = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
         wait_for_checkpoints(project, first, 1)
         second = subprocess.run(
-            command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+            command, cwd=project, env=forked, capture_output=True, text=True, check=False
         )
     finally:
         first.kill()
@@ -292,8 +295,8 @@ def test_two_runs_of_a_stage_at_once_are_refused(project: Path):
     assert f"already running here, in another process (pid {first.pid} on " in second.stderr
 
 
-def test_training_goes_on_without_its_tracking_server(project: Path):
-    environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+def test_training_goes_on_without_its_tracking_server(project: Path, forked: dict[str, str]):
+    environment = forked | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     expected = (project / "models" / "stage2" / "model.safetensors").read_bytes()
     result = subprocess.run(
         stage2(project), cwd=project, env=environment, capture_output=True, text=True, check=False
@@ -323,11 +326,13 @@ def remove_manifest(project: Path) -> str:
 
 
 @pytest.mark.parametrize("damage", [damage_tokens, edit_model, remove_manifest])
-def test_a_damaged_input_is_named_before_anything_is_done(project: Path, damage: Any):
+def test_a_damaged_input_is_named_before_anything_is_done(
+    project: Path, damage: Any, forked: dict[str, str]
+):
     message = damage(project)
     before = (project / "models" / "stage2" / "manifest.json").read_bytes()
     result = subprocess.run(
-        stage2(project), cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        stage2(project), cwd=project, env=forked, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
     assert message in result.stderr
@@ -368,12 +373,14 @@ def test_a_mistake_in_params_is_told_by_both_engines_without_a_traceback(
     assert len(output.splitlines()) < 24
 
 
-def test_an_edited_setting_reruns_its_stage_only_and_the_result_differs(project: Path):
+def test_an_edited_setting_reruns_its_stage_only_and_the_result_differs(
+    project: Path, forked: dict[str, str]
+):
     before = read_manifest(project / "models" / "export").digest
     params = project / "params.yaml"
     edit(params, "export: {}", "export: {linear_class: autobitlinear}")
     assert set(snakemake_reruns(project)) == {"models/export"}
-    run(project, "snakemake")
+    run(project, *SNAKEMAKE, environment=forked)
     assert read_manifest(project / "models" / "export").digest != before
 
 
