@@ -41,7 +41,8 @@ report: setup
 	@wrinklefree attach report.html || true
 
 # A worker runs all tests of a file, which share what they make; the workers share one finished run.
-PYTEST := pytest --numprocesses $(WORKERS) --dist loadfile
+# Files come in the order of tests/conftest.py: the long ones first.
+PYTEST := pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m "not slurm"

@@ -22,6 +22,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of several workers wait for each other, and these models are too small to gain by any.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 VOCABULARY = 40
 SHARE_OF_EXHAUSTIVE = 12
@@ -33,7 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a share of the exhaustive tests, but all where a test is named."""
+    """Keep a share of the exhaustive tests, but all where a test is named; long files first."""
+    long = {item.path for item in items if item.get_closest_marker("end_to_end")}
+    items.sort(key=lambda item: item.path not in long)  # or a worker would wait for the last one
     if config.getoption("exhaustive") or any("::" in argument for argument in config.args):
         return
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workspace import TARGETS, copy_downloads, copy_project, copy_run, run
+from workspace import (
+    SNAKEMAKE,
+    TARGETS,
+    copy_downloads,
+    copy_project,
+    copy_run,
+    forked_stages,
+    run,
+)
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which a stage takes no time to start."""
+    with forked_stages(tmp_path_factory.mktemp("forked")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +45,8 @@ def completed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
             copy_project(folder)
             copy_downloads(folder)
             run(folder, "wrinklefree", "preset", "tiny")
-            run(folder, "snakemake", *TARGETS)
+            forked = request.getfixturevalue("forked")
+            run(folder, *SNAKEMAKE, *TARGETS, environment=forked)
             done.touch()
     return folder
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ from workspace import (
     CHECKED,
     PROJECT,
     copy_project,
+    dvc_changed_by_settings,
     dvc_outputs,
     dvc_reruns,
     dvc_reruns_after,
     dvc_reruns_of_settings,
     pretend_everything_ran,
     run,
+    snakemake_graph,
     snakemake_reruns,
+    with_all_below,
 )
 
 pytestmark = [
@@ -82,6 +86,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def commands(finished: Path) -> dict[str, str]:
+    """Snakemake's command of every stage, by its output folder."""
+    return snakemake_reruns(finished, "--forceall")
+
+
 def test_both_engines_have_nothing_to_do_when_all_is_done(finished: Path):
     assert snakemake_reruns(finished) == {}
     assert dvc_reruns(finished) == set()
@@ -99,12 +109,10 @@ def test_without_a_target_snakemake_runs_everything(tmp_path: Path, preset: str 
     assert dict(jobs[0])["evaluate"] == "1"
 
 
-def test_both_snakefiles_are_the_same_workflow(finished: Path):
+def test_both_snakefiles_are_the_same_workflow(finished: Path, commands: dict[str, str]):
     beside = ("--snakefile", "workflow/Snakefile")
     assert snakemake_reruns(finished, *beside) == {}
-    assert snakemake_reruns(finished, *beside, "--forceall") == snakemake_reruns(
-        finished, "--forceall"
-    )
+    assert snakemake_reruns(finished, *beside, "--forceall") == commands
 
 
 @pytest.mark.parametrize(
@@ -115,14 +123,13 @@ def test_snakemake_needs_no_cores(finished: Path, command: str):
     assert "cores" not in run(finished, "snakemake", *command.split())
 
 
-def test_both_engines_run_the_same_commands(finished: Path):
-    snakemake = snakemake_reruns(finished, "--forceall")
+def test_both_engines_run_the_same_commands(finished: Path, commands: dict[str, str]):
     with Repo(str(finished)) as repo:
         dvc = {stage.outs[0].def_path: (stage.name, stage.cmd) for stage in repo.index.stages}
     assert dvc.pop(CHECKED)[0] == "check"
-    assert set(snakemake) == set(dvc)
+    assert set(commands) == set(dvc)
     for output, (stage, command) in dvc.items():
-        theirs = shlex.split(snakemake[output])
+        theirs = shlex.split(commands[output])
         at = theirs.index("--settings") + 1
         assert (finished / theirs[at]).is_file()
         theirs[at] = "params.yaml"  # Snakemake hands over the sections, DVC the file
@@ -143,11 +150,17 @@ def test_no_setting_reaches_a_command_line_of_dvc():
 
 
 def test_both_engines_have_the_same_edges(finished: Path):
-    for stage, output in dvc_outputs(finished).items():
-        if stage.startswith("regmix_run@") and stage != "regmix_run@0":
-            continue
-        reruns = snakemake_reruns(finished, "--forcerun", f"{output}/manifest.json")
-        assert set(reruns) == dvc_reruns_after(finished, {stage}), stage
+    outputs, graph = dvc_outputs(finished), snakemake_graph(finished)
+    for stage, output in outputs.items():
+        below = with_all_below({output}, graph) & set(outputs.values())
+        assert below == dvc_reruns_after(finished, {stage}), stage
+
+
+@pytest.mark.parametrize("output", ["data/raw/maths", "models/teachers", "research/regmix_run/0"])
+def test_what_is_forced_reruns_with_all_below_it(finished: Path, output: str):
+    (stage,) = (name for name, made in dvc_outputs(finished).items() if made == output)
+    reruns = snakemake_reruns(finished, "--forcerun", f"{output}/manifest.json")
+    assert set(reruns) == dvc_reruns_after(finished, {stage})
 
 
 def test_other_documents_of_one_source_rerun_the_cleaning_of_all_and_the_same_ones_nothing(
@@ -246,31 +259,45 @@ def candidates(value: Any) -> list[Any]:
     ]
 
 
+VALID: dict[tuple[str, str], Any] = {}
+"""A setting's name and value, and another value that was valid before: trainings are all alike."""
+
+
 def edited(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
     """``parameters`` with another valid value at ``path``; None if it has only this one."""
-    section: Any = parameters
-    for key in path:
-        section = section[key]
-    for value in candidates(section):
-        changed = copy.deepcopy(parameters)
-        target: Any = changed
-        for key in path[:-1]:
-            target = target[key]
-        target[path[-1]] = value
+    now = at(parameters, path)
+    alike = (path[-1], str(now))
+    for value in [VALID.get(alike, now), *candidates(now)]:
+        if value == now:
+            continue
+        changed = replaced(parameters, path, value)
         if path[:2] == ("mixture", "weights") or ("arms" in path and "weights" in path):
-            other = next(name for name in target if name != path[-1])
-            target[other] -= value - section
+            other = next(
+                (*path[:-1], name) for name in at(parameters, path[:-1]) if name != path[-1]
+            )
+            changed = replaced(changed, other, at(parameters, other) - (value - now))
         try:
             validate(changed)
         except UserError:
             continue
-        if value != section:
-            return changed
+        VALID[alike] = value
+        return changed
     return None
 
 
-PARTS = 24
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+    return at(tree[path[0]], path[1:]) if path else tree
+
+
+def replaced(tree: Any, path: tuple[str, ...], value: Any) -> Any:
+    """``tree`` with ``value`` at ``path``; what lies beside the path is shared."""
+    return tree | {path[0]: replaced(tree[path[0]], path[1:], value)} if path else value
+
+
+PARTS = 12
 """Into which the settings of all edits are divided."""
+INSTANCES = {"regmix.runs", "experiments.names"}
+"""Settings that say which stages there are."""
 ONLY_VALUE = {
     *("kind", "domain", "format", "generator", "granularity", "scale", "cached_logits"),
     ("stage2", "distillation", "weights", "relations"),
@@ -280,39 +307,69 @@ ONLY_VALUE = {
 """Names and paths of settings of which another value needs other settings beside it."""
 
 
-def readers(path: tuple[str, ...]) -> frozenset[tuple[str, str]]:
-    """(stage, section) of everything that reads the setting at ``path``."""
-    found = set()
-    for stage, sections in READS.items():
-        for section in sections:
-            keys = section.split(".")
-            own = path[: len(keys)]
-            if len(own) == len(keys) and all(
-                key in (name, "{instance}") for key, name in zip(keys, own, strict=True)
-            ):
-                found.add((stage, ".".join(own)))
-    return frozenset(found)
+def readers(path: tuple[str, ...], stages: Iterable[str]) -> set[str]:
+    """Those of DVC's stages, named ``fetch@maths``, that read the setting at ``path``."""
+    return {
+        name
+        for name in stages
+        for section in reads(*name.split("@"))
+        if path[: section.count(".") + 1] == tuple(section.split("."))
+    }
 
 
-def test_every_setting_has_a_reader_and_another_valid_value():
+def test_every_setting_has_a_reader_and_another_valid_value(finished: Path):
+    stages = dvc_outputs(finished)
     parameters = written_out(read_yaml(PROJECT / "params.yaml"))
     for path in leaves(parameters):
-        assert readers(path), f"no stage reads {path}"
+        assert readers(path, stages), f"no stage reads {path}"
         needs_others = path[-1] in ONLY_VALUE or path in ONLY_VALUE
         assert edited(parameters, path) or needs_others, f"no other value for {path}"
 
 
+@dataclass
+class Edit:
+    """Settings with other values than before, at paths that no stage reads two of."""
+
+    parameters: dict[str, Any]
+    readers: set[str]
+    names: list[str]
+
+
+def edits(
+    parameters: dict[str, Any], paths: list[tuple[str, ...]], stages: Iterable[str]
+) -> list[Edit]:
+    """Few edits that hold one of every path between them.
+
+    Together they show what each by itself would: which stages read it directly.
+    """
+    made: list[Edit] = []
+    for path in paths:
+        own, name = readers(path, stages), ".".join(path)
+        for edit in made:
+            others = (name, *edit.names)
+            apart = own.isdisjoint(edit.readers) and INSTANCES.isdisjoint(others)
+            alike = len({bool(UNCHOSEN.search(other)) for other in others}) == 1
+            if apart and alike and (changed := edited(edit.parameters, path)):
+                edit.parameters, edit.readers = changed, edit.readers | own
+                edit.names.append(name)
+                break
+        else:
+            if changed := edited(parameters, path):
+                made.append(Edit(changed, own, [name]))
+    return made
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(PARTS))
-def test_for_every_setting_both_engines_rerun_the_same_stages(
-    finished: Path, tmp_path: Path, part: int
+def test_for_every_setting_both_engines_rerun_the_stages_that_read_it(
+    finished: Path, commands: dict[str, str], tmp_path: Path, part: int
 ):
     parameters = read_yaml(finished / "params.yaml")
-    edits = {".".join(path): edited(parameters, path) for path in leaves(parameters)}
-    names = sorted(name for name, changed in edits.items() if changed)
+    paths = sorted(leaves(parameters))[part::PARTS]
     folder = tmp_path / "edited"
     shutil.copytree(finished, folder, symlinks=True)
-    problems = differences(folder, {name: edits[name] for name in names[part::PARTS]})
+    made = edits(parameters, paths, dvc_outputs(finished))
+    problems = [problem for edit in made for problem in differences(folder, edit, commands)]
     assert not problems, "\n".join(problems)
 
 
@@ -328,13 +385,14 @@ def test_one_flag_of_dvc_swaps_the_optimizer(tmp_path: Path, stage: str):
 
 
 def test_another_optimizer_reruns_the_stage_that_it_trains_in_both_engines(
-    finished: Path, tmp_path: Path
+    finished: Path, commands: dict[str, str], tmp_path: Path
 ):
     folder = tmp_path / "edited"
     shutil.copytree(finished, folder, symlinks=True)
     parameters = read_yaml(folder / "params.yaml")
     parameters["distill"]["dlm"]["optimizer"]["name"] = "adamw"
-    assert not differences(folder, {"distill.dlm.optimizer.name": parameters})
+    edit = Edit(parameters, {"distill@dlm"}, ["distill.dlm.optimizer.name"])
+    assert not differences(folder, edit, commands)
     assert set(snakemake_reruns(folder)) == {"models/distill/dlm", "results"}
 
 
@@ -364,17 +422,25 @@ def test_what_dvc_says_of_settings_alone_is_what_its_status_says(
     assert dvc_reruns_of_settings(folder) == dvc_reruns(folder) != set()
 
 
-def differences(folder: Path, edits: dict[str, dict[str, Any]]) -> list[str]:
-    """Edits after which the engines would not run the same stages, or none at all."""
-    problems = []
-    for name, parameters in edits.items():
-        (folder / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
-        snakemake, dvc = set(snakemake_reruns(folder)), dvc_reruns_of_settings(folder)
-        if UNCHOSEN.search(name):  # of no effect; DVC compares the stage's section as a whole
-            if snakemake:
-                problems.append(f"{name} is not chosen: Snakemake {sorted(snakemake)}")
-        elif snakemake != dvc or not dvc:
-            problems.append(f"{name}: Snakemake {sorted(snakemake)}, DVC {sorted(dvc)}")
+def differences(folder: Path, edit: Edit, before: dict[str, str]) -> list[str]:
+    """What is wrong with the stages that the engines would run after ``edit``.
+
+    Parameters
+    ----------
+    before : Snakemake's command of every stage before the edit: settings are files there, whose
+        names change with their content.
+    """
+    (folder / "params.yaml").write_text(yaml.safe_dump(edit.parameters, sort_keys=False))
+    jobs, changed, said = snakemake_reruns(folder), dvc_changed_by_settings(folder), edit.names
+    if UNCHOSEN.search(said[0]):  # of no effect; DVC compares the stage's section as a whole
+        return [f"{said} are not chosen: Snakemake {sorted(jobs)}"] if jobs else []
+    problems, outputs = [], dvc_outputs(folder)
+    if set(jobs) != (reruns := dvc_reruns_after(folder, changed)) or not reruns:
+        problems.append(f"{said}: Snakemake {sorted(jobs)}, DVC {sorted(reruns)}")
+    expected = {outputs[stage] for stage in edit.readers}
+    told = {output for output, command in jobs.items() if command != before.get(output)}
+    if said[0] not in INSTANCES and not told == {outputs[stage] for stage in changed} == expected:
+        problems.append(f"{said}: read in Snakemake by {told}, in DVC {changed}, not {expected}")
     return problems
 
 

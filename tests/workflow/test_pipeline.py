@@ -17,6 +17,8 @@ import torch
 import yaml
 from workspace import (
     ENVIRONMENT,
+    PROJECT,
+    SNAKEMAKE,
     TARGETS,
     dvc_accept,
     dvc_outputs,
@@ -176,7 +178,7 @@ def test_a_killed_architecture_goes_on_and_one_with_the_settings_of_the_run_is_t
     assert found | {"tasks": expected["tasks"]} == expected
 
 
-def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, forked: dict[str, str]):
     weights = project / "models" / "stage2" / "model.safetensors"
     expected = weights.read_bytes()
     command = stage2(project)
@@ -188,7 +190,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path):
         process.wait()
         killed_at.append(checkpoint_steps(project))
     assert read_manifest(project / "models" / "stage2"), "the old artifact is gone"
-    output = run(project, *command)
+    output = run(project, *command, environment=forked)
     assert f"going on from step {killed_at[-1][-1]}" in output
     assert weights.read_bytes() == expected
     (kept,) = (project / "work" / "stage2").glob("*/step-*")
@@ -235,7 +237,9 @@ def test_a_stage_that_is_killed_at_any_moment_ends_with_the_same_bytes(project: 
     assert [(project / output / name).read_bytes() for name in names] == expected
 
 
-def test_killed_reconstruction_of_layers_goes_on_and_ends_with_the_same_bytes(project: Path):
+def test_killed_reconstruction_of_layers_goes_on_and_ends_with_the_same_bytes(
+    project: Path, forked: dict[str, str]
+):
     settings = read_manifest(project / "models" / "subln").settings
     settings["subln"]["reconstruct"] = {"kind": "layers", "rows": 6, "epochs": 40}
     command = ["python", "-P", "workflow/scripts/subln.py", "--settings", json.dumps(settings)]
@@ -246,12 +250,13 @@ def test_killed_reconstruction_of_layers_goes_on_and_ends_with_the_same_bytes(pr
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert "reconstruct: going on behind layer 0" in run(project, *command)
+    said = run(project, *command, environment=forked)
+    assert "reconstruct: going on behind layer 0" in said
     weights = project / "models" / "subln" / "model.safetensors"
     resumed = weights.read_bytes()
     facts = open_artifact(weights.parent).manifest.facts
     assert facts["loss_after_lambda1"] < facts["loss_before_reconstruction"]
-    run(project, *command)  # by hand it is made anew
+    run(project, *command, environment=forked)  # by hand it is made anew
     assert weights.read_bytes() == resumed
 
 
@@ -290,13 +295,13 @@ def limited(project: Path, command: list[str]) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-def test_two_runs_of_a_stage_at_once_are_refused(project: Path):
+def test_two_runs_of_a_stage_at_once_are_refused(project: Path, forked: dict[str, str]):
     command = stage2(project, steps=500)
     first = subprocess.Popen(command, cwd=project, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
         wait_for_checkpoints(project, first, 1)
         second = subprocess.run(
-            command, cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+            command, cwd=project, env=forked, capture_output=True, text=True, check=False
         )
     finally:
         first.kill()
@@ -305,8 +310,8 @@ def test_two_runs_of_a_stage_at_once_are_refused(project: Path):
     assert f"already running here, in another process (pid {first.pid} on " in second.stderr
 
 
-def test_training_goes_on_without_its_tracking_server(project: Path):
-    environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+def test_training_goes_on_without_its_tracking_server(project: Path, forked: dict[str, str]):
+    environment = forked | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     expected = (project / "models" / "stage2" / "model.safetensors").read_bytes()
     result = subprocess.run(
         stage2(project), cwd=project, env=environment, capture_output=True, text=True, check=False
@@ -336,11 +341,13 @@ def remove_manifest(project: Path) -> str:
 
 
 @pytest.mark.parametrize("damage", [damage_tokens, edit_model, remove_manifest])
-def test_a_damaged_input_is_named_before_anything_is_done(project: Path, damage: Any):
+def test_a_damaged_input_is_named_before_anything_is_done(
+    project: Path, damage: Any, forked: dict[str, str]
+):
     message = damage(project)
     before = (project / "models" / "stage2" / "manifest.json").read_bytes()
     result = subprocess.run(
-        stage2(project), cwd=project, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        stage2(project), cwd=project, env=forked, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
     assert message in result.stderr
@@ -381,12 +388,14 @@ def test_a_mistake_in_params_is_told_by_both_engines_without_a_traceback(
     assert len(output.splitlines()) < 24
 
 
-def test_an_edited_setting_reruns_its_stage_only_and_the_result_differs(project: Path):
+def test_an_edited_setting_reruns_its_stage_only_and_the_result_differs(
+    project: Path, forked: dict[str, str]
+):
     before = read_manifest(project / "models" / "export").digest
     params = project / "params.yaml"
     edit(params, "export: {}", "export: {linear_class: autobitlinear}")
     assert set(snakemake_reruns(project)) == {"models/export"}
-    run(project, "snakemake")
+    run(project, *SNAKEMAKE, environment=forked)
     assert read_manifest(project / "models" / "export").digest != before
 
 
@@ -401,21 +410,19 @@ def rename_a_local_variable(project: Path) -> None:
     file.write_text(re.sub(r"\bdivergence_N\b", "of_tokens_N", file.read_text()))
 
 
-RERUN = {
-    # With as many cores as what is compared with: products of floats depend on threads.
-    "snakemake": ["snakemake", "all", *TARGETS[1:]],
-    "dvc": ["dvc", "repro", "--all-pipelines"],
-}
+RERUN = {"snakemake": [*SNAKEMAKE, *TARGETS], "dvc": ["dvc", "repro", "--all-pipelines"]}
 
 
 @pytest.mark.parametrize("engine", ["snakemake", pytest.param("dvc", marks=pytest.mark.exhaustive)])
-def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path, engine: str):
+def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(
+    project: Path, engine: str, forked: dict[str, str]
+):
     outputs = dvc_outputs(project).values()
     if engine == "dvc":
         dvc_accept(project)
     before = {name: (project / name / "manifest.json").read_bytes() for name in outputs}
     rename_a_local_variable(project)
-    said = run(project, *RERUN[engine])
+    said = run(project, *RERUN[engine], environment=forked)
     ran = set(re.findall(r"^(\S+): \S+ no change in \d+ s$", said, re.MULTILINE))
     taught = {"stage2", "distill.ar", "distill.dlm", "experiment.precision", "finetune", "search"}
     assert ran == {*taught, "experiments"}
@@ -430,11 +437,13 @@ def test_a_refactoring_that_changes_no_byte_ends_where_it_was_made(project: Path
     run(project, "wrinklefree", "verify", "--current", "models/distill/ar", "models/export")
 
 
-def test_code_beside_what_a_stage_imports_puts_back_what_it_made(project: Path):
+def test_code_beside_what_a_stage_imports_puts_back_what_it_made(
+    project: Path, forked: dict[str, str]
+):
     with (project / "src/wrinklefree/evaluate/table.py").open("a") as file:
         file.write("EDITED = True\n")
     assert set(snakemake_reruns(project)) > {"results", "data/report", "research/control"}
-    said = run(project, "snakemake", "--cores", "1", "all")
+    said = run(project, *SNAKEMAKE, "all", environment=forked)
     assert set(re.findall(r"^(\S+): \S+ no change in", said, re.MULTILINE)) == {"evaluate"}
     assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {
         "data_report",
@@ -448,8 +457,10 @@ def test_better_words_rerun_nothing_under_snakemake(project: Path):
     assert snakemake_reruns(project) == {}
 
 
-def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(project: Path):
-    said = run(project, "snakemake", "--forcerun", "dlm", "all")
+def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(
+    project: Path, forked: dict[str, str]
+):
+    said = run(project, *SNAKEMAKE, "--forcerun", "dlm", "all", environment=forked)
     assert set(re.findall(r"^(\S+): \S+ no change in", said, re.MULTILINE)) == {"dlm"}
     assert set(re.findall(r"^(\S+): \S+ is put back", said, re.MULTILINE)) == {
         "distill.dlm",
@@ -459,7 +470,7 @@ def test_a_forced_stage_runs_and_what_is_below_it_is_put_back(project: Path):
 
 @pytest.mark.exhaustive
 def test_dvc_puts_back_what_an_edit_without_effect_started_and_computes_what_was_forced(
-    project: Path,
+    project: Path, forked: dict[str, str]
 ):
     dvc_accept(project)
     params = read_yaml(project / "params.yaml")
@@ -467,7 +478,7 @@ def test_dvc_puts_back_what_an_edit_without_effect_started_and_computes_what_was
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with (project / "src/wrinklefree/text/sources/hub.py").open("a") as file:
         file.write("# The end.\n")
-    said = run(project, *RERUN["dvc"])
+    said = run(project, *RERUN["dvc"], environment=forked)
     assert "fetch.maths: data/raw/maths is put back" in said
     assert "stage2: models/stage2 is put back: made of the same inputs" in said
     assert not re.search(r"^\S+: \S+ (done|no change) in", said, re.MULTILINE)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from dvc.cli import main as dvc_main
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.utils import strictyaml as dvc_strictyaml
@@ -23,6 +28,7 @@ from dvc.utils.serialize import _yaml as dvc_yaml
 from snakemake.cli import main as snakemake_main
 
 from wrinklefree.schema.load import read_yaml
+from wrinklefree.tracking.code import folders_digest
 
 PROJECT = Path(__file__).parents[2]
 COPIED = (
@@ -56,8 +62,13 @@ TARGETS = ("all", *(f"research/{name}/manifest.json" for name in RESEARCH))
 """Everything that Snakemake can make."""
 CHECKED = "data/params.checked"
 """The output of DVC's first stage, which tells that the settings are valid, whatever they are."""
-ENVIRONMENT = os.environ | {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": "src"}
-"""Of commands in a project: they run its own code."""
+ENVIRONMENT = os.environ | {
+    **{"DVC_NO_ANALYTICS": "1", "PYTHONPATH": "src"},
+    **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+}
+"""Of commands in a project: they run its own code. Bytes depend on threads: each stage has one."""
+SNAKEMAKE = ("snakemake", "--max-threads", "1")
+"""Stages of one thread run beside each other, which takes less time than one after the other."""
 
 
 HIDDEN = "/research/dvc.yaml"
@@ -103,7 +114,9 @@ def copy_run(completed: Path, folder: Path, *without: str) -> None:
     shutil.copytree(completed, folder, symlinks=True, ignore=ignored)
 
 
-def run(folder: Path, *command: str, check: bool = True) -> str:
+def run(
+    folder: Path, *command: str, check: bool = True, environment: dict[str, str] = ENVIRONMENT
+) -> str:
     """Output of a command, both streams."""
     result = subprocess.run(
         command,
@@ -111,11 +124,32 @@ def run(folder: Path, *command: str, check: bool = True) -> str:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=ENVIRONMENT,
+        env=environment,
         check=False,
     )
     assert not check or result.returncode == 0, f"{' '.join(command)}\n{result.stdout}"
     return result.stdout
+
+
+@contextmanager
+def forked_stages(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment in which ``python`` forks stages (forked_python.py); ``folder`` is empty."""
+    script, real = Path(__file__).with_name("forked_python.py"), shlex.quote(sys.executable)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {real} -I -S {shlex.quote(str(script))} "$@"\n')
+    python.chmod(0o755)
+    environment = ENVIRONMENT | {"FORKED_PYTHON": str(folder / "socket")}
+    command = [sys.executable, "-P", str(script), "serve"]
+    server = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+    while not (folder / "socket").exists():
+        assert server.poll() is None
+        time.sleep(0.01)
+    try:
+        path = os.pathsep.join([str(folder), environment["PATH"]])
+        yield environment | {"PATH": path}
+    finally:
+        server.kill()
+        server.wait()
 
 
 def run_forked(folder: Path, main: Callable[[list[str]], Any], *arguments: str) -> str:
@@ -156,15 +190,16 @@ def pretend_everything_ran(folder: Path) -> None:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text("{}\n")
     (folder / "results" / "metrics.json").write_text("{}\n")
-    run(folder, "snakemake", "fetch", "--force", "--allowed-rules", "fetch")
-    run(folder, "snakemake", "--touch", "--forceall", *TARGETS)
+    _import_and_digest_once()
+    run_forked(folder, snakemake_main, "fetch", "--force", "--allowed-rules", "fetch")
+    run_forked(folder, snakemake_main, *TARGETS, "--touch", "--forceall")
     dvc_accept(folder)
 
 
 def dvc_accept(folder: Path, *stages: str) -> None:
     """Tell DVC that what stands in the folders is the result, as ``make dvc-accept`` does."""
     run(folder, "wrinklefree", "check", "--output", CHECKED)
-    run(folder, "dvc", "commit", "--force", "--quiet", *stages)
+    run_forked(folder, dvc_main, "commit", "--force", "--quiet", *stages)
 
 
 def dvc_outputs(folder: Path) -> dict[str, str]:
@@ -174,10 +209,33 @@ def dvc_outputs(folder: Path) -> dict[str, str]:
 
 def snakemake_reruns(folder: Path, *options: str) -> dict[str, str]:
     """What Snakemake would run: the command of every job by its output folder."""
+    _import_and_digest_once()
     dry_run = (*TARGETS, "--dry-run", "--printshellcmds")
     text = run_forked(folder, snakemake_main, *dry_run, *options)
     commands = re.findall(r"^Shell command: (.*--output (\S+))$", text, re.MULTILINE)
     return {output: command for command, output in commands}
+
+
+def snakemake_graph(folder: Path) -> dict[str, set[str]]:
+    """For the output folder of every job, the outputs of the jobs that read it directly."""
+    _import_and_digest_once()
+    text = run_forked(folder, snakemake_main, *TARGETS, "--detailed-summary")
+    table = [line for line in text.splitlines() if "\t" in line]
+    graph: dict[str, set[str]] = {}
+    for row in csv.DictReader(table, delimiter="\t"):
+        for read in filter(None, row["input-file(s)"].split(",")):
+            of_job = graph.setdefault(read.removesuffix("/manifest.json"), set())
+            of_job.add(row["output_file"].removesuffix("/manifest.json"))
+    return graph
+
+
+@cache
+def _import_and_digest_once() -> None:
+    """Do here what every start of Snakemake does again and a forked one then finds done."""
+    for name in ("smart_open", "wrinklefree.config.load", "wrinklefree.engines.described"):
+        importlib.import_module(name)
+    for script in PROJECT.glob("workflow/scripts/*.py"):
+        folders_digest(script, PROJECT / "src")
 
 
 def dvc_reruns(folder: Path) -> set[str]:
@@ -190,26 +248,33 @@ def dvc_reruns(folder: Path) -> set[str]:
 def dvc_reruns_after(folder: Path, changed: set[str]) -> set[str]:
     """Output folders of the stages in ``changed`` and of all below them."""
     outputs, graph = _dvc_graph(folder, _instances(folder))
-    changed = set(changed) - {"check"}
-    pending = list(changed)
+    return {outputs[stage][0] for stage in with_all_below(changed - {"check"}, graph)}
+
+
+def with_all_below(names: set[str], graph: Mapping[str, Collection[str]]) -> set[str]:
+    """``names`` and whatever can be reached from them; ``graph`` has what is below each."""
+    found, pending = set(names), list(names)
     while pending:
-        for below in graph[pending.pop()]:
-            if below not in changed:
-                changed.add(below)
-                pending.append(below)
-    return {outputs[stage][0] for stage in changed}
+        new = set(graph.get(pending.pop(), ())) - found
+        found |= new
+        pending += new
+    return found
 
 
 def dvc_reruns_of_settings(folder: Path) -> set[str]:
     """:func:`dvc_reruns` where nothing but params.yaml has changed: files are not looked at."""
+    return dvc_reruns_after(folder, dvc_changed_by_settings(folder))
+
+
+def dvc_changed_by_settings(folder: Path) -> set[str]:
+    """Names of the stages that read a setting that has changed, and of those that are new."""
     with _every_text_parsed_once(), Repo(str(folder)) as repo:
-        changed = {
+        return {
             stage.addressing.split(":")[-1]
             for stage in repo.index.stages
             if stage.changed_stage()
             or any(dep.status() for dep in stage.deps if isinstance(dep, ParamsDependency))
-        }
-    return dvc_reruns_after(folder, changed)
+        } - {"check"}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BambaConfig,
     LlamaConfig,
@@ -178,6 +179,8 @@ def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
         checked_config(content, description)
         if "quantization_config" in content:
             raise UserError(f"{where}: the base is quantized; give a dense model")
+    if "gguf_file" in how:  # of which transformers would read the metadata again, for seconds
+        how["config"] = AutoConfig.for_model(**content)
     with explained(where):
         # With mismatched sizes ignored they are in the report, by name.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
