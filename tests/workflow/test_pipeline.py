@@ -17,7 +17,6 @@ import torch
 import yaml
 from workspace import (
     ENVIRONMENT,
-    PROJECT,
     SNAKEMAKE,
     TARGETS,
     dvc_accept,
