@@ -58,11 +58,11 @@ def _product_kernel(
         result += beta * tl.load(own, mask=inside, other=0.0).to(tl.float32)
     result = result.to(product_pointer.dtype.element_ty)
     offsets = row[:, None].to(tl.int64) * rows + column[None, :]
-    tl.store(product_pointer + offsets, result, mask=inside)
-    if tile_column < tile_row:
-        mirrored = column[:, None].to(tl.int64) * rows + row[None, :]
-        inside = (column < rows)[:, None] & (row < rows)[None, :]
-        tl.store(product_pointer + mirrored, tl.trans(result), mask=inside)
+    # Also within a tile on the diagonal: not every machine multiplies it to a symmetric one.
+    tl.store(product_pointer + offsets, result, mask=inside & (row[:, None] >= column[None, :]))
+    mirrored = column[:, None].to(tl.int64) * rows + row[None, :]
+    above = (row < rows)[None, :] & (row[None, :] > column[:, None])
+    tl.store(product_pointer + mirrored, tl.trans(result), mask=above)
 
 
 def gram(x_KRC: Tensor) -> Tensor:
