@@ -232,7 +232,12 @@ def test_exporting_again_gives_the_same_bytes(tmp_path: Path, tokens: Tensor) ->
     for name in "ab":
         export(student, tmp_path / name, tokens)
     first, second = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in "ab"
     )
     assert first == second
 

@@ -518,7 +518,7 @@ def test_an_artifact_of_other_settings_or_code_is_not_taken_for_current(project:
     run(project, *command)
     params = project / "params.yaml"
     text = params.read_text()
-    edit(params, "causal: true}", "causal: true}\n    temperature: 3.0")
+    edit(params, "\n    relations: {heads: 4, causal: true}", "\n    temperature: 3.0")
     assert "models/distill/ar was made with other settings" in run(project, *command, check=False)
     params.write_text(text)
     with (project / "src/wrinklefree/evaluate/table.py").open("a") as file:

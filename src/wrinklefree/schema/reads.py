@@ -110,7 +110,8 @@ def with_whole_architectures(parameters: dict[str, Any]) -> dict[str, Any]:
 
     Done again, this changes nothing.
     """
-    section = parameters.get("architectures", {})
+    if (section := parameters.get("architectures")) is None:
+        return parameters
     shared, each = section.get("shared", {}), section.get("each", {})
     whole = {name: overlay(shared, own) for name, own in each.items()}
     return parameters | {"architectures": {"shared": {}, "each": whole}}

@@ -18,6 +18,6 @@ def test_every_domain_shows_its_samples_as_text_and_not_as_markup(
     shown, tags = read_page(samples_page(report.domains))
     assert tags.count("h2") == 2
     assert tags.count("pre") == 4
-    assert set(tags) == {"html", "meta", "title", "style", "h2", "p", "pre"}
+    assert set(tags) == {"html", "meta", "title", "style", "h2", "div", "p", "pre"}
     for domain in report.domains.values():
         assert all(sample.text in shown for sample in domain.samples)
