@@ -118,11 +118,11 @@ class Reporter(ReporterBase):
             )
 
 
-def _place(record: FileRecordInterface) -> tuple[str, bool, int]:
-    """Files of a rule together, in its order, but long texts behind its pictures."""
+def _place(record: FileRecordInterface) -> tuple[Any, ...]:
+    """Files of a job together, in the order of its rule, but long texts behind its pictures."""
     path, job = Path(record.path), cast(Any, record.job)
     outputs = [Path(output) for output in job.output]
-    return job.rule.name, path.stem == "samples", outputs.index(path)
+    return job.rule.name, list(job.wildcards), path.stem == "samples", outputs.index(path)
 
 
 def _result(record: FileRecordInterface) -> Result:
