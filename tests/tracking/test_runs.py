@@ -203,7 +203,7 @@ def test_a_stage_that_a_signal_stops_is_closed_and_its_run_goes_on(
     (parent,), (finished,) = parents_and_stages()
     assert finished.info.run_id == stopped.info.run_id
     assert finished.info.status == parent.info.status == "FINISHED"
-    assert finished.data.metrics["facts/steps"] == HALF
+    assert finished.data.metrics["written/steps"] == HALF
     assert steps_of(finished.info.run_id) == list(range(1, HALF + 1))
     assert not Path("work/export").exists()
 
@@ -299,7 +299,7 @@ def test_the_comparison_of_models_is_metrics_of_the_pipelines_run():
     run.finish("FINISHED")
     (parent,), (stage,) = parents_and_stages()
     assert parent.data.metrics == {"loss/base": 2.5, "loss/stage2": 3.0, "recovered/stage2": 0.75}
-    assert stage.data.metrics["facts/loss.base"] == 2.5
+    assert stage.data.metrics["written/loss.base"] == 2.5
 
 
 def test_the_pipelines_run_has_a_name_and_a_description_that_grows():
@@ -415,7 +415,7 @@ def test_files_that_cannot_be_copied_cost_no_other_tracking(
     run.log_output(write(Path("models/stage2"), "stage2", {"steps": 3}))
     run.finish("FINISHED")
     _, (stage,) = parents_and_stages()
-    assert stage.info.status == "FINISHED" and stage.data.metrics["facts/steps"] == 3
+    assert stage.info.status == "FINISHED" and stage.data.metrics["written/steps"] == 3
     said = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 1 and "refused what was logged (" in said[0] and "mlartifacts" in said[0]
 

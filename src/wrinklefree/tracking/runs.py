@@ -154,7 +154,8 @@ class StageRun:
         numbers = {
             name: float(value) for name, value in facts.items() if isinstance(value, int | float)
         }
-        self.log_metrics(0, {f"facts/{name}": value for name, value in numbers.items()})
+        # MLflow shows groups by their names: the curves of a training come before single numbers.
+        self.log_metrics(0, {f"written/{name}": value for name, value in numbers.items()})
         self._do(partial(self._log_files, artifact))
         if artifact.manifest.stage == _COMPARISON:
             self._do(partial(self._log_comparison, numbers))
