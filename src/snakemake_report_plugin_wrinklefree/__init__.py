@@ -8,7 +8,6 @@ from what each artifact was made. Snakemake finds the plugin by the name of this
 # No annotations from __future__: Snakemake calls those of the settings.
 
 import base64
-import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from snakemake_interface_report_plugins.settings import ReportSettingsBase
 from wrinklefree.engines.answer import answer_of_run
 from wrinklefree.engines.described import artifacts_of_run
 from wrinklefree.evaluate.page import body_of
+from wrinklefree.tracking.provenance import read_provenance, record_of
 
 SECTIONS = ("Comparison", "Training", "Ternary weights", "Research", "Data")
 """Categories of the rules, in the order of the page; others follow by their names."""
@@ -59,7 +59,7 @@ class Made(NamedTuple):
     inputs: list[str]
     """Folders of the artifacts that it was made from."""
     minutes: float | None
-    """None if Snakemake did not make it."""
+    """None where no record of provenance is of it."""
     megabytes: float
     digest: str
     settings: str
@@ -83,7 +83,7 @@ class Reporter(ReporterBase):
             answer=answer_of_run(),
             sections=self._sections(),
             description=_demoted(self.workflow_description),
-            artifacts=list(self._artifacts()),
+            artifacts=list(_artifacts()),
         )
         self.settings.path.write_text(page, encoding="utf-8", newline="\n")
 
@@ -99,23 +99,21 @@ class Reporter(ReporterBase):
         order = [name for name in SECTIONS if name in found]
         return {name: found[name] for name in [*order, *sorted(set(found) - set(order))]}
 
-    def _artifacts(self) -> Iterator[Made]:
-        times: dict[Path, Any] = {
-            Path(output).parent: record for record in self.jobs for output in record.output
-        }
-        run = artifacts_of_run()
-        places = {manifest.digest: str(folder) for folder, manifest in run.items()}
-        for folder, manifest in sorted(run.items(), key=lambda item: str(item[0])):
-            job = times.get(folder)
-            yield Made(
-                folder=str(folder),
-                stage=manifest.stage,
-                inputs=[places[digest] for digest in manifest.inputs.values()],
-                minutes=job and (job.endtime - job.starttime) / 60,
-                megabytes=sum(file.size for file in manifest.files.values()) / 1e6,
-                digest=manifest.digest[:12],
-                settings=yaml.safe_dump(manifest.settings, sort_keys=False),
-            )
+
+def _artifacts() -> Iterator[Made]:
+    run = artifacts_of_run()
+    places = {manifest.digest: str(folder) for folder, manifest in run.items()}
+    for folder, manifest in sorted(run.items(), key=lambda item: str(item[0])):
+        record = read_provenance(record_of(folder), manifest.digest)
+        yield Made(
+            folder=str(folder),
+            stage=manifest.stage,
+            inputs=[places[digest] for digest in manifest.inputs.values()],
+            minutes=record and record.seconds / 60,
+            megabytes=sum(file.size for file in manifest.files.values()) / 1e6,
+            digest=manifest.digest[:12],
+            settings=yaml.safe_dump(manifest.settings, sort_keys=False),
+        )
 
 
 def _place(record: FileRecordInterface) -> tuple[Any, ...]:
@@ -133,7 +131,7 @@ def _result(record: FileRecordInterface) -> Result:
         content = _demoted(body_of(path.read_text(encoding="utf-8")))
     elif record.mime.startswith("image/"):
         data = base64.b64encode(path.read_bytes()).decode("ascii")
-        said = html.unescape(caption.striptags()).partition(". ")[0]
+        said = caption.striptags().partition(". ")[0]
         content = Markup('<div class="plot" tabindex="0"><img alt="{}" src="{}"></div>').format(
             said, f"data:{record.mime};base64,{data}"
         )
@@ -147,4 +145,6 @@ def _result(record: FileRecordInterface) -> Result:
 def _demoted(part: str) -> Markup:
     """Headings two levels lower, and no title: the page has its own."""
     without_title = re.sub(r'<h1 class="title">.*?</h1>', "", part)
-    return Markup(re.sub(r"(?<=<h|/h)[1-4]\b", lambda level: str(int(level[0]) + 2), without_title))
+    return Markup(
+        re.sub(r"(</?h)([1-4])\b", lambda tag: f"{tag[1]}{int(tag[2]) + 2}", without_title)
+    )

@@ -241,6 +241,7 @@ def test_an_adamw_rate_with_muon_is_refused(parameters: dict[str, Any]):
         ("each.hybrid.dlm.enabled", True, "state_space can't be together with dlm.enabled"),
         ("shared.teachers", {}, "shared.teachers: no setting of this place"),
         ("each.stage2", {}, "each.stage2 is called as a stage is; rename it"),
+        ("each.clean_source", {}, "each.clean_source is called as a stage is; rename it"),
     ],
 )
 def test_an_architecture_is_checked_as_a_run_is(

@@ -451,12 +451,6 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
     assert not (tmp_path / "out").exists()
 
 
-def test_where_no_export_is_wanted_the_folder_says_so(tmp_path: Path) -> None:
-    settings = ExportSettings(linear_class="none")
-    assert export_student(settings, tmp_path / "model", tmp_path / "mixture", tmp_path) == {}
-    assert "Nothing is exported" in (tmp_path / "README.md").read_text()
-
-
 def test_a_failing_gate_fails_the_export(
     tmp_path: Path, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_what_a_finalist_is_compared_with_is_a_finalist(name: str):
     for variant in final:
         assert best[experiment.opponent_of(variant)] in final
     assert {best[claim.family] for claim in experiment.claims} <= set(final)
+    assert (final == list(experiment.variants)) == experiment.every_seed
 
 
 def test_every_quantizer_fits_the_tiny_model():

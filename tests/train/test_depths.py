@@ -44,6 +44,7 @@ def test_predictors_learn_which_tokens_routers_choose(make_trainer: Callable[...
     assert first["choice/computed"] == pytest.approx(0.25, abs=0.02)
     assert first["choice/predicted"] == 1.0
     assert last["choice/predicted"] == pytest.approx(0.25, abs=0.08)
+    # 0.76 on one processor, 0.79 on another; 0.63 were tokens chosen by chance.
     assert last["choice/agreement"] > 0.7 > first["choice/agreement"]
     assert last["train/token_choice_weighted"] == pytest.approx(0.01 * last["train/token_choice"])
     batch = trainer.data.batch(0, 0, batch_size=4, micro_batches=1)

@@ -22,9 +22,9 @@ from workspace import (
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def forked() -> Iterator[dict[str, str]]:
     """The environment in which a stage takes no time to start."""
-    with forked_stages(tmp_path_factory.mktemp("forked")) as environment:
+    with forked_stages() as environment:
         yield environment
 
 

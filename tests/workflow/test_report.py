@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 from workspace import PROJECT, TARGETS, copy_run, run
 
+from snakemake_report_plugin_wrinklefree import _demoted
+from wrinklefree.evaluate.page import body_of, sections_page
 from wrinklefree.tracking.artifact import read_manifest
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -55,19 +59,38 @@ def test_it_begins_with_the_answer_and_describes_the_run_that_took_place(reporte
 def test_it_shows_what_rules_mark_and_from_what_it_was_made(reported: Path):
     page = (reported / "report.html").read_text(encoding="utf-8")
     marked = re.findall(r'<figure id="([\w-]+)">', page)
-    for path in ("results-table", "results-plots-training_loss", "research-control-table"):
-        assert path in marked
+    expected = {f"results-plots-{path.stem}" for path in (reported / "results/plots").iterdir()}
+    expected |= {"results-table", "results-samples", "research-control-table"}
+    expected |= {f"research-architecture-{name}-table" for name in ("moe", "hybrid", "depths")}
+    assert expected <= set(marked) and len(marked) == len(set(marked))
     for folder in ("data/mixture", "models/stage2", "results"):
         assert read_manifest(reported / folder).digest[:12] in page
     links = set(re.findall(r'href="#([^"]+)"', page))
     assert links <= set(re.findall(r'id="([^"]+)"', page))
 
 
-def test_artifacts_of_several_runs_are_no_report(reported: Path):
+def test_minutes_are_those_of_the_making(reported: Path):
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    shown = dict(
+        re.findall(r'<tr id="artifact-([\w-]+)">.*?<td class="number">([\d.]+)<', page, re.S)
+    )
+    for name in ("data/mixture", "models/stage2", "research/architecture/moe"):
+        record = json.loads((reported / "provenance" / f"{name}.json").read_text())
+        assert shown[name.replace("/", "-")] == f"{record['seconds'] / 60:.1f}"
+
+
+def test_text_of_a_sample_stays_as_it_is_and_headings_go_lower():
+    text = "see a.b/h1, <script>alert(1)</script> </pre><h2>"
+    page = _demoted(body_of(sections_page("Samples", [("a", [("b", text)])])))
+    assert f"<pre>{html.escape(text)}</pre>" in page and "<h4>a</h4>" in page
+
+
+@pytest.mark.parametrize("option", [REPORT, ("--report", "other.html")])
+def test_artifacts_of_several_runs_are_no_report(reported: Path, option: tuple[str, ...]):
     manifest = reported / "models" / "dlm" / "manifest.json"
     kept = manifest.read_bytes()
     manifest.unlink()
-    said = run(reported, "snakemake", *REPORT, check=False)
+    said = run(reported, "snakemake", *option, check=False)
     manifest.write_bytes(kept)
     assert "error: results was made from another dlm than the one" in said
 

@@ -132,24 +132,25 @@ def run(
 
 
 @contextmanager
-def forked_stages(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment in which ``python`` forks stages (forked_python.py); ``folder`` is empty."""
+def forked_stages() -> Iterator[dict[str, str]]:
+    """The environment in which ``python`` forks stages (forked_python.py)."""
     script, real = Path(__file__).with_name("forked_python.py"), shlex.quote(sys.executable)
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec {real} -I -S {shlex.quote(str(script))} "$@"\n')
-    python.chmod(0o755)
-    environment = ENVIRONMENT | {"FORKED_PYTHON": str(folder / "socket")}
-    command = [sys.executable, "-P", str(script), "serve"]
-    server = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
-    while not (folder / "socket").exists():
-        assert server.poll() is None
-        time.sleep(0.01)
-    try:
-        path = os.pathsep.join([str(folder), environment["PATH"]])
-        yield environment | {"PATH": path}
-    finally:
-        server.kill()
-        server.wait()
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # paths of sockets are short
+        folder = Path(name)
+        python, address = folder / "python", folder / "socket"
+        python.write_text(f'#!/bin/sh\nexec {real} -I -S {shlex.quote(str(script))} "$@"\n')
+        python.chmod(0o755)
+        environment = ENVIRONMENT | {"FORKED_PYTHON": str(address)}
+        command = [sys.executable, "-P", str(script), "serve"]
+        server = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+        try:
+            while not address.exists():
+                assert server.poll() is None, "the server of stages ended; see its errors above"
+                time.sleep(0.01)
+            yield environment | {"PATH": os.pathsep.join([name, environment["PATH"]])}
+        finally:
+            server.kill()
+            server.wait()
 
 
 def run_forked(folder: Path, main: Callable[[list[str]], Any], *arguments: str) -> str:

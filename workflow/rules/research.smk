@@ -394,7 +394,7 @@ rule architecture:
         "logs/benchmarks/architecture.{architecture}.jsonl"
     threads: all_cores
     resources:
-        mem_mb=3000,
+        mem_mb=lambda wildcards, attempt: attempt * 3000,
         gpu=GPUS,
     params:
         settings=settings("architecture"),

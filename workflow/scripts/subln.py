@@ -1,4 +1,4 @@
-"""SubLN and ternary layers in the dense model, and what they cost."""
+"""SubLN and ternary layers in the dense model, and what they do to its loss."""
 
 from wrinklefree.models.subln_stage import make_ternary
 from wrinklefree.tracking.stage import stage_main

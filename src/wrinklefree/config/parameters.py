@@ -313,7 +313,7 @@ class Parameters(Section):
     def _architectures_are_runs(self) -> Parameters:
         given = self.model_dump(exclude_unset=True)
         for name, own in with_whole_architectures(given)["architectures"]["each"].items():
-            if name in (*READS, "all"):
+            if name == "all" or name in READS or name.split("_")[0] in READS:
                 raise ValueError(f"architectures.each.{name} is called as a stage is; rename it")
             run = {key: value for key, value in given.items() if key not in _OF_ARCHITECTURES}
             run |= _AROUND_ARCHITECTURES | ArchitectureSettings(**own).of_run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.engines.described import stage_of
 from wrinklefree.errors import UserError
 from wrinklefree.schema.reads import READS, narrow
 from wrinklefree.tracking.artifact import Artifact
@@ -27,7 +28,7 @@ def check_current(artifact: Artifact, parameters: dict[str, Any]) -> None:
     if record is None:
         raise UserError(
             f"{path}: {record_of(path)} does not say which code made it; run stage"
-            f" {manifest.stage} again"
+            f" {stage_of(path, manifest)} again"
         )
     several = any("{instance}" in reads for reads in READS.get(manifest.stage, ()))
     settings = narrow(parameters, manifest.stage, path.name if several else None)
@@ -39,5 +40,5 @@ def check_current(artifact: Artifact, parameters: dict[str, Any]) -> None:
         if made != present:
             raise UserError(
                 f"{path} was made with other {what} than the present ones;"
-                f" run stage {manifest.stage} again, or undo the edit"
+                f" run stage {stage_of(path, manifest)} again, or undo the edit"
             )

@@ -39,7 +39,8 @@ def settings_of_run(parameters: dict[str, Any]) -> dict[str, Any]:
         if narrow(made, manifest.stage, folder.name) != manifest.settings:
             raise UserError(
                 f"{folder} was made with other settings than other artifacts of this folder, so"
-                f" that no one run is there to describe; run stage {manifest.stage} again"
+                " that no one run is there to describe; run stage"
+                f" {stage_of(folder, manifest)} again"
             )
     return made
 
@@ -74,7 +75,7 @@ def artifacts_of_run() -> dict[Path, Manifest]:
             if digest not in places:
                 raise UserError(
                     f"{folder} was made from another {name} than the one that stands here now;"
-                    f" run stage {manifest.stage} again"
+                    f" run stage {stage_of(folder, manifest)} again"
                 )
             pending.append(places[digest])
     return run
@@ -83,3 +84,9 @@ def artifacts_of_run() -> dict[Path, Manifest]:
 def _artifacts(patterns: tuple[str, ...]) -> list[Path]:
     found = {path.parent for pattern in patterns for path in Path().glob(f"{pattern}/{MANIFEST}")}
     return sorted(found)
+
+
+def stage_of(folder: Path, manifest: Manifest) -> str:
+    """What a message calls the stage that makes ``folder``; of an architecture its target, too."""
+    target = f" (snakemake {folder.name})" if manifest.stage == "architecture" else ""
+    return f"{manifest.stage}{target}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wrinklefree.evaluate.canvas import GREY, PALE, heading, panels, tokens_axis
 from wrinklefree.evaluate.history import History
@@ -67,11 +67,11 @@ def single_panels(
     return figure, grid[: len(histories)]
 
 
-def legend_of_lines(figure: Figure, colors: dict[str, str]) -> None:
-    """What the colours of lines mean, below the panels."""
+def legend_of_lines(figure: Figure, lines: dict[str, dict[str, Any]]) -> None:
+    """What the lines mean, below the panels: of each its colour and style, by what it is of."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+    handles = [Line2D([], [], label=name, **line) for name, line in lines.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=5)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -154,7 +154,7 @@ def loss_terms(histories: dict[str, History]) -> Figure:
         logarithmic(axes)
     if several:
         label_first_column(grid, "nats per token")
-        legend_of_lines(figure, colors)
+        legend_of_lines(figure, {name: {"color": color} for name, color in colors.items()})
     return figure
 
 
@@ -243,21 +243,27 @@ def domain_loss(histories: dict[str, History]) -> Figure:
 
     Panels have their own vertical axes, as those of :func:`training_loss`.
     """
+    histories = {name: history for name, history in histories.items() if history.domains()}
     figure, grid = single_panels(
         histories, "Training loss of every domain", "no stage says the losses of domains"
     )
     domains = sorted({domain for history in histories.values() for domain in history.domains()})
-    colors = {domain: SERIES[index % len(SERIES)] for index, domain in enumerate(domains)}
+    lines: dict[str, dict[str, Any]] = {
+        domain: {
+            "color": SERIES[index % len(SERIES)],
+            "linestyle": LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)],
+        }
+        for index, domain in enumerate(domains)
+    }
     for axes, history in zip(grid, histories.values(), strict=True):
-        for index, domain in enumerate(domains):
+        for domain, line in lines.items():
             tokens, values = reported(history, f"train/loss/{domain}")
             if tokens:
-                style = LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)]
                 smooth = moving_average(values, reach(len(values)))
-                line = downsample(tokens, smooth)
-                axes.plot(*line, color=colors[domain], linestyle=style, linewidth=1.4)
-    label_first_column(grid, "loss (nats per token)")
-    legend_of_lines(figure, colors)
+                axes.plot(*downsample(tokens, smooth), linewidth=1.4, **line)
+    if histories:
+        label_first_column(grid, "loss (nats per token)")
+        legend_of_lines(figure, lines)
     return figure
 
 

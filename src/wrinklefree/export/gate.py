@@ -46,11 +46,14 @@ _SCALE = ".weight_scale"
 def check_tensors(
     folder: Path, model: PreTrainedModel, layout: Layout, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Read ``folder`` back, with the decoder of stock transformers; RuntimeError for a tensor that
-    is not ours.
+    """Read ``folder`` back, with the decoder of stock transformers.
 
-    Ternary matrices are our codes, to the bit, times our scale, to the rounding of float32; of
-    floats of type ``dtype`` all are what ours round to.
+    Ternary matrices are our codes, to the bit, times our scale, to the rounding of float32. Other
+    tensors are ours rounded to ``dtype``.
+
+    Raises
+    ------
+    RuntimeError : a tensor is missing, too many, or not ours; with its name.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BitLinear)}
     ours = stored_tensors(model)

@@ -15,7 +15,7 @@ from wrinklefree.models.transforms import ModelFormat
 
 @dataclass(frozen=True)
 class Student:
-    """An autoregressive model with ternary layers. Whoever changes ``model`` changes a copy."""
+    """An autoregressive model with ternary layers, which nobody changes: who must, copies it."""
 
     folder: Path
     """With its tokenizer and its plain configuration."""
@@ -24,7 +24,7 @@ class Student:
 
 
 def load_student(folder: Path) -> Student:
-    """The model of ``folder``; a UserError with every reason why it cannot be exported."""
+    """The model of ``folder``; a UserError says why it can't be loaded or exported."""
     model, model_format = load_model(folder, "ternary")
     if reasons := export_obstacles(model):
         raise UserError(

@@ -33,7 +33,10 @@ IMPORTANCES = "importances.json"
 
 
 def make_ternary(stage: Stage) -> dict[str, Any]:
-    """Put SubLN and ternary layers into the dense model, into ``stage.folder``; say the cost."""
+    """Put SubLN and ternary layers into the dense model, into ``stage.folder``.
+
+    Said is what they do to its loss.
+    """
     settings = stage.section("subln", SublnSettings)
     mixture, rows = stage.inputs["mixture"], settings.calibration_rows
     training = first_training_rows(TrainingData(mixture, seed=stage.seed), rows)

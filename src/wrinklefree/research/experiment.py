@@ -92,4 +92,8 @@ def finalists(
     families |= {family for _, family in sorted(others)[:BEST]}
     families |= {experiment.opponent_of(best[family]) for family in families}
     chosen = {best[family] for family in families}
-    return [name for name in losses if name in chosen and losses[name] is not None]
+    return [
+        name
+        for name, loss in losses.items()
+        if loss is not None and (experiment.every_seed or name in chosen)
+    ]

@@ -92,6 +92,8 @@ class Experiment:
     claims: tuple[Claim, ...] = ()
     shown: tuple[Measure, ...] = ()
     """Measures in the table beside the loss."""
+    every_seed: bool = False
+    """All variants are trained with all seeds: each row of an ablation counts, not the best one."""
 
     def family_of(self, variant: str) -> str:
         """What a variant is called once the best of its family is chosen."""
@@ -283,6 +285,7 @@ def _ingredients() -> Experiment:
             for name, variant in left_out.items()
         },
         shown=("start_loss",),
+        every_seed=True,
     )
 
 

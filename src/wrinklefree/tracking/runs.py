@@ -231,12 +231,11 @@ class StageRun:
         self._client.set_tag(self._run_id, parents.OUTPUT_DIGEST, manifest.digest)
         where = artifact.path.name if artifact.path.is_absolute() else str(artifact.path)
         self._client.log_artifact(self._run_id, str(artifact.path / MANIFEST), where)
-        needed = {_WEIGHTS} if MLFLOW_MODEL in manifest.files else set[str]()
         for name, record in manifest.files.items():
             folder = (Path(where) / name).parent.as_posix()
             if record.size <= MAX_FILE_BYTES:
                 self._client.log_artifact(self._run_id, str(artifact.path / name), folder)
-            elif name in needed:
+            elif name == _WEIGHTS and MLFLOW_MODEL in manifest.files:
                 self._log_weights(artifact.path / name, folder)
 
     def _log_weights(self, file: Path, folder: str) -> None:

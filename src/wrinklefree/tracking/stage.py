@@ -57,7 +57,7 @@ from wrinklefree.tracking.trainings import (
 
 _COMMAND_LINE = "wrinklefree.cli"
 _INSTANCE = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
-"""A source, student, run or arm: it becomes a part of paths."""
+"""A source, student, run, arm, experiment or architecture: it becomes a part of paths."""
 _SEED_DIGITS = 12
 _T = TypeVar("_T")
 
@@ -68,7 +68,7 @@ class Stage:
 
     name: str
     instance: str | None
-    """The source, student, run or arm of a stage that has several."""
+    """Which of a stage that has several: a source, student, run, arm, experiment, architecture."""
     settings: dict[str, Any]
     """The sections of ``params.yaml`` that the stage may read, nested as there."""
     inputs: dict[str, Path]
@@ -136,7 +136,7 @@ def stage_main(
     inputs : names of input artifacts; each is an option whose value is a folder.
     collections : names of options whose folder holds several artifacts.
     members : dotted path of the settings whose keys or items are the names of those artifacts.
-    instance : name of the option that says which source, student, run or arm, where a stage has
+    instance : name of the option that says which instance of the stage, where it has
         several.
     """
     arguments = _parse(name, inputs, collections, instance)
