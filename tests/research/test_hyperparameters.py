@@ -139,6 +139,9 @@ def test_a_process_alone_repeats_its_trials_to_the_byte(make: Make):
     kinds = {kind for found in (first, other) for kind in values(found, "schedule.kind")}
     assert kinds == {"cosine", "linear"}
     assert max(map(len, table_text(first).splitlines())) <= 80
+    many = [trial | {"trial": number} for number, trial in enumerate(first["trials"] * 22)]
+    said = " ".join(table_text(first | {"trials": many[:22]}).split())
+    assert "The other 2, which were worse, are in search.json." in said
 
 
 def test_a_trial_that_is_hopeless_is_stopped_where_five_others_are_better(make: Make):

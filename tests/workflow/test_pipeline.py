@@ -201,12 +201,22 @@ TRAINED = {
     "base": ("models/base", {"mixture": "data/mixture", "tokenizer": "data/tokenizer"}),
     "stage2": (
         "models/stage2",
-        {"model": "models/subln", "teacher": "models/base", "mixture": "data/mixture"},
+        {
+            "model": "models/subln",
+            "teacher": "models/base",
+            "teachers": "models/teachers",
+            "mixture": "data/mixture",
+        },
     ),
     "dlm": ("models/dlm", {"model": "models/stage2", "mixture": "data/mixture"}),
     "distill": (
         "models/distill/ar",
-        {"model": "models/stage2", "teacher": "models/base", "mixture": "data/mixture"},
+        {
+            "model": "models/stage2",
+            "teacher": "models/base",
+            "teachers": "models/teachers",
+            "mixture": "data/mixture",
+        },
     ),
 }
 KILLS = 20

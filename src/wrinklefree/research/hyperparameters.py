@@ -218,4 +218,6 @@ def table_text(content: dict[str, Any]) -> str:
             " lower."
         )
     about += " Each was trained once, so that small differences may be luck."
+    if len(trials) > SHOWN:
+        about += f" The other {len(trials) - SHOWN}, which were worse, are in search.json."
     return "\n".join([*lines, fill(about, TERMINAL_WIDTH), ""])
