@@ -7,6 +7,7 @@ matplotlib is imported when a plot is drawn; figures belong to no global state.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -92,6 +93,27 @@ def panels(
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **subplots)
     return figure, list(axes.flat)
+
+
+def panel_grid(
+    number: int,
+    columns: int,
+    panel: tuple[float, float],
+    margin: tuple[float, float],
+    **subplots: Any,
+) -> tuple[Figure, list[Axes]]:
+    """``number`` axes in lines of ``columns``; what is left of the last line is blank.
+
+    Parameters
+    ----------
+    panel, margin : inches across and up that each panel takes, and the figure beside them.
+    """
+    rows = math.ceil(number / columns)
+    size = (panel[0] * columns + margin[0], panel[1] * rows + margin[1])
+    figure, axes = panels(rows, columns, size, **subplots)
+    for spare in axes[number:]:
+        spare.set_axis_off()
+    return figure, axes[:number]
 
 
 def heading(figure: Figure, text: str) -> None:

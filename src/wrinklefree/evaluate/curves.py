@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from wrinklefree.evaluate.canvas import GREY, PALE, heading, panels, tokens_axis
+from wrinklefree.evaluate.canvas import GREY, PALE, heading, panel_grid, panels, tokens_axis
 from wrinklefree.evaluate.history import History
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.evaluate.smoothing import downsample, moving_average
@@ -51,20 +51,19 @@ def single_panels(
     histories: dict[str, History], title: str, empty: str
 ) -> tuple[Figure, list[Axes]]:
     """A panel for every stage, three beside each other; without any stage it says ``empty``."""
-    columns = min(3, max(len(histories), 1))
-    rows = math.ceil(max(len(histories), 1) / columns)
-    figure, grid = panels(rows, columns, (3.3 * columns + 0.4, 0.9 + 2.7 * rows))
+    number = max(len(histories), 1)
+    figure, grid = panel_grid(number, min(3, number), (3.3, 2.7), (0.4, 0.9))
     heading(figure, title)
-    for axes in grid[len(histories) :]:
-        axes.set_axis_off()
     if not histories:
+        grid[0].set_axis_off()
         grid[0].text(0.5, 0.5, empty, ha="center", color=GREY)
-    for axes, (name, history) in zip(grid, histories.items(), strict=False):
+        return figure, []
+    for axes, (name, history) in zip(grid, histories.items(), strict=True):
         axes.set_title(LABELS.get(name, name))
         axes.set_xlim(0, history.tokens[-1])
         axes.set_xlabel("training tokens")
         tokens_axis(axes)
-    return figure, grid[: len(histories)]
+    return figure, grid
 
 
 def legend_of_lines(figure: Figure, lines: dict[str, dict[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from wrinklefree.evaluate.canvas import (
     heading,
     label_first_column,
     logarithmic,
-    panels,
+    panel_grid,
     styled,
 )
 from wrinklefree.evaluate.curves import (
@@ -54,14 +53,10 @@ def held_out_loss(models: dict[str, ModelScore]) -> Figure:
 
     domains = list(dict.fromkeys(name for model in models.values() for name in model.domains))
     columns = min(3, len(domains) + 1)
-    rows = math.ceil((len(domains) + 1) / columns)
-    height = 0.9 + rows * (0.75 + 0.26 * len(models))
-    figure, grid = panels(rows, columns, (3.4 * columns + 0.9, height), sharex=True, sharey=True)
+    size = 3.4, 0.75 + 0.26 * len(models)
+    figure, grid = panel_grid(len(domains) + 1, columns, size, (0.9, 0.9), sharex=True, sharey=True)
     heading(figure, "Held-out loss of every model")
     for panel, axes in enumerate(grid):
-        if panel > len(domains):
-            axes.set_axis_off()
-            continue
         axes.set_title(domains[panel - 1] if panel else "whole mixture")
         scores = {
             name: model.domains.get(domains[panel - 1]) if panel else model.overall

@@ -14,6 +14,7 @@ from wrinklefree.evaluate.canvas import (
     PALE,
     heading,
     label_first_column,
+    panel_grid,
     panels,
     styled,
 )
@@ -111,15 +112,12 @@ def _kind_panels(
 ) -> tuple[Figure, list[tuple[Axes, list[LayerTernary]]]]:
     """A panel for each kind of linear layer, and the layers of that kind."""
     kinds = list(dict.fromkeys(layer.kind for layer in layers))
-    columns = min(4, len(kinds))
-    rows = math.ceil(len(kinds) / columns)
-    size = (2.5 * columns + 0.6, 0.9 + 1.9 * rows)
-    figure, grid = panels(rows, columns, size, sharex=True, sharey=True)
+    figure, grid = panel_grid(
+        len(kinds), min(4, len(kinds)), (2.5, 1.9), (0.6, 0.9), sharex=True, sharey=True
+    )
     heading(figure, title)
-    for axes in grid[len(kinds) :]:
-        axes.set_axis_off()
     found = []
-    for axes, kind in zip(grid, kinds, strict=False):
+    for axes, kind in zip(grid, kinds, strict=True):
         axes.set_title(kind)
         axes.grid(visible=False)
         found.append((axes, [layer for layer in layers if layer.kind == kind]))

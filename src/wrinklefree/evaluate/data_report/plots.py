@@ -15,6 +15,7 @@ from wrinklefree.evaluate.canvas import (
     SERIES,
     VERMILION,
     heading,
+    panel_grid,
     panels,
     styled,
 )
@@ -39,16 +40,11 @@ def document_lengths(domains: dict[str, DomainReport], sequence_length: int) -> 
     first = min((bins[0] for bins in used if len(bins)), default=0)
     last = max((bins[-1] for bins in used if len(bins)), default=0)
     columns = min(3, len(domains))
-    rows = math.ceil(len(domains) / columns)
-    figure, grid = panels(
-        rows, columns, (3.1 * columns + 0.5, 0.9 + 1.9 * rows), sharex=True, sharey=True
+    figure, grid = panel_grid(
+        len(domains), columns, (3.1, 1.9), (0.5, 0.9), sharex=True, sharey=True
     )
     heading(figure, "Lengths of training documents")
-    for index, axes in enumerate(grid):
-        if index >= len(domains):
-            axes.set_axis_off()
-            continue
-        name, domain = list(domains.items())[index]
+    for index, (axes, (name, domain)) in enumerate(zip(grid, domains.items(), strict=True)):
         axes.set_title(name)
         bins = np.arange(first, last + 1)
         for counts, left, color in (
