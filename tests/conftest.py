@@ -212,6 +212,16 @@ def save_tokenizer() -> Callable[[Path, list[str]], None]:
     return save
 
 
+@pytest.fixture(scope="session")
+def tokenizer(
+    save_tokenizer: Callable[[Path, list[str]], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with such a tokenizer, whose one special token is the end of text."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder, ["<|endoftext|>"])
+    return folder
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""

@@ -132,15 +132,6 @@ def shape() -> ModelSettings:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(
-    save_tokenizer: Callable[[Path, list[str]], None], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, ["<|endoftext|>"])
-    return folder
-
-
-@pytest.fixture(scope="session")
 def mixture(
     tokenizer: Path,
     write_tokens: Callable[..., Path],
