@@ -3,7 +3,8 @@ pass: at the default model's shape, and a decoder layer at those of SmolLM2-135M
 
 ``general`` is a ternary layer that multiplies floats and quantizes its weight and input in every
 pass, as layers with learned scales do. All are at full strength, an update is two micro-batches and
-the cheapest optimizer, and precisions are compared like with like.
+the cheapest optimizer, and precisions are compared like with like. At the default shape the student
+is also timed as `activation_checkpointing` and `compile` make it.
 
 Shapes: B rows, T tokens, D hidden size.
 """
@@ -30,10 +31,14 @@ from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.quant.ternary import quantize_activation
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective, TrainStep
+from wrinklefree.train.wrapping import wrap_for_training
 
 MICRO_BATCHES = 2
 PRECISIONS = {"fp32": False, "bfloat16": True}
 LAYER_TOKENS = 512
+WRAPPINGS = ("activation_checkpointing", "compile")
 COMMON: dict[str, Any] = {"num_hidden_layers": 1, "vocab_size": 8, "max_position_embeddings": 4096}
 SHAPES = {
     "SmolLM2-135M": LlamaConfig(
@@ -96,6 +101,16 @@ def default_case() -> Case:
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens_BT.flatten())
 
     return Case(variants(dense, settings.subln.quantizer), run, tokens_BT.numel())
+
+
+def wrapped_case(case: Case) -> Case:
+    """The student of ``case`` as it is, and as each setting that wraps its layers makes it."""
+    models = {"ternary": case.models["ternary"]}
+    for name in WRAPPINGS:
+        models[name] = copy.deepcopy(case.models["ternary"]).train()
+        settings = default_settings()[0].stage2.model_copy(update={name: True})
+        wrap_for_training(TrainStep(models[name], Objective(NextToken())), settings)
+    return case._replace(models=models)
 
 
 def layer_case(config: Any) -> Case:
@@ -195,6 +210,13 @@ def print_saved(title: str, case: Case) -> None:
         print(f"{kind:<28}" + "".join(f"{amount / case.tokens:18,.0f}" for amount in amounts))
 
 
+def print_times(title: str, case: Case, repeats: int, baselines: list[str]) -> None:
+    for precision, autocast in PRECISIONS.items():
+        calls = {name: update(case, name, autocast) for name in case.models}
+        seconds = time_in_turns(calls, repeats)
+        print_table(f"{title}, {precision}", seconds, baselines, case.tokens * MICRO_BATCHES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9, help="turns that are timed")
@@ -207,11 +229,9 @@ def main() -> None:
         check(case)
     for title, case in cases.items():
         print_saved(title, case)
-        for precision, autocast in PRECISIONS.items():
-            calls = {name: update(case, name, autocast) for name in case.models}
-            seconds = time_in_turns(calls, repeats)
-            tokens = case.tokens * MICRO_BATCHES
-            print_table(f"{title}, {precision}", seconds, ["dense", "general"], tokens)
+        print_times(title, case, repeats, ["dense", "general"])
+    wrapped = wrapped_case(cases["default model"])
+    print_times("default model, its layers wrapped", wrapped, repeats, ["ternary"])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from wrinklefree.evaluate.scores import (
     loss_variance,
     overall_score,
 )
-from wrinklefree.evaluate.table import markdown_table, plain_table
+from wrinklefree.evaluate.table import markdown_table, plain_table, row_of
 from wrinklefree.stability.loss_variance import VarianceSplit
 
 
@@ -45,6 +45,13 @@ def test_the_table_of_a_small_run_reads_as_expected():
         "diffusion      ≤ 5.250 ± 0.177  ≤ 190.57    ≤ 2.367          –  ≤ 5.250  ≤ 5.250",
         "mine                   800.000  overflow          –   -150.0 %        –        –",
     ]
+
+
+def test_a_row_says_whose_it_is():
+    names = ["base", "stage2", "distill_ar", "distill_dlm"]
+    table, note = plain_table({name: _model(3.0, ["web"]) for name in names}, {}).split("\n\n")
+    assert [row_of(line) for line in table.splitlines()] == ["", "", *names]
+    assert not any(map(row_of, note.splitlines()))
 
 
 def test_markdown_has_a_rule_of_one_cell_per_column_and_says_how_to_read_it():

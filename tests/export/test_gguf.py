@@ -46,7 +46,7 @@ from wrinklefree.export.gguf_gate import (
     check_tokens,
 )
 from wrinklefree.export.gguf_stage import export_gguf
-from wrinklefree.export.llama_cpp import decoded, opened
+from wrinklefree.export.llama_cpp import LlamaCpp, decoded, opened
 from wrinklefree.export.reference import Reference, with_codes_as_weights
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.student import Student, load_student
@@ -153,6 +153,7 @@ def test_llama_cpp_computes_what_ours_does_with_every_type(
     card = (folder / "README.md").read_text()
     assert all(f"| `{name}` | {(folder / name).stat().st_size:,} |" in card for name in names)
     assert facts["float32_relative_difference"] < 2e-4
+    assert facts["float32_greedy_tokens"] == 3 * 32
     assert facts["TQ2_0"]["matrices"] == {"Q4_0": 12, "TQ2_0": 2}  # of 256 features: down_proj
     assert facts["Q4_0"]["matrices"] == {"Q4_0": 14}
     assert facts["Q2_0"]["matrices"] == {"Q2_0": 14}
@@ -241,6 +242,24 @@ def test_a_wrong_epsilon_is_found_in_the_logits(student: Path, tmp_path: Path, r
     write_gguf(tmp_path / "a.gguf", made, BlockType.F32, BlockType.F32)
     check_tensors(tmp_path / "a.gguf", made.model)
     with pytest.raises(RuntimeError, match=r"logits in llama.cpp differ .*, allowed 0.0002"):
+        check_float32(tmp_path / "a.gguf", reference)
+
+
+@EVERY_GRAPH
+def test_a_cache_that_forgets_is_found_in_the_greedy_tokens(
+    student: Path, tmp_path: Path, rows: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    made = load_student(student)
+    reference = Reference(made.model, rows)
+    write_gguf(tmp_path / "a.gguf", made, BlockType.F32, BlockType.F32)
+    check_float32(tmp_path / "a.gguf", reference)
+
+    def forgets(self: LlamaCpp, tokens: list[int], position: int = 0, **kinds: bool) -> np.ndarray:
+        return logits(self, tokens, 0, **kinds)
+
+    logits = LlamaCpp.logits
+    monkeypatch.setattr(LlamaCpp, "logits", forgets)
+    with pytest.raises(RuntimeError, match=r"greedy token \d+ is \d+ in llama.cpp and \d+ here"):
         check_float32(tmp_path / "a.gguf", reference)
 
 

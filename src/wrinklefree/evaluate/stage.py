@@ -28,7 +28,7 @@ from wrinklefree.evaluate.loss_noise import loss_noise
 from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
 from wrinklefree.evaluate.settings import EvaluateSettings
-from wrinklefree.evaluate.table import markdown_table, plain_table
+from wrinklefree.evaluate.table import markdown_table, plain_table, row_of
 from wrinklefree.evaluate.task_scores import TaskScore
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
 from wrinklefree.mixture.loader import HeldOutData
@@ -55,6 +55,11 @@ KINDS: dict[str, Kind] = {
     "distill_dlm": "diffusion",
 }
 """The models of a run in the order of the table, and what each must be."""
+_STYLES = {
+    name: {"dense": "bold", "ternary": "#2080c0", "diffusion": "#b87800"}[kind]
+    for name, kind in (KINDS | {NAIVE: "ternary"}).items()
+}
+"""Of a model's rows in a terminal, dark or light: the colour that plots give its bar."""
 EXPORTED = "distill_ar"
 SHOWN_BITS_PER_BYTE = (BASE, EXPORTED)
 """Whose bits per byte are among the metrics: what goes in, and what is exported."""
@@ -132,7 +137,8 @@ def compare_models(stage: Stage) -> dict[str, Any]:
         tasks=stage.inputs.get("tasks"),
         say=stage.terminal.say,
     )
-    stage.terminal.say((stage.folder / "table.txt").read_text(encoding="utf-8"))
+    for line in (stage.folder / "table.txt").read_text(encoding="utf-8").splitlines():
+        stage.terminal.say(line, _STYLES.get(row_of(line), ""))
     return facts
 
 

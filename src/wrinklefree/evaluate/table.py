@@ -106,6 +106,11 @@ def plain_table(
     return "\n\n".join(tables) + "\n"
 
 
+def row_of(line: str) -> str:
+    """The name of the model whose row of a plain table this is; empty if it is none's."""
+    return next((name for name, label in LABELS.items() if line.startswith(f"{label}  ")), "")
+
+
 def _task_tables(answers: Answers, layout: Layout, width: int) -> list[str]:
     names = ["model", *(LABELS.get(name, name) for name in answers)]
     return fitted(names, task_columns(answers), layout, width)

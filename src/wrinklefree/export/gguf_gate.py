@@ -10,16 +10,18 @@ everything (a wrong scale of ``up`` is cancelled by SubLN), so every tensor is r
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from wrinklefree.export.blocks import BlockType, rounded
-from wrinklefree.export.gate import AMPLIFICATION_MARGIN
+from wrinklefree.export.gate import AMPLIFICATION_MARGIN, GREEDY_TOKENS
 from wrinklefree.export.gguf import gguf_name, tensors_of
 from wrinklefree.export.llama_cpp import LlamaCpp, decoded, opened, tensors_in
-from wrinklefree.export.reference import Reference, distances, relative
+from wrinklefree.export.reference import Reference, distances, logits_of_rows, relative
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
 FLOAT_TOLERANCE = 2e-4
@@ -38,13 +40,47 @@ TEXTS = (
 """What tokenizers split differently, if they do."""
 
 
-def check_float32(path: Path, reference: Reference) -> float:
-    """The relative difference of the float32 file's logits; RuntimeError where it is too large."""
-    with opened(path, len(reference.rows[0])) as theirs:
-        found = relative(_theirs(theirs, reference), reference.plain)
-    allowed = max(FLOAT_TOLERANCE, AMPLIFICATION_MARGIN * reference.noise)
-    _require(f"{path}: logits in llama.cpp", found, allowed)
-    return found
+def check_float32(path: Path, reference: Reference) -> dict[str, float]:
+    """Logits of the float32 file, and how it goes on from the first half of every row.
+
+    Returns
+    -------
+    facts : ``float32_relative_difference`` of the logits; ``float32_greedy_tokens`` compared.
+
+    Raises
+    ------
+    RuntimeError : logits are off by more than is allowed, or llama.cpp chooses a token that is less
+        likely in ours by more than they are.
+    """
+    with opened(path, len(reference.rows[0]) + GREEDY_TOKENS) as theirs:
+        logits = _theirs(theirs, reference)
+        found = relative(logits, reference.plain)
+        allowed = max(FLOAT_TOLERANCE, AMPLIFICATION_MARGIN * reference.noise)
+        _require(f"{path}: logits in llama.cpp", found, allowed)
+        pairs = zip(logits, reference.plain, strict=True)
+        largest = max(float(np.abs(a_TV - b_TV).max()) for a_TV, b_TV in pairs)
+        for row in reference.rows:
+            # Either of two logits may be off by as much.
+            _check_greedy(path, theirs, row[: (len(row) + 1) // 2], reference, 2 * largest)
+    return {
+        "float32_relative_difference": found,
+        "float32_greedy_tokens": len(reference.rows) * GREEDY_TOKENS,
+    }
+
+
+def _check_greedy(
+    path: Path, theirs: LlamaCpp, prompt: list[int], reference: Reference, allowed: float
+) -> None:
+    new = list(itertools.islice(theirs.greedy(prompt), GREEDY_TOKENS))
+    (ours_TV,) = logits_of_rows(reference.plain_model, torch.tensor([prompt + new]))
+    before_SV = ours_TV[len(prompt) - 1 : -1]
+    gap_S = before_SV.max(-1) - before_SV[np.arange(len(new)), new]
+    for step in np.flatnonzero(gap_S > allowed)[:1]:
+        raise RuntimeError(
+            f"{path}: greedy token {step} is {new[step]} in llama.cpp and"
+            f" {before_SV[step].argmax()} here, by {gap_S[step]:.3g} in the logits, allowed"
+            f" {allowed:.2g}"
+        )
 
 
 def check_packed(path: Path, reference: Reference) -> dict[str, float]:

@@ -37,8 +37,8 @@ def export_gguf(
     Returns
     -------
     facts : ``gguf``, by type ``bytes``, how many ``matrices`` have which type, and what the gate
-        found; with ``float32_relative_difference`` of the file without blocks, and ``texts`` that
-        both tokenizers split alike. ``gguf_obstacles`` in its place where llama.cpp has no graph
+        found; with what ``check_float32`` says of the file without blocks, and ``texts`` that both
+        tokenizers split alike. ``gguf_obstacles`` in its place where llama.cpp has no graph
         for the model.
 
     Raises
@@ -58,7 +58,7 @@ def export_gguf(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         exact = Path(scratch) / "model-F32.gguf"
         write_gguf(exact, student, BlockType.F32, BlockType.F32)
-        facts["float32_relative_difference"] = check_float32(exact, reference)
+        facts |= check_float32(exact, reference)
         facts["texts"] = check_tokens(exact, student.folder, reference.rows)
     for name in settings.gguf:
         path = folder / f"model-{name}.gguf"

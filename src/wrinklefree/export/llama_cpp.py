@@ -9,6 +9,7 @@ Shapes: T tokens, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,9 +111,18 @@ class LlamaCpp:
         )
         return list(ids[:count])
 
+    def greedy(self, tokens: Sequence[int]) -> Iterator[int]:
+        """The likeliest next token, and the likeliest behind that, one by one over its cache, as
+        long as there is room; the end of text does not stop it."""
+        position = 0
+        while True:
+            chosen = int(self.logits(tokens, position, last=True).argmax())
+            yield chosen
+            position, tokens = position + len(tokens), [chosen]
+
     def generate(self, prompt: str, new_tokens: int) -> Iterator[bytes]:
         """UTF-8 of the likeliest next tokens, one after the other, until the text ends."""
-        tokens, position = self.tokens(prompt), 0
+        tokens = self.tokens(prompt)
         longest = self.longest - new_tokens
         if not 0 < len(tokens) <= longest:
             raise UserError(
@@ -120,11 +130,9 @@ class LlamaCpp:
                 f" is for rows of {self.longest}; give a prompt of 1 to {max(longest, 1)} tokens,"
                 " or ask for fewer new ones"
             )
-        for _ in range(new_tokens):
-            chosen = int(self.logits(tokens, position, last=True).argmax())
+        for chosen in itertools.islice(self.greedy(tokens), new_tokens):
             if self._library.llama_vocab_is_eog(self._vocabulary, chosen):
                 return
-            position, tokens = position + len(tokens), [chosen]
             piece = ctypes.create_string_buffer(_LONGEST_PIECE)
             size = self._library.llama_token_to_piece(
                 self._vocabulary, chosen, piece, len(piece), 0, False

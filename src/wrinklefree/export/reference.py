@@ -21,13 +21,15 @@ LONGEST_ROW = 256
 
 class Reference:
     """Logits of our model on the beginnings of rows, float32 [B][T, V], with and without quantized
-    activations, and how far rounding noise moves them."""
+    activations, and how far rounding noise moves them.
+
+    ``plain_model`` is the one without."""
 
     def __init__(self, model: PreTrainedModel, tokens_BT: Tensor) -> None:
         tokens_BT = tokens_BT[:, :LONGEST_ROW]
         self.rows: list[list[int]] = tokens_BT.tolist()
         self.quantized = logits_of_rows(model, tokens_BT)
-        plain = with_codes_as_weights(model)
+        self.plain_model = plain = with_codes_as_weights(model)
         self.plain = logits_of_rows(plain, tokens_BT)
         noisy = [noisy_logits(plain, row_T[None])[0].numpy() for row_T in tokens_BT]
         self.noise = relative(noisy, self.plain)

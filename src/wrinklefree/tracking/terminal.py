@@ -22,6 +22,16 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def _styled(line: str, style: str, stream: TextIO) -> str:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream)
+    with console.capture() as captured:
+        console.print(Text(line, style), end="", soft_wrap=True)
+    return captured.get()
+
+
 class Terminal:
     """Output of one stage, on stderr and in ``logs/<label>.log``."""
 
@@ -56,10 +66,15 @@ class Terminal:
             errors="backslashreplace",  # a file's name may be no text
         )
 
-    def say(self, line: str) -> None:
-        """Print a line, above a progress bar if there is one."""
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line, above a progress bar if there is one.
+
+        Parameters
+        ----------
+        style : of rich, such as ``bold``: on terminals with colours, unless NO_COLOR is set.
+        """
         line = printable(line)
-        tqdm.write(line, file=self._stream)
+        tqdm.write(_styled(line, style, self._stream) if style else line, file=self._stream)
         self._stream.flush()
         self.record(line)
 
