@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from wrinklefree.evaluate.generate import decode_greedily  # noqa: E402
 from wrinklefree.kernels.packed_matmul import triton as packed_matmul  # noqa: E402
 from wrinklefree.kernels.quantize_weights import triton as quantize_weights  # noqa: E402
 from wrinklefree.kernels.subln_quantize import triton as subln_quantize  # noqa: E402
+from wrinklefree.kernels.ternary_linear import products  # noqa: E402
+from wrinklefree.kernels.ternary_matmul import triton as ternary_matmul  # noqa: E402
 from wrinklefree.models.surgery import (  # noqa: E402
     SublnLinear,
     insert_bitlinear,
@@ -58,6 +61,7 @@ for module, name in (
     (quantize_weights, "quantize_weights"),
     (subln_quantize, "subln_quantize"),
     (subln_quantize, "subln_gradients"),
+    (ternary_matmul, "ternary_matmul"),
 ):
     counted(module, name)
 
@@ -107,6 +111,26 @@ def training_cases() -> Cases:
         # Once after each of the first two updates, whatever the number of layers.
         expected = [0, 2 if granularity == "tensor" else 0]
         yield f"launches, {scale} of each {granularity}", launched == expected
+
+
+def products_cases() -> Cases:
+    """The kernel that multiplies runs where it is named, and changes no bit."""
+    made = model(QuantizerSettings(scale="least_squares"))
+    tokens = torch.randint(0, 61, (1, 5))
+    found: list[list[Tensor]] = []
+    for back_end in ("float32", "triton"):
+        made.zero_grad()
+        os.environ[products.VARIABLE] = back_end
+        with kernels(True):
+            loss: Any = made(input_ids=tokens, labels=tokens, use_cache=False).loss
+            loss.backward()
+            wanted = LAYERS * LINEARS if back_end == "triton" else 0
+            yield f"launches {back_end}", calls["ternary_matmul"] == wanted
+        found.append(
+            [loss.detach(), *(p.grad.clone() for p in made.parameters() if p.grad is not None)]
+        )
+    del os.environ[products.VARIABLE]
+    yield "loss and gradients", all(map(torch.equal, *found))
 
 
 def changed_weights_cases() -> Cases:
@@ -202,6 +226,7 @@ def subln_model_cases() -> Cases:
 
 CASES: dict[str, Callable[[], Cases]] = {
     "training": training_cases,
+    "products": products_cases,
     "changed_weights": changed_weights_cases,
     "generation": generation_cases,
     "subln": subln_cases,

@@ -17,7 +17,7 @@ from wrinklefree.kernels.launch import Launch, recorded
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from wrinklefree.kernels.compiled import SHARED_BYTES, TARGETS, compile_launch
+from wrinklefree.kernels.compiled import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
 from wrinklefree.kernels.packed_matmul.triton import packed_matmul
 from wrinklefree.kernels.quantize_activation.triton import quantize_activation
 from wrinklefree.kernels.quantize_weight.triton import quantize_weight
@@ -113,6 +113,7 @@ def test_kernel_compiles_without_spills(name: str, dtype: torch.dtype, target: s
         print(target, dtype, resources, launch.constants)
         assert resources.spilled_bytes == 0, resources
         assert resources.shared_bytes <= SHARED_BYTES[target], resources
+        assert 0 < resources.registers <= REGISTERS[target], resources
 
 
 def test_a_kernel_that_runs_out_of_registers_is_seen() -> None:

@@ -17,7 +17,7 @@ from wrinklefree.kernels.launch import Launch, recorded
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from wrinklefree.kernels.compiled import SHARED_BYTES, TARGETS, compile_launch
+from wrinklefree.kernels.compiled import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
 from wrinklefree.kernels.momentum_8bit.reference import Map, zero_blocks
 from wrinklefree.kernels.momentum_8bit.triton import move_average
 from wrinklefree.kernels.relation_loss.triton import relation_divergence
@@ -88,3 +88,4 @@ def test_kernel_compiles_without_spills(call: Callable[[], object], target: str)
         print(target, resources)
         assert resources.spilled_bytes == 0, resources
         assert resources.shared_bytes <= SHARED_BYTES[target], resources
+        assert 0 < resources.registers <= REGISTERS[target], resources

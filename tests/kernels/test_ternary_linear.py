@@ -108,12 +108,37 @@ def test_a_scale_that_is_not_a_number_spoils_its_own_rows_and_columns_only() -> 
     assert torch.equal(output.isnan(), spoilt)
 
 
-def test_the_operation_is_registered_as_torch_expects() -> None:
-    activation, weight = draw(5, 63, 100)
-    arguments = (*leaves(activation, weight, torch.float32), *activation, *weight)
+@pytest.mark.parametrize("back_end", products.BACK_ENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("per", ["tensor", "row"])
+def test_the_operation_is_registered_as_torch_expects(
+    per: str, dtype: torch.dtype, back_end: str
+) -> None:
+    activation, weight = draw(5, 64, 96, rows=per == "row")
+    arguments = (*leaves(activation, weight, dtype), *activation, *weight)
     torch.library.opcheck(
-        torch.ops.wrinklefree.ternary_linear.default, (*arguments, torch.float32, "float32")
+        torch.ops.wrinklefree.ternary_linear.default, (*arguments, dtype, back_end)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantization_is_registered_as_torch_expects(dtype: torch.dtype) -> None:
+    operations = torch.ops.wrinklefree
+    torch.library.opcheck(operations.quantize_activation.default, (torch.randn(3, 7, dtype=dtype),))
+    for vectors in (1, 2, 6):
+        arguments = (torch.randn(6, 7, dtype=dtype), "least_squares", vectors)
+        torch.library.opcheck(operations.ternary_codes.default, arguments)
+
+
+@pytest.mark.parametrize("back_end", products.BACK_ENDS)
+def test_what_multiplied_last_is_on_record(
+    back_end: products.BackEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "last_used", None)
+    activation, weight = draw(5, 64, 96)
+    operands = leaves(activation, weight, torch.float32)
+    ternary_linear(*operands, activation, weight, back_end=back_end)
+    assert products.last_used == back_end
 
 
 def test_the_back_end_is_what_is_measured_or_named(

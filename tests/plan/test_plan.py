@@ -173,6 +173,18 @@ def test_activations_are_what_autograd_keeps(
     assert measured * 0.97 < planned < measured * 1.06 + slack
 
 
+@pytest.mark.parametrize("term", ["logits", "relations"])
+def test_a_term_that_a_ratio_asks_for_takes_the_memory_of_one_with_a_weight(term: str):
+    def working(**changes: Any) -> int:
+        weights = {"logits": 0.0, "relations": 0.0} | changes.pop("weights", {})
+        relations = {"heads": 4, "causal": True}
+        settings = settings_of(DistillSettings, weights=weights, relations=relations, **changes)
+        return memory_of(Training("t", settings, 512, QUANTIZER, None), config_of()).working
+
+    asked = working(gradient_ratios={term: 0.1})
+    assert working() < asked == working(weights={term: 1.0})
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("family", "teacher", "diffusion"),
@@ -362,7 +374,7 @@ def test_the_peak_is_what_the_process_takes(case: str):
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.08), found
 
 
 def test_a_model_with_states_is_not_counted_as_another_one() -> None:

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
+from wrinklefree.models import forward
 from wrinklefree.train.cached_teacher import (
     CachedTeacher,
     LogitsCache,
@@ -115,6 +116,27 @@ def test_rows_are_written_once_and_found_by_what_they_say(
     for found, samples in ((first, 8), (more, 16)):
         rows = TrainingData(mixture, seed=7).rows_of_run(samples).values()
         assert sum(key in found for key in keys) == sum(map(len, rows))
+
+
+def test_logits_of_a_row_are_there_some_tokens_at_a_time(
+    written: Callable[..., LogitsCache],
+    teacher: PreTrainedModel,
+    mixture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens: list[int] = []
+    teacher.get_output_embeddings().register_forward_hook(lambda *made: tokens.append(len(made[2])))
+    whole = written(folder="whole", samples=4)
+    length = max(tokens)
+    monkeypatch.setattr(forward, "LEAST_TOKENS", 5)
+    monkeypatch.setattr("wrinklefree.kernels.sum_by_blocks.BLOCK_NUMBERS", 0)
+    tokens.clear()
+    parts = written(folder="parts", samples=4)
+    assert max(tokens) == 5 < length
+    batches = TrainingData(mixture, seed=7).batches_of(4, 4)
+    keys = [key for batch in batches for key in row_keys(batch)]
+    for found, expected in zip(parts.read(keys), whole.read(keys), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_row_that_was_not_written_and_a_damaged_file_are_said(

@@ -30,6 +30,8 @@ SHARED_BYTES = {
     "gfx942": 65536,
 }
 """What a program may have at most (CUDA C++ Programming Guide, compute capabilities; CDNA3 ISA)."""
+REGISTERS = {target: 512 if target.startswith("gfx") else 255 for target in TARGETS}
+"""What a thread may have at most, by the same."""
 
 
 class Resources(NamedTuple):

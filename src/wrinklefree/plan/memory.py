@@ -35,7 +35,7 @@ from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.stage2_settings import Stage2Settings
 from wrinklefree.train.wrapping import checkpoint_activations
 
-_FLOAT = 4
+_FLOAT, _BFLOAT16 = 4, 2
 COPIES_OF_LOGITS = 3
 """Cross-entropy: the logits, their log-softmax, and its gradient."""
 COPIES_OF_A_TEACHER = 5
@@ -225,13 +225,24 @@ def _loss(training: Training, config: PreTrainedConfig) -> int:
     rows, length = training.settings.batch_size, training.length
     copies = COPIES_OF_LOGITS + (training.diffusion is not None)
     distillation, relations = training.distillation, 0
-    if distillation and distillation.weights.logits:
+    if distillation and _wanted(distillation, "logits"):
         copies += COPIES_OF_A_TEACHER + (training.diffusion is not None)
-    if distillation and distillation.relations and distillation.weights.relations:
+    if distillation and distillation.relations and _wanted(distillation, "relations"):
         relations = _relations(distillation.relations, config, rows, length)
     tokens = int(training.asked * rows * length)
     block = min(tokens, tokens_at_once(config.vocab_size))
-    return block * copies * config.vocab_size * _FLOAT + relations
+    head = config.vocab_size * config.hidden_size
+    # Of the head and what enters it, gradients of all blocks and of one; autocast has the head and
+    # a gradient of it once more.
+    gradients = 2 * _FLOAT * (head + tokens * config.hidden_size)
+    if training.settings.precision != "fp32":
+        gradients += 2 * _BFLOAT16 * head
+    return block * copies * config.vocab_size * _FLOAT + gradients + relations
+
+
+def _wanted(distillation: DistillationSettings, term: str) -> bool:
+    weight = getattr(distillation.weights, term)
+    return bool(weight or term in distillation.gradient_ratios.targets)
 
 
 def _relations(settings: RelationSettings, config: PreTrainedConfig, rows: int, length: int) -> int:

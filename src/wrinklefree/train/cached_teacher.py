@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wrinklefree.distill.top_logits import TopLogits
-from wrinklefree.distill.vocabulary import check_vocabulary_size
+from wrinklefree.distill.vocabulary import check_vocabulary_size, vocabulary_size
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
-from wrinklefree.models.forward import logits_of
+from wrinklefree.models.forward import logits_of, tokens_at_once
 from wrinklefree.tracking.files import sha256_of_file, write_atomically
 from wrinklefree.tracking.progress import Progress
 from wrinklefree.train.objectives.distillation import DenseTeacher
@@ -106,7 +106,7 @@ def fill_cache(
     label: str = "",
 ) -> None:
     """Write what ``model`` says after every token of ``batches``, of ``rows`` rows in all."""
-    teacher = DenseTeacher(model)
+    teacher, vocabulary = DenseTeacher(model), vocabulary_size(model)
     with contextlib.closing(Progress(f"{label}: teacher", "rows", rows)) as progress:
         pending: list[tuple[bytes, Tensor, Tensor]] = []
         for batch in batches:
@@ -116,9 +116,14 @@ def fill_cache(
                     moved = batch.to(runtime.device)
                     lesson = teacher.read(moved, moved.document_ids_BT, {})
                     for key, hidden_TD in zip(keys, lesson.hidden_BTD, strict=True):
-                        logits_TV = logits_of(model, hidden_TD, mask_token_id)
-                        top = TopLogits.of(logits_TV, kept, temperature)
-                        pending.append((key, top.ids_NK, top.log_NO))
+                        parts = [
+                            TopLogits.of(
+                                logits_of(model, part_ND, mask_token_id), kept, temperature
+                            )
+                            for part_ND in hidden_TD.split(tokens_at_once(vocabulary))
+                        ]
+                        ids_TK = torch.cat([part.ids_NK for part in parts])
+                        pending.append((key, ids_TK, torch.cat([part.log_NO for part in parts])))
             if len(pending) >= ROWS_OF_A_FILE:
                 _write(cache, pending)
             progress.advance(len(keys))

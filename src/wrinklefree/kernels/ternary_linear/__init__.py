@@ -12,7 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from wrinklefree.kernels.ternary_linear.products import BackEnd, chosen_back_end, integer_product
+from wrinklefree.kernels.ternary_linear.products import (
+    BackEnd,
+    chosen_back_end,
+    integer_product,
+    record,
+)
 from wrinklefree.kernels.ternary_matmul import ternary_matmul
 
 
@@ -65,6 +70,7 @@ def _forward(
         codes, scale = codes_MN.reshape(-1, codes_MN.shape[-1]), scale_M1.reshape(-1, 1)
         chosen = cast(BackEnd, back_end) or chosen_back_end(codes.device)
         if chosen == "triton" and scale.dtype == torch.float32:
+            record(chosen)
             output_MO = ternary_matmul(codes, scale, weight_codes_ON, weight_scale, dtype)
         else:
             sums_MO = integer_product(codes, weight_codes_ON, chosen)

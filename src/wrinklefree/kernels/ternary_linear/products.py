@@ -63,15 +63,19 @@ def reads_packed(codes: tuple[Tensor, Tensor], weight_codes: tuple[Tensor, Tenso
         and os.environ.get(VARIABLE, "triton") == "triton"
     )
     if reads:
-        global last_used
-        last_used = "triton"
+        record("triton")
     return reads
+
+
+def record(back_end: BackEnd) -> None:
+    """Note what multiplies."""
+    global last_used
+    last_used = back_end
 
 
 def integer_product(codes_MN: Tensor, weight_ON: Tensor, back_end: BackEnd) -> Tensor:
     """The exact ``X T`` of int8 codes, [M, O], in int32 or in a float type that holds it."""
-    global last_used
-    last_used = back_end
+    record(back_end)
     return BACK_ENDS[back_end](codes_MN, weight_ON)
 
 
