@@ -178,6 +178,7 @@ def losses(make_stage: MakeStage, mixture: Path) -> Callable[..., list[float]]:
             (
                 Variant(subln="ones"),
                 Variant(subln="none"),
+                Variant(reconstruct={"kind": "layers", "rows": 4, "lr": 0.01}),
                 Variant(quantizer={"scale": "least_squares"}),
                 Variant(distillation={"weights": {"relations": 0.0}}),
                 Variant(

@@ -44,7 +44,9 @@ class Variant:
     training: Mapping[str, Any] = field(default_factory=dict)
     """Laid over ``Experiment.training``."""
     subln: Literal["calibrated", "calibrated_scalar", "ones", "none"] = "calibrated"
-    """Gain of SubLN, or ``none``. Of ternary models, as are the next four."""
+    """Gain of SubLN, or ``none``. Of ternary models, as are the next five."""
+    reconstruct: Mapping[str, Any] | None = None
+    """How layers are trained one by one before, on rows beside those of the training."""
     quantizer: Mapping[str, Any] = field(default_factory=dict)
     """Scale and granularity."""
     distillation: Mapping[str, Any] | None = None
@@ -237,9 +239,9 @@ def _quantization() -> Experiment:
 def _ingredients() -> Experiment:
     terms = {"logits", "relations", "hidden"}
 
-    def taught(*without: str, **settings: Any) -> dict[str, Any]:
+    def taught(*without: str, ratio: float = 0.1, **settings: Any) -> dict[str, Any]:
         weights = dict.fromkeys(("cross_entropy", "logits"), 1.0)
-        ratios = {name: 0.1 for name in ("relations", "hidden") if name not in without}
+        ratios = {name: ratio for name in ("relations", "hidden") if name not in without}
         return {
             "weights": weights | dict.fromkeys(without, 0.0) | dict.fromkeys(ratios, 0.0),
             "relations": {"heads": 4, "causal": True},
@@ -248,10 +250,21 @@ def _ingredients() -> Experiment:
         }
 
     best: dict[str, Any] = {"quantizer": {"scale": "least_squares"}}
+    by_row: dict[str, Any] = {"quantizer": {"scale": "least_squares", "granularity": "row"}}
+    layers: dict[str, Any] = best | {
+        "reconstruct": {
+            "kind": "layers",
+            "rows": 128,
+            "epochs": 1,
+            "lr": 0.008,
+            "precision": "fp32",
+        }
+    }
     own = {
         "text": Variant(**best),
         "text_absmean": Variant(),
-        "text_row": Variant(quantizer={"scale": "least_squares", "granularity": "row"}),
+        "text_row": Variant(**by_row),
+        "text_layers": Variant(**layers),
         "text_ones": Variant(**best, subln="ones"),
         "text_no_subln": Variant(**best, subln="none"),
         "kl_alone": Variant(
@@ -261,11 +274,20 @@ def _ingredients() -> Experiment:
             f"text_{term}": Variant(**best, distillation=taught(*terms - {term}))
             for term in sorted(terms)
         },
+        **{
+            f"text_relations_{ratio}": Variant(
+                **best, distillation=taught("hidden", "logits", ratio=ratio)
+            )
+            for ratio in (0.03, 0.3)
+        },
     }
     left_out = {
         "all": Variant(**best, distillation=taught()),
         "all_absmean": Variant(distillation=taught()),
+        "all_row": Variant(**by_row, distillation=taught()),
+        "all_layers": Variant(**layers, distillation=taught()),
         "all_ones": Variant(**best, subln="ones", distillation=taught()),
+        "all_no_subln": Variant(**best, subln="none", distillation=taught()),
         **{
             f"all_no_{term}": Variant(**best, distillation=taught(term))
             for term in sorted({"cross_entropy", *terms})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.calibration import calibrate_subln
 from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.folder import write_json
+from wrinklefree.models.reconstruct import reconstruct_layers
+from wrinklefree.models.settings import ReconstructSettings
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.research.interventions import (
@@ -166,6 +169,11 @@ class Trials:
                 insert_subln(model)
                 rows = first_training_rows(data, CALIBRATION_ROWS)
                 calibrate_subln(model, list(rows), variant.subln)
+            if variant.reconstruct:
+                chosen = ReconstructSettings.model_validate(dict(variant.reconstruct))
+                batches = data.batches_of(chosen.rows, chosen.batch_size)
+                with tempfile.TemporaryDirectory() as kept:
+                    reconstruct_layers(model, batches, chosen, Path(kept))
         if variant.bfloat16_parameters:
             round_to_bfloat16(model)
         return model
