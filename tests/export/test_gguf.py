@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
+import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +39,13 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from wrinklefree.errors import UserError
-from wrinklefree.export import gguf, llama_cpp, settings
+from wrinklefree.export import gguf, gguf_gate, gguf_stage, llama_cpp, settings
 from wrinklefree.export.blocks import ROW_MULTIPLES, BlockType, block_type, pack_blocks
-from wrinklefree.export.gguf import write_gguf
-from wrinklefree.export.gguf_gate import (
-    check_float32,
-    check_packed,
-    check_tensors,
-    check_tokens,
-)
+from wrinklefree.export.gguf import tensors_of, write_gguf
+from wrinklefree.export.gguf_gate import check_tensors, check_tokens
 from wrinklefree.export.gguf_stage import export_gguf
 from wrinklefree.export.llama_cpp import LlamaCpp, decoded, opened
-from wrinklefree.export.reference import Reference, with_codes_as_weights
+from wrinklefree.export.reference import with_codes_as_weights
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.student import Student, load_student
 from wrinklefree.models import exportable
@@ -58,6 +56,8 @@ from wrinklefree.tokens.tokenizer import load_tokenizer
 from wrinklefree.tracking.files import write_atomically
 
 BLOCKS = tuple(ROW_MULTIPLES)
+Fault = Callable[[pytest.MonkeyPatch], None]
+"""Plants itself in what is written, or how it is run, from then on."""
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -160,6 +160,7 @@ def test_llama_cpp_computes_what_ours_does_with_every_type(
     for name in asked.gguf:
         assert facts[name]["bytes"] == (folder / f"model-{name}.gguf").stat().st_size
         assert facts[name]["kl"] < 1e-3
+        assert facts[name]["greedy_ties"] < facts[name]["greedy_tokens"] == 3 * 32
     assert facts["TQ1_0"]["bytes"] < facts["TQ2_0"]["bytes"] < facts["Q4_0"]["bytes"]
     assert facts["Q2_0"]["bytes"] < facts["TQ1_0"]["bytes"]  # no row is left to Q4_0
     architecture = GGUFReader(folder / "model-Q4_0.gguf").get_field("general.architecture")
@@ -208,91 +209,130 @@ def planted(student: Path, path: Path, kind: BlockType = BlockType.F32) -> PreTr
     return made.model
 
 
-@EVERY_GRAPH
-def test_one_flipped_code_is_found(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def flipped(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarray:
-        codes_ON = codes_ON.copy()
-        codes_ON[-1, -1] = -1 if codes_ON[-1, -1] == 1 else 1
-        return pack_blocks(codes_ON, scale, kind)
+def in_tensor(name: str, change: Callable[..., Any]) -> Fault:
+    """Of the one tensor ``name``: ``change`` takes its values and scale, and returns the values."""
 
-    monkeypatch.setattr(gguf, "pack_blocks", flipped)
-    model = planted(student, tmp_path / "a.gguf", BlockType.Q4_0)
-    with pytest.raises(RuntimeError, match=r"1 of \d+ values of .*q_proj.weight are not ours"):
-        check_tensors(tmp_path / "a.gguf", model)
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def changed(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray, float | None]]:
+            for own, values, scale in tensors_of(model):
+                if own == name:
+                    values, scale = change(values.copy(), scale)
+                yield own, values, scale
 
+        patch.setattr(gguf, "tensors_of", changed)
 
-@EVERY_GRAPH
-def test_a_scale_of_up_that_subln_cancels_is_found(
-    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def scaled(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarray:
-        return pack_blocks(codes_ON, scale * 1.01, kind)
-
-    monkeypatch.setattr(gguf, "pack_blocks", scaled)
-    model = planted(student, tmp_path / "a.gguf", BlockType.Q4_0)
-    with pytest.raises(RuntimeError, match="are not ours"):
-        check_tensors(tmp_path / "a.gguf", model)
+    return plant
 
 
-@EVERY_GRAPH
-def test_a_wrong_epsilon_is_found_in_the_logits(student: Path, tmp_path: Path, rows: Tensor):
-    made = load_student(student)
-    reference = Reference(made.model, rows)
-    made.model.config.rms_norm_eps = 1e-3
-    write_gguf(tmp_path / "a.gguf", made, BlockType.F32, BlockType.F32)
-    check_tensors(tmp_path / "a.gguf", made.model)
-    with pytest.raises(RuntimeError, match=r"logits in llama.cpp differ .*, allowed 0.0002"):
-        check_float32(tmp_path / "a.gguf", reference)
+def with_another_code(values: np.ndarray, scale: float | None) -> tuple[np.ndarray, float | None]:
+    values[-1, -1] = -1 if values[-1, -1] == 1 else 1
+    return values, scale
 
 
-@EVERY_GRAPH
-def test_a_cache_that_forgets_is_found_in_the_greedy_tokens(
-    student: Path, tmp_path: Path, rows: Tensor, monkeypatch: pytest.MonkeyPatch
-):
-    made = load_student(student)
-    reference = Reference(made.model, rows)
-    write_gguf(tmp_path / "a.gguf", made, BlockType.F32, BlockType.F32)
-    check_float32(tmp_path / "a.gguf", reference)
+def in_another_order(values: np.ndarray, scale: float | None) -> tuple[np.ndarray, float | None]:
+    """As architecture llama wants the rows, once more where it is that."""
+    return values.reshape(4, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape), scale
 
+
+def another_epsilon(patch: pytest.MonkeyPatch) -> None:
+    def write(writer: Any, config: Any) -> None:
+        config = copy.deepcopy(config)
+        config.rms_norm_eps = 0.1
+        shape(writer, config)
+
+    shape = gguf._write_shape
+    patch.setattr(gguf, "_write_shape", write)
+
+
+def another_epsilon_among_large_errors(patch: pytest.MonkeyPatch) -> None:
+    another_epsilon(patch)
+    patch.setattr(gguf_gate, "PACKED_TOLERANCE", 1.0)
+
+
+def a_cache_that_forgets(patch: pytest.MonkeyPatch) -> None:
     def forgets(self: LlamaCpp, tokens: list[int], position: int = 0, **kinds: bool) -> np.ndarray:
         return logits(self, tokens, 0, **kinds)
 
     logits = LlamaCpp.logits
-    monkeypatch.setattr(LlamaCpp, "logits", forgets)
-    with pytest.raises(RuntimeError, match=r"greedy token \d+ is \d+ in llama.cpp and \d+ here"):
-        check_float32(tmp_path / "a.gguf", reference)
+    patch.setattr(LlamaCpp, "logits", forgets)
 
 
-def test_queries_that_are_not_put_in_the_order_of_the_graph_are_found_in_the_logits(
-    tokenizer: Path, tmp_path: Path, rows: Tensor, monkeypatch: pytest.MonkeyPatch
+def queries_as_in_transformers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gguf, "_in_pairs", lambda rows_ON, size: rows_ON)
+
+
+NORM, QUERY = "model.layers.1.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
+CODE = in_tensor(QUERY, with_another_code), f": 1 of .* values of {QUERY} are not ours"
+SCALE = in_tensor(UP, lambda codes, scale: (codes, scale * 1.01)), f"values of {UP} are not ours"
+"""SubLN cancels it."""
+LOGITS = "logits in llama.cpp differ"
+GREEDY = r"greedy token \d+ is \d+ in llama.cpp and \d+ here"
+IN_EVERY_GRAPH = {
+    "order": ("F32", in_tensor(QUERY, in_another_order), LOGITS),
+    "epsilon": ("F32", another_epsilon, f"{LOGITS} .*, allowed 0.0002"),
+    "cache": ("F32", a_cache_that_forgets, GREEDY),
+    "packed order": ("Q4_0", in_tensor(QUERY, in_another_order), f"values of {QUERY} are not ours"),
+    "packed epsilon": ("Q4_0", another_epsilon, LOGITS),
+}
+FAULTS = {
+    **IN_EVERY_GRAPH,
+    "pairs": ("F32", queries_as_in_transformers, LOGITS),
+    "code": ("Q4_0", *CODE),
+    "scale": ("Q4_0", *SCALE),
+    "norm": ("Q4_0", in_tensor(NORM, lambda gain, _: (gain * 1.01, None)), f"values of {NORM}"),
+    "divergence": ("Q4_0", another_epsilon_among_large_errors, "the KL divergence differ"),
+    "packed cache": ("Q4_0", a_cache_that_forgets, GREEDY),
+}
+
+
+@pytest.mark.parametrize(
+    ("student", "name"),
+    [
+        *itertools.product(DENSE, IN_EVERY_GRAPH),
+        ("llama", "pairs"),
+        *(("bitnet", name) for name in ("code", "scale", "norm", "divergence", "packed cache")),
+    ],
+    indirect=["student"],
+)
+def test_a_fault_in_a_file_ends_the_export(
+    student: Path, rows: Tensor, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    student = save_student(tmp_path / "student", tokenizer, "llama")
-    monkeypatch.setattr(gguf, "_in_pairs", lambda rows_ON, size: rows_ON)
-    model = planted(student, tmp_path / "a.gguf")
-    check_tensors(tmp_path / "a.gguf", model)
-    with pytest.raises(RuntimeError, match=r"logits in llama.cpp differ"):
-        check_float32(tmp_path / "a.gguf", Reference(model, rows))
+    file, fault, said = FAULTS[name]
+
+    def write(path: Path, *how: Any) -> dict[str, int]:
+        if path.name == f"model-{file}.gguf":
+            fault(monkeypatch)
+        return write_gguf(path, *how)
+
+    monkeypatch.setattr(gguf_stage, "write_gguf", write)
+    asked = ExportSettings(gguf=["Q4_0"])
+    with pytest.raises(RuntimeError, match=f"model-{file}.gguf.*{said}"):
+        export_gguf(asked, load_student(student), student.parent, tokens_BT=rows)
 
 
-@EVERY_GRAPH
-def test_queries_in_the_order_of_another_graph_are_found(
-    student: Path, tmp_path: Path, rows: Tensor
+@pytest.mark.parametrize("kind", [*BLOCKS, BlockType.F32], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(("fault", "said"), [CODE, SCALE], ids=["code", "scale"])
+@pytest.mark.parametrize("graph", DENSE)
+def test_a_wrong_code_and_a_wrong_scale_are_found_in_every_type(
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    graph: str,
+    kind: BlockType,
+    fault: Fault,
+    said: str,
 ):
-    made = load_student(student)
-    reference = Reference(made.model, rows)
-    with torch.no_grad():  # as architecture llama wants them, once more where it is that
-        weight = made.model.get_submodule("model.layers.0.self_attn.q_proj").get_parameter("weight")
-        weight.copy_(weight.view(4, 2, -1, 64).transpose(1, 2).reshape(weight.shape))
-    for kind, check in ((BlockType.F32, check_float32), (BlockType.Q4_0, check_packed)):
-        write_gguf(tmp_path / "a.gguf", made, kind, BlockType.F32)
-        with pytest.raises(RuntimeError, match="differ from ours"):
-            check(tmp_path / "a.gguf", reference)
-        with pytest.raises(RuntimeError, match="values of .*layers.0.self_attn.q_proj"):
-            check_tensors(tmp_path / "a.gguf", load_student(student).model)
+    student = save_student(tmp_path / "student", tokenizer, graph, hidden_size=256)
+    check_tensors(tmp_path / "a.gguf", planted(student, tmp_path / "a.gguf", kind))
+    fault(monkeypatch)
+    model = planted(student, tmp_path / "a.gguf", kind)
+    with pytest.raises(RuntimeError, match=said):
+        check_tensors(tmp_path / "a.gguf", model)
 
 
-def test_text_that_is_split_otherwise_is_found(
-    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_text_that_is_split_otherwise_ends_the_export(
+    student: Path, tmp_path: Path, rows: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -304,12 +344,12 @@ def test_text_that_is_split_otherwise_is_found(
     )
     tokenizer.train_from_iterator(["in 1984 there were 12345 of 12345 people"] * 9, trainer)
     tokenizer.save(str(student / "tokenizer.json"))
-    planted(student, tmp_path / "a.gguf")
-    assert check_tokens(tmp_path / "a.gguf", student, [[5, 6, 7]]) == 5
+    made, asked = load_student(student), ExportSettings(gguf=["Q4_0"])
+    facts = export_gguf(asked, made, tmp_path, tokens_BT=rows)
+    assert facts["gguf"]["texts"] == 4 + len(rows)
     monkeypatch.setitem(exportable._PRETOKENIZERS, ("ByteLevel",), "smollm")  # single digits
-    planted(student, tmp_path / "b.gguf")
     with pytest.raises(RuntimeError, match=r"splits 'In 1984, .* than our tokenizer, from token"):
-        check_tokens(tmp_path / "b.gguf", student, [])
+        export_gguf(asked, made, tmp_path, tokens_BT=rows)
 
 
 def qwen_tokenizer(folder: Path) -> None:

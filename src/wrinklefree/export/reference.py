@@ -23,11 +23,12 @@ class Reference:
     """Logits of our model on the beginnings of rows, float32 [B][T, V], with and without quantized
     activations, and how far rounding noise moves them.
 
-    ``plain_model`` is the one without."""
+    ``plain_model`` is the one without, ``model`` the one with."""
 
     def __init__(self, model: PreTrainedModel, tokens_BT: Tensor) -> None:
         tokens_BT = tokens_BT[:, :LONGEST_ROW]
         self.rows: list[list[int]] = tokens_BT.tolist()
+        self.model = model
         self.quantized = logits_of_rows(model, tokens_BT)
         self.plain_model = plain = with_codes_as_weights(model)
         self.plain = logits_of_rows(plain, tokens_BT)
@@ -63,6 +64,12 @@ def relative(values: list[np.ndarray], truth: list[np.ndarray]) -> float:
         difference += np.square(value_TV.astype(np.float64) - true_TV).sum()
         size += np.square(true_TV.astype(np.float64)).sum()
     return float(np.sqrt(difference / size))
+
+
+def largest_difference(values: list[np.ndarray], truth: list[np.ndarray]) -> float:
+    """The largest of any logit of any row."""
+    pairs = zip(values, truth, strict=True)
+    return max(float(np.abs(value_TV - true_TV).max()) for value_TV, true_TV in pairs)
 
 
 def mean_divergence(truth: list[np.ndarray], values: list[np.ndarray]) -> float:
