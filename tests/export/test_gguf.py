@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -379,6 +380,38 @@ def test_text_is_split_as_qwen_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     planted(student, tmp_path / "b.gguf")
     with pytest.raises(RuntimeError, match=r"than our tokenizer, from token"):
         check_tokens(tmp_path / "b.gguf", student, [])
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "begin", "template"),
+    [
+        ({"bos_token": "<|im_start|>", "chat_template": "{{ messages }}"}, {}, 1, "{{ messages }}"),
+        ({"bos_token": {"content": "<|im_start|>"}}, {"chat_template.jinja": "a"}, 1, "a"),
+        ({}, {"config.json": {"bos_token_id": 2}}, 2, None),
+        ({}, {"config.json": {"bos_token_id": None}}, 0, None),
+    ],
+)  # fmt: skip
+def test_first_and_last_token_and_the_chat_template_are_those_of_the_folder(
+    save_tokenizer: Callable[[Path, list[str]], None],
+    tmp_path: Path,
+    config: dict[str, Any],
+    files: dict[str, Any],
+    begin: int,
+    template: str | None,
+):
+    save_tokenizer(tmp_path, ["<|im_end|>", "<|im_start|>", "<|begin_of_text|>"])
+    student = save_student(tmp_path / "student", tmp_path, "llama")
+    files = {"tokenizer_config.json": config, **files}
+    for name, content in files.items():
+        path = student / name
+        if isinstance(content, dict):
+            content = json.dumps(json.loads(path.read_text()) | content)
+        path.write_text(content)
+    planted(student, tmp_path / "a.gguf")
+    file = GGUFReader(tmp_path / "a.gguf")
+    names = ("ggml.bos_token_id", "ggml.eos_token_id", "ggml.add_bos_token", "chat_template")
+    fields = [file.get_field(f"tokenizer.{name}") for name in names]
+    assert [field and field.contents() for field in fields] == [begin, 0, False, template]
 
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFWriter, SpecialVocab, TokenType
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -189,8 +189,9 @@ def _write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> 
         [one if isinstance(one, str) else " ".join(one) for one in content["model"]["merges"]]
     )
     end = end_of_text_id(folder)
+    named = SpecialVocab(folder, special_token_types=("bos",), n_vocab=vocabulary_size)
     writer.add_eos_token_id(end)
-    writer.add_bos_token_id(end)
-    writer.add_add_bos_token(False)
-    if (template := folder / "chat_template.jinja").is_file():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+    writer.add_bos_token_id(named.special_token_ids.get("bos", end))
+    writer.add_add_bos_token(False)  # whatever the tokenizer does: no row of training begins so
+    if named.chat_template:
+        writer.add_chat_template(named.chat_template)
