@@ -427,7 +427,11 @@ LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
         ("bitnet", {"intermediate_size": 100}, "intermediate_size is 100, no multiple of 32"),
         ("bitnet", {"rope_parameters": LINEAR_ROPE}, "rotary embeddings of type linear"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act is gelu"),
-        ("llama", {"attention_bias": True}, "biases are not written"),
+        (
+            "llama",
+            {"attention_bias": True},
+            "biases of k_proj, o_proj, q_proj, v_proj are not written",
+        ),
         ("llama", {"rope_parameters": LINEAR_ROPE}, "rotary embeddings of type linear"),
         ("qwen3", {"head_dim": 12}, "num_attention_heads . head_dim is 48, no multiple of 32"),
         ("qwen3", WINDOWS, "windows of attention"),
@@ -453,11 +457,16 @@ def test_a_model_that_llama_cpp_has_no_graph_for_gets_no_file_and_the_reason(
     assert not list(tmp_path.rglob("*.gguf"))
 
 
-def test_norms_of_queries_and_another_way_to_split_text_are_obstacles(
+def test_norms_of_queries_more_biases_and_another_way_to_split_text_are_obstacles(
     tokenizer: Path, tmp_path: Path
 ):
     assert "norms of queries" in llama_cpp_obstacles(dense("qwen3"), tokenizer, subln=True)[0]
     assert not llama_cpp_obstacles(dense("qwen3"), tokenizer, subln=False)
+    qwen2 = dense("qwen2")
+    assert not llama_cpp_obstacles(qwen2, tokenizer, subln=False)
+    qwen2.set_submodule("model.layers.1.mlp.down_proj", torch.nn.Linear(256, 64))
+    (found,) = llama_cpp_obstacles(qwen2, tokenizer, subln=False)
+    assert found == "biases of down_proj are not written"
     mistral = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None))
     (found,) = llama_cpp_obstacles(mistral, tokenizer, subln=False)
     assert "its graph of mistral is not known here, only of llama, qwen2, qwen3" in found

@@ -60,9 +60,13 @@ def test_a_base_that_llama_cpp_would_not_run_is_brought_with_a_warning(
     brought: Callable[..., Stage],
 ):
     untied = {"tie_word_embeddings": False}
-    with pytest.warns(UserWarning, match="writes no GGUF file: .* no head beside .*; without Sub"):
+    with pytest.warns(
+        UserWarning, match="this base with SubLN, .*: .* no head beside .*; without Sub"
+    ):
         brought(LlamaForCausalLM(LlamaConfig(**SIZES, **untied)))
-    with pytest.warns(UserWarning, match="hidden_act is gelu. transformers will run it$"):
+    with pytest.warns(
+        UserWarning, match="this base, so .* hidden_act is gelu. transformers will run it$"
+    ):
         brought(LlamaForCausalLM(LlamaConfig(**SIZES, **untied, hidden_act="gelu")))
 
 

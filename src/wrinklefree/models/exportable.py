@@ -30,6 +30,8 @@ _PRETOKENIZERS = {
 }
 """Which of its own llama.cpp has to split text by, by the steps of ``tokenizer.json``."""
 _SMALLEST_BLOCK = 32
+_QWEN2_BIASES = {"q_proj", "k_proj", "v_proj"}
+"""Every Qwen2 has them, and llama.cpp's graph of it no others."""
 
 
 def export_obstacles(model: PreTrainedModel) -> list[str]:
@@ -75,7 +77,7 @@ def fits_bitnet(model: PreTrainedModel) -> bool:
         config.num_attention_heads * head_size(config) == config.hidden_size
         and not names & {"q_norm", "k_norm"}
         and config.hidden_act in ACTIVATIONS
-        and not _has_biases(model)
+        and not _biases(model)
         and not _has_windows(model)
     )
 
@@ -122,15 +124,16 @@ def _obstacles_without_subln(model: PreTrainedModel) -> list[str]:
     kind = model.config.model_type
     if kind not in ARCHITECTURES:
         return [f"its graph of {kind} is not known here, only of {', '.join(ARCHITECTURES)}"]
-    # Those of queries, keys and values, which every Qwen2 has.
-    reasons = ["biases are not written"] if kind != "qwen2" and _has_biases(model) else []
+    biases = _biases(model) - (_QWEN2_BIASES if kind == "qwen2" else set())
+    reasons = [f"biases of {', '.join(sorted(biases))} are not written"] if biases else []
     if _has_windows(model):
         reasons.append("windows of attention are not written")
     return reasons
 
 
-def _has_biases(model: PreTrainedModel) -> bool:
-    return any(name.endswith(".bias") for name, _ in model.named_parameters())
+def _biases(model: PreTrainedModel) -> set[str]:
+    """Names of the layers that have one, without what they are in."""
+    return {name.split(".")[-2] for name, _ in model.named_parameters() if name.endswith(".bias")}
 
 
 def _has_windows(model: PreTrainedModel) -> bool:

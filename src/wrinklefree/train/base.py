@@ -54,11 +54,13 @@ def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
         )
     elif reasons := llama_cpp_obstacles(model, tokenizer, subln=True):
         without = llama_cpp_obstacles(model, tokenizer, subln=False)
+        with_subln, advice = "", ""
+        if not without:
+            with_subln = " with SubLN"
+            advice = "; without SubLN (subln.gain: none) llama.cpp would, too"
         warnings.warn(
-            "llama.cpp would not run what is trained from this base, so that the stage export"
-            f" writes no GGUF file: {'; '.join(reasons)}. transformers will run it"
-            + "; without SubLN (subln.gain: none) llama.cpp would, too"
-            * (not without),
+            f"llama.cpp would not run what is trained from this base{with_subln}, so that the stage"
+            f" export writes no GGUF file: {'; '.join(reasons)}. transformers will run it{advice}",
             NoExportWarning,
             stacklevel=2,
         )
