@@ -6,10 +6,11 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from wrinklefree.evaluate import plots, ternary_plots
-from wrinklefree.evaluate.canvas import save_svg
+from wrinklefree.evaluate.canvas import MODEL_COLORS, save_svg
 from wrinklefree.evaluate.history import History
 from wrinklefree.evaluate.scores import (
     HeldOutScores,
@@ -122,6 +123,17 @@ def test_every_model_has_its_loss_written_in_every_panel_and_bounds_are_marked()
     assert {"whole mixture", "code", "prose"} <= set(texts)
     assert texts.count("9.25") == texts.count("≤ 4.50") == 3
     assert "distilled diffusion" in texts
+
+
+@pytest.mark.parametrize("name", ["base", "stage2", "distill_dlm"])
+def test_a_model_has_one_colour_in_bars_and_curves(name: str):
+    score = _models()["base" if name == "base" else "distill_dlm"]
+    bar = plots.held_out_loss({name: score}).axes[0].patches[0]
+    color = to_hex(bar.get_edgecolor())
+    assert color == MODEL_COLORS[name].lower()
+    for draw in (plots.training_loss, plots.gradient_norms, ternary_plots.code_changes):
+        lines = draw({name: HISTORY}).axes[0].lines
+        assert color in {to_hex(line.get_color()) for line in lines}
 
 
 def test_clipped_steps_are_counted_and_a_stage_without_norms_is_drawn_empty():

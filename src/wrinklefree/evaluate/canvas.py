@@ -24,6 +24,14 @@ INK, GREY, PALE = "#222222", "#8a8a8a", "#d4d4d4"
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SERIES = (BLUE, VERMILION, GREEN, "#CC79A7", ORANGE, "#56B4E9", INK)
 LINE_STYLES = ("-", "--", ":")
+DENSE, TERNARY, DIFFUSION = INK, BLUE, VERMILION
+MODEL_COLORS = {
+    "base": DENSE,
+    **dict.fromkeys(("naive", "subln", "stage2", "distill_ar"), TERNARY),
+    **dict.fromkeys(("dlm", "distill_dlm"), DIFFUSION),
+}
+"""Of each model in bars, in curves and, where it is not that of ink, in a terminal. Against white
+and black the contrast of those is over 3."""
 
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "wrinklefree",

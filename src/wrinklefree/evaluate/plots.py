@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wrinklefree.evaluate.canvas import (
-    BLUE,
+    DENSE,
+    DIFFUSION,
+    GREEN,
     GREY,
     INK,
     LINE_STYLES,
+    MODEL_COLORS,
     ORANGE,
     PALE,
     SERIES,
-    VERMILION,
+    TERNARY,
     heading,
     label_first_column,
     logarithmic,
@@ -65,7 +68,7 @@ def held_out_loss(models: dict[str, ModelScore]) -> Figure:
         for position, (name, found) in enumerate(scores.items()):
             score = found.score if isinstance(found, DomainScore) else found
             if score is not None:
-                _bar(axes, position, score.loss, score.loss_standard_error, models[name])
+                _bar(axes, position, score.loss, score.loss_standard_error, name, models[name])
         axes.set_yticks(range(len(models)), [LABELS.get(name, name) for name in models])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
@@ -76,10 +79,13 @@ def held_out_loss(models: dict[str, ModelScore]) -> Figure:
     _widen_for_labels(grid[0], models)
     figure.legend(
         handles=[
-            Patch(facecolor=INK, label="dense"),
-            Patch(facecolor=BLUE, label="ternary"),
+            Patch(facecolor=DENSE, label="dense"),
+            Patch(facecolor=TERNARY, label="ternary"),
             Patch(
-                facecolor="white", edgecolor=ORANGE, hatch="////", label="ternary diffusion (bound)"
+                facecolor="white",
+                edgecolor=DIFFUSION,
+                hatch="////",
+                label="ternary diffusion (bound)",
             ),
         ],
         loc="outside lower left",
@@ -100,8 +106,9 @@ def training_loss(histories: dict[str, History]) -> Figure:
     from matplotlib.patches import Patch
 
     figure, loss_row, strength_row = stage_panels(histories, "Training loss of every stage")
-    for loss, strength, history in zip(loss_row, strength_row, histories.values(), strict=True):
-        curve(loss, history, "train/loss", BLUE)
+    drawn = zip(loss_row, strength_row, histories.items(), strict=True)
+    for loss, strength, (name, history) in drawn:
+        curve(loss, history, "train/loss", MODEL_COLORS.get(name, GREY))
         if history.reports("train/lambda"):
             strength.fill_between(
                 *points(history, "train/lambda"), color=ORANGE, alpha=0.35, linewidth=0
@@ -170,19 +177,21 @@ def _named(metric: str) -> str:
 @styled
 def gradient_norms(histories: dict[str, History]) -> Figure:
     """Gradient norm before and after clipping, ZClip's running mean, and the clipped steps."""
+    from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
     figure, norm_row, clip_row = stage_panels(histories, "Gradient norms and clipping")
-    for norms, clips, history in zip(norm_row, clip_row, histories.values(), strict=True):
-        norms.plot(*points(history, "train/grad_norm_clipped"), color=BLUE, linewidth=0.9)
-        norms.plot(*points(history, "train/zclip_ema_mean"), color=INK, linewidth=1.4)
+    for norms, clips, (name, history) in zip(norm_row, clip_row, histories.items(), strict=True):
+        color = MODEL_COLORS.get(name, GREY)
+        norms.plot(*points(history, "train/grad_norm_clipped"), color=color, linewidth=0.9)
+        norms.plot(*points(history, "train/zclip_ema_mean"), color=ORANGE, linewidth=1.6)
         logarithmic(norms)
         raw, flags = history.series("train/grad_norm_raw"), history.series("train/grad_clipped")
         steps = zip(history.tokens, raw, flags, strict=True)
         before = [(tokens, norm) for tokens, norm, flag in steps if flag > 0.0]
         clipped = [tokens for tokens, _ in before]
-        norms.plot(clipped, [norm for _, norm in before], "o", color=VERMILION, markersize=3.0)
-        clips.vlines(clipped, 0.0, 1.0, color=VERMILION, linewidth=0.7)
+        norms.plot(clipped, [norm for _, norm in before], "o", color=GREEN, markersize=3.0)
+        clips.vlines(clipped, 0.0, 1.0, color=GREEN, linewidth=0.7)
         clips.set_ylim(0.0, 1.0)
         clips.set_yticks([])
         clips.grid(visible=False)
@@ -193,11 +202,13 @@ def gradient_norms(histories: dict[str, History]) -> Figure:
         )
     label_first_column(norm_row, "gradient norm")
     figure.legend(
-        handles=[
-            Line2D([], [], color=BLUE, label="of the update"),
-            Line2D([], [], color=VERMILION, marker="o", linewidth=0, label="before it was clipped"),
-            Line2D([], [], color=INK, label="ZClip's mean"),
+        [
+            tuple(Line2D([], [], color=color) for color in (DENSE, TERNARY, DIFFUSION)),
+            Line2D([], [], color=GREEN, marker="o", linewidth=0),
+            Line2D([], [], color=ORANGE),
         ],
+        ["of the update", "before it was clipped", "ZClip's mean"],
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.0)},
         loc="outside lower left",
         ncols=3,
     )
@@ -276,9 +287,10 @@ def _draw_noise(rows: Axes, steps: Axes, noise: LossNoise) -> None:
         steps.set_title(f"{share:.0%} from the shares of domains", fontweight="normal", fontsize=8)
 
 
-def _bar(axes: Axes, position: int, loss: float, error: float | None, model: ModelScore) -> None:
-    bound = model.kind == "block_diffusion"
-    color = ORANGE if bound else BLUE if model.quantized else INK
+def _bar(
+    axes: Axes, position: int, loss: float, error: float | None, name: str, model: ModelScore
+) -> None:
+    bound, color = model.kind == "block_diffusion", MODEL_COLORS.get(name, GREY)
     axes.barh(
         position,
         loss,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.evaluate import plots, ternary_plots
 from wrinklefree.evaluate.answers import score_tasks
-from wrinklefree.evaluate.canvas import save_svg
+from wrinklefree.evaluate.canvas import DENSE, MODEL_COLORS, save_svg
 from wrinklefree.evaluate.cost import Cost, cost_of
 from wrinklefree.evaluate.generate import (
     Sample,
@@ -55,11 +55,8 @@ KINDS: dict[str, Kind] = {
     "distill_dlm": "diffusion",
 }
 """The models of a run in the order of the table, and what each must be."""
-_STYLES = {
-    name: {"dense": "bold", "ternary": "#2080c0", "diffusion": "#b87800"}[kind]
-    for name, kind in (KINDS | {NAIVE: "ternary"}).items()
-}
-"""Of a model's rows in a terminal, dark or light: the colour that plots give its bar."""
+_STYLES = {name: "bold" if color == DENSE else color for name, color in MODEL_COLORS.items()}
+"""Of a model's rows in a terminal, dark or light."""
 EXPORTED = "distill_ar"
 SHOWN_BITS_PER_BYTE = (BASE, EXPORTED)
 """Whose bits per byte are among the metrics: what goes in, and what is exported."""

@@ -10,6 +10,7 @@ from wrinklefree.evaluate.canvas import (
     BLUE,
     GREY,
     INK,
+    MODEL_COLORS,
     ORANGE,
     PALE,
     heading,
@@ -97,8 +98,9 @@ def code_changes(histories: dict[str, History]) -> Figure:
         axes.set_axis_off()
         return figure
     figure, flipped, zeros = stage_panels(measured, "Codes that an update changes")
-    for upper, lower, history in zip(flipped, zeros, measured.values(), strict=True):
-        upper.plot(*points(history, "ternary/flipped"), color=BLUE, linewidth=1.4)
+    for upper, lower, (name, history) in zip(flipped, zeros, measured.items(), strict=True):
+        color = MODEL_COLORS.get(name, GREY)
+        upper.plot(*points(history, "ternary/flipped"), color=color, linewidth=1.4)
         upper.set_ylim(bottom=0.0)
         lower.plot(*points(history, "ternary/zero"), color=INK, linewidth=1.4)
         lower.set_xlabel("training tokens")
