@@ -73,6 +73,16 @@ def test_rows_of_equal_loss_within_domains_leave_all_noise_to_composition():
     assert noise.rows_of_stage.within < 0.06 * BETWEEN
 
 
+def test_composition_explains_at_most_all_that_is_seen():
+    """Rows lose less where their domain loses more, and steps hardly differ."""
+    domain_SB = np.tile([[0, 0, 0, 2], [0, 2, 2, 2]], (20, 1))
+    loss_SB = MEANS[domain_SB] - 0.9 * (MEANS[domain_SB].mean(1, keepdims=True) - 3.5)
+    noise = loss_noise(history_of(domain_SB, loss_SB))
+    assert noise is not None
+    assert noise.composition_of_stage > 2.0 * noise.steps_of_stage > 0.0
+    assert noise.composition_share == 1.0
+
+
 def test_the_split_of_rows_near_a_step_is_the_one_of_these_rows_where_steps_are_alike():
     """Every step has the same mean, so the variance of its rows is that of all rows."""
     domain_SB = np.tile([0, 1, 2, 2], (5, 1))

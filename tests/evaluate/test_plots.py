@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -134,6 +135,14 @@ def test_a_model_has_one_colour_in_bars_and_curves(name: str):
     for draw in (plots.training_loss, plots.gradient_norms, ternary_plots.code_changes):
         lines = draw({name: HISTORY}).axes[0].lines
         assert color in {to_hex(line.get_color()) for line in lines}
+
+
+@pytest.mark.parametrize(("noise", "title"), [(2.0, "% from the shares"), (0.0, "all from the")])
+def test_the_shares_of_domains_explain_no_more_than_all(noise: float, title: str):
+    loss = [5.0 + noise * (step % 2) + 0.001 * step for step in STEPS]
+    metrics = HISTORY.metrics | {"train/loss": loss, "train/loss/code": [1.0] * 40}
+    history = replace(HISTORY, metrics=metrics)
+    assert any(title in text for text in _texts(plots.loss_variance({"stage2": history})))
 
 
 def test_clipped_steps_are_counted_and_a_stage_without_norms_is_drawn_empty():

@@ -54,8 +54,13 @@ class LossNoise:
 
     @property
     def composition_share(self) -> float | None:
-        """Part of the variance of step losses that comes from the shares of domains in steps."""
-        return self.composition_of_stage / self.steps_of_stage if self.steps_of_stage else None
+        """Part of the variance of step losses that comes from the shares of domains in steps.
+
+        1 where that alone is as much as is seen, or more: what it explains was undone by the noise
+        within domains, as happens over few steps.
+        """
+        part, whole = self.composition_of_stage, self.steps_of_stage
+        return min(part / whole, 1.0) if whole else None
 
     def as_json(self) -> dict[str, Any]:
         """``training_noise.<stage>`` of ``evaluation.json``."""

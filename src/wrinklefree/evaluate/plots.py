@@ -201,12 +201,13 @@ def gradient_norms(histories: dict[str, History]) -> Figure:
             f"steps clipped: {len(clipped)} ({share:.1%})", fontweight="normal", fontsize=8
         )
     label_first_column(norm_row, "gradient norm")
+    handles: list[Any] = [
+        tuple(Line2D([], [], color=color) for color in (DENSE, TERNARY, DIFFUSION)),
+        Line2D([], [], color=GREEN, marker="o", linewidth=0),
+        Line2D([], [], color=ORANGE),
+    ]
     figure.legend(
-        [
-            tuple(Line2D([], [], color=color) for color in (DENSE, TERNARY, DIFFUSION)),
-            Line2D([], [], color=GREEN, marker="o", linewidth=0),
-            Line2D([], [], color=ORANGE),
-        ],
+        handles,
         ["of the update", "before it was clipped", "ZClip's mean"],
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0.0)},
         loc="outside lower left",
@@ -282,9 +283,9 @@ def _draw_noise(rows: Axes, steps: Axes, noise: LossNoise) -> None:
         axes.fill_between(*downsample(tokens, whole.tolist()), color=PALE, linewidth=0)
         axes.fill_between(*downsample(tokens, lower.tolist()), color=ORANGE, linewidth=0)
         axes.set_ylim(bottom=0.0)
-    share = noise.composition_share
-    if share is not None:
-        steps.set_title(f"{share:.0%} from the shares of domains", fontweight="normal", fontsize=8)
+    if (share := noise.composition_share) is not None:
+        part = f"{share:.0%}" if share < 1.0 else "all"
+        steps.set_title(f"{part} from the shares of domains", fontweight="normal", fontsize=8)
 
 
 def _bar(

@@ -193,8 +193,8 @@ def evaluate_models(
                                              loss_variance: of its rows}}}
         training_noise  {stage: {rows: as loss_variance, of training rows,
                          steps: {total: variance of step losses, composition: its part that
-                         comes from the shares of domains in steps, composition_share}} or null
-                         for a stage of one step}
+                         comes from the shares of domains in steps, composition_share, at most 1}}
+                         or null for a stage of one step}
         recovered  {ternary autoregressive model: share of the naive damage undone, or null}
         ternary    {ternary model: {minus, zero, plus: shares of the codes; layers, weights}}
         cost       {model: {embedding, ternary, matrices, norms: parameters; scales; additions,
