@@ -11,6 +11,7 @@ from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.train.hooks import HeldOutLoss, QuantizationWarmup
+from wrinklefree.train.journal import Silent
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.next_token import NextToken
@@ -143,11 +144,16 @@ def test_a_resumed_run_measures_the_same(
     assert second.state.history == whole.state.history
 
 
-def test_it_is_in_the_progress_line(make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("label", ["stage2", "experiment.ingredients"])
+def test_it_is_in_the_progress_line_of_80_columns(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str], label: str
+):
     trainer = make_trainer(evaluate_interval=3)
+    trainer.journal = Silent(label)
     trainer.run()
     measured = held_out(trainer)
     lines = [line for line in capsys.readouterr().err.splitlines() if "held out" in line]
     assert ["3 of 5 steps" in lines[0], "5 of 5 steps" in lines[1]] == [True, True]
     for line, metrics in zip(lines, measured.values(), strict=True):
         assert f"held out {metrics['held_out/loss']:.3f}" in line
+        assert line.startswith(f"{label}: ") and len(line) <= 80

@@ -109,7 +109,7 @@ def reconstruct_layers(
             facts["layers"].append(errors)
             log(index, errors)
             note = f"layer {index}: error {errors['error_before']:.3f} to"
-            progress.advance(note=f"{note} {errors['error_after']:.3f}")
+            progress.advance(1, f"{note} {errors['error_after']:.3f}")
     progress.finish()
     return facts
 

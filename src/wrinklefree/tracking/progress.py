@@ -15,6 +15,8 @@ from wrinklefree.tracking.terminal import record, say
 T = TypeVar("T")
 
 LINE_SECONDS = 10.0
+_WIDTH = 80
+"""Columns of a terminal, which no line goes beyond."""
 
 
 class Progress:
@@ -54,22 +56,23 @@ class Progress:
         )
         self._shown, self._has_told = shown, False
 
-    def advance(self, amount: int = 1, note: str = "", *, line: bool = False) -> None:
+    def advance(self, amount: int = 1, *notes: str, line: bool = False) -> None:
         """Count ``amount`` units as done.
 
         Parameters
         ----------
-        note : shown behind the bar and in the line, in place of the rate: loss and speed.
+        notes : shown behind the bar and in the line, in place of the rate: loss and speed. The last
+            is left out first where a line is full.
         line : tell a line now.
         """
         self._done += amount
         if not self._bar.disable:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(", ".join(notes), refresh=False)
             self._bar.update(amount)
         now = time.monotonic()
         if self._shown and (line or now - self._last >= LINE_SECONDS):
             self._last, self._has_told = now, True
-            self._tell(f"{self._description}: {self._state(now - self._started, note)}")
+            self._tell_what(self._state(now - self._started, notes))
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -79,17 +82,32 @@ class Progress:
         """Tell how long all of it took, unless it was too short for a line."""
         if self._has_told:
             seconds = tqdm.format_interval(time.monotonic() - self._started)
-            self._tell(f"{self._description}: all {self._done:,} {self._unit} in {seconds}")
+            self._tell_what(f"all {self._done:,} {self._unit} in {seconds}")
 
-    def _state(self, seconds: float, note: str) -> str:
+    def _tell_what(self, state: str) -> None:
+        room = _WIDTH - len(f": {state}")
+        name = self._description
+        self._tell(f"{name if len(name) <= room else f'{name[: room - 1]}…'}: {state}")
+
+    def _state(self, seconds: float, notes: tuple[str, ...]) -> str:
+        """The most of what there is to say that fits behind the description."""
         rate = (self._done - self._first) / seconds if seconds else 0.0
-        behind = note or f"{rate:,.4g} a second"
-        if self._total is None:
-            return f"{self._done:,} {self._unit}, {behind}"
-        left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
-        share = f"{self._done / self._total:.0%}" if self._total else "100%"
-        done = f"{self._done:,} of {self._total:,} {self._unit} ({share})"
-        return f"{done}, {left} left, {behind}"
+        notes = notes or (f"{rate:,.4g} a second",)
+        done, share = f"{self._done:,} {self._unit}", ""
+        left: tuple[str, ...] = ()
+        if self._total is not None:
+            done = f"{self._done:,} of {self._total:,} {self._unit}"
+            share = f" ({self._done / self._total:.0%})" if self._total else " (100%)"
+            time_left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
+            left = (f"{time_left} left",)
+        fewer = notes[:-1]
+        states = (
+            ", ".join([done + shown, *behind])
+            for behind in ((*left, *notes), (*left, *fewer), fewer, left, ())
+            for shown in (share, "")
+        )
+        room = _WIDTH - len(f"{self._description}: ")
+        return next((state for state in states if len(state) <= room), done)
 
 
 def progress(

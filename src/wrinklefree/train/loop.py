@@ -320,7 +320,7 @@ class Trainer:
         if (held_out := entry.get(HELD_OUT)) is not None:
             words.append(f"held out {held_out:.3f}")
         line = is_due(step, self.settings.log_interval, self.settings) or held_out is not None
-        progress.advance(advance, note=", ".join([*words, f"{speed:,.0f} tokens/s"]), line=line)
+        progress.advance(advance, *words, f"{speed:,.0f} tokens/s", line=line)
 
     def _facts(self) -> dict[str, Any]:
         history = self.state.history
