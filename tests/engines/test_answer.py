@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,43 @@ from wrinklefree.tracking.artifact import Origin, writing_artifact
 PRICE = {"distill_ar": {"mean": 0.0833, "low": 0.0654, "high": 0.1012}}
 
 
+EVALUATION = {
+    "models": {
+        "base": {"loss": 3.4312, "loss_standard_error": 0.0787},
+        "naive": {"loss": 4.1, "loss_standard_error": 0.075},
+        "distill_ar": {"loss": 3.4, "loss_standard_error": None},
+    },
+    "cost": {
+        "base": {"bytes_float16": 8_400_000, "picojoules": 6.6e6},
+        "distill_ar": {"bytes_float16": 2_100_000, "picojoules": 2e6},
+    },
+}
+
+
 def make(folder: str, facts: dict[str, Any], **inputs: str) -> None:
-    with writing_artifact(Path(folder), Origin(folder, inputs, {})) as (_, written):
+    with writing_artifact(Path(folder), Origin(folder, inputs, {})) as (made, written):
         written |= facts
+        if folder == "results":
+            (made / "evaluation.json").write_text(json.dumps(EVALUATION))
 
 
 @pytest.fixture(autouse=True)
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run with results, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    make(
-        "results", {"loss": {"base": 3.4312, "naive": 4.1, "distill_ar": 3.4}}, distill_ar="a" * 64
-    )
+    make("results", {}, distill_ar="a" * 64)
 
 
 def test_the_price_is_that_of_the_student_of_the_results():
     make("research/control", PRICE, distill_ar="a" * 64)
-    losses, price = answer_of_run()
-    assert "3.431 dense, 4.100 rounded to three values, 3.400 after training" in losses
+    losses, saved, price = answer_of_run()
+    assert "3.431 ± 0.079 dense, 4.100 ± 0.075 rounded to three values, 3.400 after" in losses
+    assert "8.4 MB in float16 become 2.1 MB, a factor of 4.0;" in saved
+    assert "3.3 times less energy, by an estimate" in saved
     assert "cost +0.083 nats (+0.065 to +0.101)" in price
+    assert ": +0.042 for each halving of its size" in price
     make("research/control", PRICE, distill_ar="b" * 64)
-    _, price = answer_of_run()
+    *_, price = answer_of_run()
     assert "cost +" not in price and "snakemake control" in price
 
 
@@ -40,7 +57,7 @@ def test_sizes_are_those_of_the_files_that_were_written():
     facts = {"parameters": 4200704, "ternary_parameters": 3145728}
     facts |= {"float32_bytes": 16807840, "exported_bytes": 5014296}
     make("models/export", {})
-    assert len(answer_of_run()) == 2, "nothing was exported"
+    assert len(answer_of_run()) == 3, "nothing was exported"
     make("models/export", facts)
     assert answer_of_run()[-1] == (
         "Of 4,200,704 parameters 75% are ternary: 16.8 MB in float32, 5.0 for transformers."
