@@ -30,8 +30,9 @@ def decoded(model, prompt, **changes):
 def slow_decode(model, prompt, block_size, shift, new_tokens, threshold):
     """As training sees it: both halves, one committed set after another."""
     tokens, target, passes = list(prompt), len(prompt) + new_tokens, 0
+    fixed = {}
     while len(tokens) < target:
-        end = len(tokens) + block_size - len(tokens) % block_size
+        end, before = len(tokens) + block_size - len(tokens) % block_size, passes
         row = torch.tensor([tokens + [0] * (end - len(tokens))])
         masked = torch.arange(end)[None] >= len(tokens)
         positions = torch.arange(end)[None]
@@ -46,8 +47,9 @@ def slow_decode(model, prompt, block_size, shift, new_tokens, threshold):
             passes += 1
             for place in {int(best.argmax()), *(best > threshold).nonzero()[:, 0].tolist()}:
                 row[0, place], masked[0, place] = choice[place], False
+                fixed[place] = passes - before
         tokens = row[0].tolist()
-    return tokens[len(prompt) : target], passes
+    return tokens[len(prompt) : target], passes, [fixed[p] for p in range(len(prompt), target)]
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
@@ -56,7 +58,7 @@ def test_decoding_sees_what_training_saw(tiny_model, shift, block_size):
     model = tiny_model(2)
     result = decoded(model, [4, 7], block_size=block_size, token_shift=shift, threshold=0.5)
     expected = slow_decode(model, [4, 7], block_size, shift, 10, 0.5)
-    assert (result.tokens, result.forward_passes) == expected
+    assert (result.tokens, result.forward_passes, result.fixed_in) == expected
 
 
 @torch.no_grad()
@@ -94,6 +96,7 @@ def test_decoding_stops_at_the_end_of_the_text(tiny_model):
     end = next(token for token in tokens[3:] if tokens.index(token) >= 3)
     result = decoded(model, [1, 2], threshold=0.0, end_of_text_id=end)
     assert result.tokens == tokens[: tokens.index(end) + 1]
+    assert len(result.fixed_in) == len(result.tokens)
 
 
 def test_an_end_of_text_beyond_the_limit_is_not_reached(tiny_model):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,9 +100,28 @@ def test_diffusion_in_blocks_of_one_token_is_greedy_decoding(tiny_llama, tokeniz
     one = ModelFormat().then(DIFFUSION.transforms[0].model_copy(update={"block_size": 1}))
     model = tiny_llama(3)
     greedy = generate_samples(model, ModelFormat(), tokenizer, NEVER, SETTINGS)
-    assert generate_samples(model, one, tokenizer, NEVER, SETTINGS) == greedy
+    single = generate_samples(model, one, tokenizer, NEVER, SETTINGS)
+    assert [replace(sample, unmasked=()) for sample in single] == greedy
+    assert {number for sample in single for _, number in sample.unmasked} == {1}
     blocks = generate_samples(model, DIFFUSION, tokenizer, NEVER, SETTINGS)
     assert [sample.text for sample in blocks] != [sample.text for sample in greedy]
+
+
+def test_what_the_tokens_of_a_diffusion_model_add_is_its_text(tiny_llama, tokenizer: Tokenizer):
+    for sample in generate_samples(tiny_llama(3), DIFFUSION, tokenizer, NEVER, SETTINGS):
+        assert "".join(part for part, _ in sample.unmasked) == sample.text
+        assert len(sample.unmasked) == sample.tokens
+        assert 1 < max(number for _, number in sample.unmasked) <= 4
+
+
+def test_a_page_shows_the_pass_that_committed_each_token_and_markdown_lists_them():
+    parts = ((" \n", 1), ("a", 1), (" <b>", 3), ("", 2), ("\n", 2))
+    samples = {"dlm": [Sample("a", " \na <b>\n", 5, 3, False, unmasked=parts)]}
+    shown = re.findall(r"<pre>(.*?)</pre>", samples_page(samples), re.DOTALL)[0]
+    assert re.sub(r"<(/?span|sub)[^>]*>", "", shown) == "a1</sub> &lt;b&gt;3</sub>"
+    assert re.findall(r"/ (\d+)%", shown) == ["0", "50"]
+    assert samples_markdown(samples, 5).endswith("each token stood: 1 1 3 2 2\n")
+    assert samples["dlm"][0].as_json()["unmasked"] == parts
 
 
 def test_the_end_of_text_is_counted_but_not_shown(tiny_llama, tokenizer: Tokenizer):

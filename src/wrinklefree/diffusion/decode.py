@@ -29,6 +29,8 @@ class Decoded:
     """New tokens; the last one is end of text if the model stopped by itself."""
     forward_passes: int
     """``len(tokens) / forward_passes`` tells how much is decoded in parallel."""
+    fixed_in: list[int]
+    """Of each token the pass that committed it, counted in its block from 1."""
 
 
 @torch.no_grad()
@@ -59,21 +61,28 @@ def decode(
             " from the one before it; give a prompt of at least one token"
         )
     tokens = list(prompt)
-    passes = 0
+    passes, fixed_in = 0, [0] * len(prompt)
     while len(tokens) < len(prompt) + new_tokens:
         block_end = (len(tokens) // block_size + 1) * block_size
         masked = list(range(len(tokens), block_end))
         tokens += [mask_token_id] * len(masked)
+        before = passes
+        fixed_in += [0] * len(masked)
         while masked:
             choice_M, probability_M = _predict(
                 model, tokens, masked, block_size, token_shift, mask_token_id
             )
             passes += 1
-            masked = _commit(tokens, masked, choice_M, probability_M, threshold)
+            remaining = _commit(tokens, masked, choice_M, probability_M, threshold)
+            for position in set(masked) - set(remaining):
+                fixed_in[position] = passes - before
+            masked = remaining
             known = tokens[len(prompt) : masked[0] if masked else block_end][:new_tokens]
             if end_of_text_id in known:
-                return Decoded(known[: known.index(end_of_text_id) + 1], passes)
-    return Decoded(tokens[len(prompt) : len(prompt) + new_tokens], passes)
+                known = known[: known.index(end_of_text_id) + 1]
+                return Decoded(known, passes, fixed_in[len(prompt) :][: len(known)])
+    new = slice(len(prompt), len(prompt) + new_tokens)
+    return Decoded(tokens[new], passes, fixed_in[new])
 
 
 def _commit(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from wrinklefree.models.future_heads import future_heads
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.tracking.terminal import printable
 
-_GUESSES = ("guessed", "accepted")
+_OF_SOME = ("guessed", "accepted", "unmasked")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ class Sample:
     """Tokens that heads for later tokens guessed, where the model has any."""
     accepted: int = 0
     """Those that were right."""
+    unmasked: tuple[tuple[str, int], ...] = ()
+    """From a diffusion model: what each token adds to ``text``, and the pass that committed it,
+    counted in its block from 1."""
 
     def as_json(self) -> dict[str, Any]:
         """An entry of ``samples.<model>`` of ``evaluation.json``."""
         content = asdict(self)
-        return {name: content[name] for name in content if self.guessed or name not in _GUESSES}
+        return {name: value for name, value in content.items() if value or name not in _OF_SOME}
 
 
 def generate_samples(
@@ -69,7 +73,7 @@ def generate_samples(
     for number, prompt in enumerate(settings.prompts, start=1):
         prompt_ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
         _check_length(number, len(prompt_ids), settings.new_tokens, model)
-        guesses = (0, 0)
+        guesses, fixed_in = (0, 0), list[int]()
         if diffusion:
             decoded = decode(
                 model,
@@ -80,6 +84,7 @@ def generate_samples(
                 **limits,
             )
             new_ids, passes = decoded.tokens, decoded.forward_passes
+            fixed_in = decoded.fixed_in
         elif future_heads(model):
             found = decode_speculatively(model, prompt_ids, **limits)
             new_ids, passes, guesses = found.tokens, found.forward_passes, found.guesses
@@ -87,9 +92,18 @@ def generate_samples(
             new_ids = decode_greedily(model, prompt_ids, **limits)
             passes = len(new_ids)
         ended = new_ids[-1:] == [end_of_text_id]
-        text = tokenizer.decode(new_ids[:-1] if ended else new_ids, skip_special_tokens=False)
-        samples.append(Sample(prompt, text, len(new_ids), passes, ended, *guesses))
+        shown_ids = new_ids[:-1] if ended else new_ids
+        text = tokenizer.decode(shown_ids, skip_special_tokens=False)
+        pieces = tuple(zip(_pieces(tokenizer, shown_ids, text), fixed_in, strict=False))
+        samples.append(Sample(prompt, text, len(new_ids), passes, ended, *guesses, pieces))
     return samples
+
+
+def _pieces(tokenizer: Tokenizer, ids: list[int], text: str) -> list[str]:
+    """What each token adds to ``text``; of a character in several tokens the first has it all."""
+    beginnings = [tokenizer.decode(ids[:n], skip_special_tokens=False) for n in range(len(ids) + 1)]
+    ends = [*accumulate(map(len, beginnings[:-1]), max), len(text)]
+    return [text[start:end] for start, end in pairwise(ends)]
 
 
 @torch.no_grad()
@@ -125,6 +139,9 @@ def samples_markdown(samples: dict[str, list[Sample]], new_tokens: int) -> str:
             sample = continuations[number]
             label = f"**{LABELS.get(name, name)}** ({_passes(sample)})"
             lines += ["", label, "", *_indented(sample.text)]
+            if sample.unmasked:
+                passes = " ".join(str(number) for _, number in sample.unmasked)
+                lines += ["", f"Passes of its block after which each token stood: {passes}"]
     return "\n".join(lines) + "\n"
 
 
@@ -136,7 +153,7 @@ def samples_page(samples: dict[str, list[Sample]]) -> str:
             [
                 (
                     f"{LABELS.get(name, name)} ({_passes(continuations[number])})",
-                    _without_blank_ends(printable(continuations[number].text)) or "(blank)",
+                    _shown(continuations[number]) or "(blank)",
                 )
                 for name, continuations in samples.items()
             ],
@@ -144,6 +161,15 @@ def samples_page(samples: dict[str, list[Sample]]) -> str:
         for number, first in enumerate(next(iter(samples.values())))
     ]
     return sections_page("Samples", sections)
+
+
+def _shown(sample: Sample) -> str | list[tuple[str, int]]:
+    """The text, or its tokens with their passes; neither with blank ends."""
+    if not sample.unmasked:
+        return _without_blank_ends(printable(sample.text))
+    pieces = [(printable(piece), number) for piece, number in sample.unmasked]
+    full = [place for place, (piece, _) in enumerate(pieces) if piece.strip()]
+    return pieces[full[0] : full[-1] + 1] if full else ""
 
 
 def _without_blank_ends(text: str) -> str:

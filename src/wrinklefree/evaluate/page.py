@@ -13,6 +13,7 @@ _STYLE = (
     " .texts { display: grid; gap: 0 2em;"
     " grid-template-columns: repeat(auto-fill, minmax(min(20em, 100%), 1fr)); }"
     " pre { font: 14px/1.5 monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }"
+    " pre sub { font-size: 10px; line-height: 0; }"
     " pre.table { white-space: pre; overflow-x: auto; }"
 )
 
@@ -29,20 +30,38 @@ def text_page(title: str, text: str) -> str:
     return _page(title, f'<pre class="table" tabindex="0">{html.escape(text)}</pre>\n')
 
 
-def sections_page(title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+Numbered = Sequence[tuple[str, int]]
+"""The parts of a text, each with a number from 1."""
+
+
+def sections_page(
+    title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str | Numbered]]]]
+) -> str:
     """A page of texts, each under a line of its own, in sections; side by side where there is room.
 
     Parameters
     ----------
-    sections : of each its heading, and its texts: the line, the text.
+    sections : of each its heading, and its texts: the line, the text. A part with a number has that
+        behind it, and is the darker the higher it is.
     """
     parts = []
     for heading, texts in sections:
         parts.append(f'<h2>{html.escape(heading)}</h2>\n<div class="texts">\n')
         for line, text in texts:
-            parts.append(f"<div><p>{html.escape(line)}</p>\n<pre>{html.escape(text)}</pre></div>\n")
+            shown = html.escape(text) if isinstance(text, str) else _numbered(text)
+            parts.append(f"<div><p>{html.escape(line)}</p>\n<pre>{shown}</pre></div>\n")
         parts.append("</div>\n")
     return _page(title, "".join(parts))
+
+
+def _numbered(parts: Numbered) -> str:
+    """A colour that is half transparent at most stays behind letters on light and dark pages."""
+    most = max(number for _, number in parts)
+    return "".join(
+        f'<span style="background: rgb(0 114 178 / {50 * (number - 1) // max(most - 1, 1)}%)">'
+        f"{html.escape(part)}<sub>{number}</sub></span>"
+        for part, number in parts
+    )
 
 
 def body_of(page: str) -> str:

@@ -203,7 +203,8 @@ def evaluate_models(
         tasks      {autoregressive model: {task: {questions, acc, acc_norm and their standard
                     errors; acc_norm null where choices are not compared by length}}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended; with heads for later
-                    tokens guessed and accepted, too}]}
+                    tokens guessed and accepted, too; of a diffusion model unmasked: [[part of the
+                    text, pass of its block that committed it], of each token]}]}
 
     ``metrics.json``, the few of these numbers that runs are compared by::
 
