@@ -106,3 +106,13 @@ def require_positions(model: PreTrainedModel, sequence_length: int) -> None:
             " Lower mixture.sequence_length, or run the stage that makes the model again if it was"
             " made for shorter rows"
         )
+
+
+def require_float32(model: PreTrainedModel) -> None:
+    """Raise a UserError where a parameter has another type."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UserError(
+                f"parameter {name} is {parameter.dtype}, and training needs float32: smaller types"
+                " lose most updates of a normal size. Use precision: bfloat16 for speed instead"
+            )

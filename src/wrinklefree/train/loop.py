@@ -26,7 +26,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch, BatchSource
 from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.finite import first_not_finite
-from wrinklefree.models.forward import require_embeddings, require_positions
+from wrinklefree.models.forward import require_embeddings, require_float32, require_positions
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.stability.clippers import build_clipper
@@ -90,7 +90,7 @@ class Trainer:
         journal: Journal | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
-        _refuse_low_precision(model)
+        require_float32(model)
         require_embeddings(model, data.vocabulary_size)
         require_positions(model, data.sequence_length)
         self.data = data
@@ -380,12 +380,3 @@ def _tracked(entry: dict[str, float]) -> dict[str, float]:
     """The metrics of an entry of the history, by the names that the tracking has."""
     metrics = {name: value for name, value in entry.items() if "/" in name}
     return metrics | {"train/tokens": entry["tokens"]}
-
-
-def _refuse_low_precision(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise UserError(
-                f"parameter {name} is {parameter.dtype}, and training needs float32: smaller types"
-                " lose most updates of a normal size. Use precision: bfloat16 for speed instead"
-            )

@@ -39,13 +39,17 @@ class Runtime:
     """How many processes there are."""
 
     @classmethod
-    def here(cls, precision: Literal["auto"] | Precision) -> Runtime:
+    def here(
+        cls, precision: Literal["auto"] | Precision, device: torch.device | None = None
+    ) -> Runtime:
         """A GPU where there is one, and all processes that torchrun has started.
 
-        ``auto`` is bfloat16 where every machine multiplies it faster.
+        ``auto`` is bfloat16 where every machine multiplies it faster. A ``device`` that is given
+        is that of one process.
         """
         several = distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1
-        device = _own_device() if several else _device()
+        several &= device is None
+        device = device or (_own_device() if several else _device())
         if device.type == "cpu":
             keep_freed_memory()
         runtime = cls(device, "fp32", *(_join(device) if several else (0, 1)))

@@ -5,6 +5,7 @@ Shapes: M micro-batches, B rows that a process reads of one, R processes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +42,7 @@ def step_totals(
     batches, outputs : of the micro-batches, or of this process's share of them.
     domains : names, by index.
     """
-    terms: dict[str, float] = {}
-    for output in outputs:
-        for name, value in output.terms.items():
-            terms[name] = terms.get(name, 0.0) + float(value)
+    terms = summed_terms(outputs)
     objective, tokens, *summed = runtime.sum(
         sum(output.loss.item() for output in outputs),
         sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches),
@@ -63,6 +61,15 @@ def step_totals(
         terms=dict(zip(terms, summed, strict=True)),
         tokens=int(tokens),
     )
+
+
+def summed_terms(outputs: Sequence[LossOutput]) -> dict[str, float]:
+    """The terms of the micro-batches of a step."""
+    terms: dict[str, float] = {}
+    for output in outputs:
+        for name, value in output.terms.items():
+            terms[name] = terms.get(name, 0.0) + float(value)
+    return terms
 
 
 def domain_metrics(
