@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from wrinklefree.config.catalog import read_catalog, recipe_preset
+from wrinklefree.config.load import validate
 from wrinklefree.config.presets import find_preset, lay_into
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import overlay, read_yaml
+from wrinklefree.train.data import samples_per_step
 
 PROJECT = Path(__file__).parents[2]
+PRESETS = {path.stem: path.read_text() for path in sorted((PROJECT / "params").glob("*.yaml"))}
+OF_A_HUB = ("dataset:", "wrinklefree recipe")
 
 
 @pytest.fixture
@@ -29,6 +36,34 @@ def test_every_preset_laid_into_params_reads_as_its_overlay(project: Path):
         laid = project / "laid.yaml"
         laid.write_text(lay_into(params, preset))
         assert read_yaml(laid) == expected
+
+
+def on_hub_sources(preset: str) -> dict[str, Any]:
+    """The settings of a preset, over the sources of the recipe that its first lines name."""
+    settings = read_yaml(PROJECT / "params.yaml")
+    asked = re.search(r"wrinklefree recipe (\w+) --max-tokens (\d+)", PRESETS[preset])
+    assert asked, "the preset says where its text comes from"
+    name, tokens = asked.groups()
+    catalog = read_catalog(PROJECT / "catalog.yaml")
+    settings = overlay(settings, recipe_preset(catalog, name, settings, max_tokens=int(tokens)))
+    return overlay(settings, read_yaml(PROJECT / "params" / f"{preset}.yaml"))
+
+
+@pytest.mark.filterwarnings("ignore::wrinklefree.optim.settings.UnusualLearningRateWarning")
+@pytest.mark.parametrize("name", [n for n in PRESETS if any(w in PRESETS[n] for w in OF_A_HUB)])
+def test_a_preset_has_as_much_text_as_its_trainings_read(name: str):
+    settings = validate(on_hub_sources(name))
+    tokens: dict[str, int] = {}
+    for source in settings.sources.values():
+        assert source.max_tokens, "text without an end, or of unknown length"
+        tokens[source.domain] = tokens.get(source.domain, 0) + source.max_tokens
+    mixture, scratch = settings.mixture, settings.base.scratch
+    trainings = [settings.stage2, settings.dlm, settings.distill.ar, settings.distill.dlm]
+    for training in (*trainings, *([scratch.training] if scratch else ())):
+        read = training.steps * samples_per_step(training) * mixture.sequence_length
+        for domain, weight in mixture.weights.items():
+            share = weight / sum(mixture.weights.values())
+            assert read * share <= mixture.max_repetition * tokens[domain], domain
 
 
 def test_comments_outside_the_preset_stay(project: Path):
