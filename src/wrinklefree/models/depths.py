@@ -103,7 +103,12 @@ class SkippingLayer(GradientCheckpointingLayer):
         choice: Choice = self.choice(hidden_states)
         rows, length = hidden_states.shape[:2]
         if rows > 1 and past_key_values is not None:
-            assert length > 1, "token by token it reads one text at a time"
+            if length == 1:
+                raise UserError(
+                    f"{rows} texts go on token by token, and layers that leave tokens out"
+                    " (subln.mixture_of_depths) keep the tokens of one: generate one text after the"
+                    " other, or with use_cache=False"
+                )
             past_key_values = None  # who reads several texts at once goes on with none of them
         cached = past_key_values is not None
         place_BC, real_BC = _places(choice.chosen_BT)
