@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from _timing import ROOT, print_header, print_table, require, time_in_turns
 
 from wrinklefree.mixture.loader import TrainingData
