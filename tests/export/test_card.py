@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
+from wrinklefree.downloads.settings import BaseSource
 from wrinklefree.evaluate.scores import (
     HeldOutScores,
     ModelScore,
@@ -26,9 +29,9 @@ def make(folder: Path, stage: str, settings: dict[str, Any], facts: dict[str, An
 @pytest.fixture
 def mixture(tmp_path: Path) -> Path:
     sources = {
-        "poems": {"licence": "CC-BY-4.0"},
-        "notes": {"licence": "CC0-1.0"},
-        "manuals": {"licence": "MIT"},
+        "poems": {"licence": "CC-BY-4.0", "kind": "hub", "dataset": "someone/poems"},
+        "notes": {"licence": "CC0-1.0", "kind": "hub", "dataset": str(tmp_path)},
+        "manuals": {"licence": "MIT", "kind": "package"},
     }
     domains = {
         "prose": {"sources": {"poems": {"train": 1234}, "notes": {"train": 5}}},
@@ -38,16 +41,46 @@ def mixture(tmp_path: Path) -> Path:
     return make(tmp_path / "mixture", "mixture", settings, {"domains": domains})
 
 
-def test_the_card_names_every_source_with_its_licence_and_the_last_weights(
-    mixture: Path, tmp_path: Path
+HEADER = "---\nlibrary_name: transformers\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "named", "said"),
+    [
+        ({"kind": "scratch"}, {}, "trained from scratch"),
+        (
+            {"kind": "hub", "repository": "someone/model", "revision": "0a1b"},
+            {"base_model": "someone/model", "base_model_relation": "quantized"},
+            "is `someone/model` of the Hugging Face hub, commit `0a1b`. What its licence asks for",
+        ),
+        (
+            {
+                "kind": "gguf",
+                "package": "a",
+                "version": "1",
+                "member": "b.gguf",
+                "sha256": "0" * 64,
+            },
+            {},
+            "is `b.gguf` of package a 1. What",
+        ),
+        ({"kind": "folder", "path": "/home/me", "sha256": "0" * 64}, {}, f"sha256 `{'0' * 64}`"),
+    ],
+    ids=lambda one: one.get("kind") if isinstance(one, dict) else None,
+)
+def test_the_card_names_base_and_every_source_with_its_licence_and_the_last_weights(
+    mixture: Path, tmp_path: Path, source: dict[str, str], named: dict[str, str], said: str
 ):
     first, last = ({"prose": 0.5, "code": 0.5}, {"prose": 0.75, "code": 0.25})
     facts = {"tokens": 285702, "weight_changes": [{"weights": first}, {"weights": last}]}
     model = make(tmp_path / "model", "distill", {"distill": {"ar": {"steps": 140}}}, facts)
-    (tmp_path / "README.md").write_text("# A model\n", encoding="utf-8")
-    add_data_to_card(tmp_path, model, mixture)
+    (tmp_path / "README.md").write_text(f"{HEADER}\n# A model\n", encoding="utf-8")
+    add_data_to_card(tmp_path, model, mixture, TypeAdapter(BaseSource).validate_python(source))
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("# A model\n")
+    _, header, text = card.split("---\n", 2)
+    own = {"library_name": "transformers", "datasets": ["someone/poems"]}
+    assert yaml.safe_load(header) == own | named
+    assert text.startswith("\n# A model\n") and said in text and "/home/me" not in text
     assert "stage `distill`, read 285,702 tokens in rows of 2,048" in card
     assert "distill:\n  ar:\n    steps: 140\n```" in card
     assert [line for line in card.splitlines() if line.startswith("| ")][1:] == [
@@ -72,8 +105,9 @@ def test_the_card_has_losses_with_their_errors_and_none_of_a_single_document(tmp
         domains,
         loss_variance(domains, weights),
     )
-    add_losses_to_card(tmp_path, score)
+    add_losses_to_card(tmp_path, score, rows_per_domain=16)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "at most 16 rows of each domain" in card
     assert [line for line in card.splitlines() if line.startswith("| ")][1:] == [
         "| prose | 2 | 4.000 ± 1.000 |",
         "| code | 1 | 2.000 |",

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from wrinklefree.downloads.settings import ScratchBaseSettings
 from wrinklefree.errors import UserError
 from wrinklefree.export import hf
 from wrinklefree.export.gate import check_tensors, compare_with_stock
@@ -210,8 +211,9 @@ def test_transformers_still_loads_one_scale_per_matrix_only(
 
 
 def test_without_an_export_the_folder_says_so(tmp_path: Path) -> None:
-    nowhere = tmp_path / "absent"
-    assert export_student(ExportSettings(linear_class="none"), nowhere, nowhere, tmp_path) == {}
+    asked, nowhere = ExportSettings(linear_class="none"), tmp_path / "absent"
+    base = ScratchBaseSettings(kind="scratch")
+    assert export_student(asked, nowhere, nowhere, tmp_path, base) == {}
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert "export.linear_class is none" in (tmp_path / "README.md").read_text(encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from wrinklefree.downloads.settings import BaseSource
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.stage import export_student
 from wrinklefree.tracking.stage import Stage, stage_main
@@ -9,7 +10,9 @@ from wrinklefree.tracking.stage import Stage, stage_main
 
 def export(stage: Stage) -> dict[str, Any]:
     settings = stage.section("export", ExportSettings)
-    return export_student(settings, stage.inputs["model"], stage.inputs["mixture"], stage.folder)
+    base = stage.section("base.source", BaseSource)
+    model, mixture = stage.inputs["model"], stage.inputs["mixture"]
+    return export_student(settings, model, mixture, stage.folder, base)
 
 
 if __name__ == "__main__":

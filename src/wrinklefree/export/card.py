@@ -8,6 +8,13 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
+from wrinklefree.downloads.settings import (
+    BaseSource,
+    FolderBaseSettings,
+    GgufBaseSettings,
+    HubBaseSettings,
+    ScratchBaseSettings,
+)
 from wrinklefree.evaluate.scores import ModelScore, Score
 from wrinklefree.tracking.artifact import read_manifest
 
@@ -35,6 +42,8 @@ Embeddings, norms and head are float32.{precision}
 
 ## Use
 
+In transformers:
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,16 +53,27 @@ inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```
 
-Needs `transformers` 5 and `accelerate`. The ternary layers of transformers are compiled when they
-first run, which needs a C compiler. Without one, switch the compiler off before the first call:
+As a server of MLflow:
+
+```sh
+mlflow models serve -m path/of/this/folder --env-manager local --port 5001
+```
+
+```sh
+curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
+  -d '{{"inputs": ["Once upon a time"], "params": {{"max_new_tokens": 32}}}}'
+```
+
+Both need `transformers` 5 and `accelerate`, the server `mlflow`. The ternary layers of transformers
+are compiled when they first run, which needs a C compiler. Without one, set the environment
+variable `TORCHDYNAMO_DISABLE=1` before Python starts, or switch the compiler off before the first
+call:
 
 ```python
 import torch
 
 torch.compiler.set_stance("force_eager")
 ```
-
-or set the environment variable `TORCHDYNAMO_DISABLE=1` before Python starts.
 
 ## Checked when it was written
 
@@ -79,9 +99,25 @@ GGUF = """
 |---|---|---|---|---|
 {rows}
 
-`llama-cli -m {first}`. Checked with llama.cpp when it was written: every tensor was read back, of
-{texts} texts all were split alike, and logits of a float32 file were within {exact:.2g} of those of
-this model with activations in floats. llama.cpp quantizes activations in blocks, as in the table.
+All programs of llama.cpp take these files by `-m`; so does its server in Python (`pip install
+xllamacpp`):
+
+```python
+from xllamacpp import CommonParams, Server
+
+parameters = CommonParams()
+parameters.model.path = "path/of/this/folder/{first}"
+server = Server(parameters)
+answer = server.handle_completions(
+    {{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}}
+)
+print(answer["choices"][0]["text"])
+```
+
+Checked with llama.cpp when it was written: every tensor was read back, of {texts} texts all were
+split alike, logits of a float32 file were within {exact:.2g} of those of this model with
+activations in floats, and tokens were chosen one by one as this model would, but where two are
+nearly as likely. llama.cpp quantizes activations in blocks, as in the table.
 """
 
 
@@ -100,8 +136,10 @@ these weights.
 LOSSES = """
 ## How well it predicts text
 
-Nats per token, ± the standard error over documents, on text that no training of its run has seen;
-of the mixture: the mean over domains by their weights, {bits} bits per byte.
+Nats per token, ± the standard error over documents, on text that no training of its run has seen:
+at most {rows_per_domain} rows of each domain, spread over all that were held out, where the tables
+of its run are of `evaluate.rows_per_domain`. Of the mixture: the mean over domains by their
+weights, {bits} bits per byte.
 
 | domain | documents | loss |
 |---|---|---|
@@ -118,7 +156,7 @@ Its last training, stage `{stage}`, read {tokens:,} tokens in rows of {length:,}
 |---|---|---|---|
 {rows}
 
-What it was before that training, a model from elsewhere or one from scratch, is in its lineage.
+{origin}
 The settings of that training:
 
 ```yaml
@@ -132,29 +170,65 @@ licences ask for something of those who pass on what was made of the text: read 
 """
 
 
-def add_data_to_card(folder: Path, model: Path, mixture: Path) -> None:
-    """Say in ``README.md`` of the folder what the model was trained on, from the manifests."""
+def add_data_to_card(folder: Path, model: Path, mixture: Path, base: BaseSource) -> None:
+    """Say in ``README.md`` of the folder what the model was trained on, from the manifests, and
+    what dense model it was made of."""
     trained, read = read_manifest(model), read_manifest(mixture)
     weights = trained.facts["weight_changes"][-1]["weights"]
     sources = read.settings["sources"]
-    rows = [
-        f"| {name} | {domain}, {weights[domain]:.1%} | {documents['train']:,}"
-        f" | {sources[name]['licence']} |"
-        for domain, counted in read.facts["domains"].items()
-        for name, documents in counted["sources"].items()
-    ]
+    rows, hub = [], []
+    for domain, counted in read.facts["domains"].items():
+        for name, documents in counted["sources"].items():
+            source = sources[name]
+            rows.append(
+                f"| {name} | {domain}, {weights[domain]:.1%} | {documents['train']:,}"
+                f" | {source['licence']} |"
+            )
+            if source["kind"] == "hub" and not Path(source["dataset"]).is_dir():
+                hub.append(source["dataset"])
+    _add_to_header(folder, base, sorted(set(hub)))
     text = DATA.format(
         stage=trained.stage,
         tokens=trained.facts["tokens"],
         length=read.settings["mixture"]["sequence_length"],
         rows="\n".join(rows),
+        origin=_origin(base),
         settings=yaml.safe_dump(trained.settings, sort_keys=False),
     )
     _append(folder, text)
 
 
-def add_losses_to_card(folder: Path, score: ModelScore) -> None:
-    """Say in ``README.md`` of the folder what the held-out losses of the model are."""
+def _add_to_header(folder: Path, base: BaseSource, datasets: list[str]) -> None:
+    """Name in the header of ``README.md`` what of the hub the model was made of."""
+    named: dict[str, Any] = {"datasets": datasets} if datasets else {}
+    if isinstance(base, HubBaseSettings):
+        named |= {"base_model": base.repository, "base_model_relation": "quantized"}
+    if named:
+        card = folder / "README.md"
+        _, header, text = card.read_text(encoding="utf-8").split("---\n", 2)
+        card.write_text(f"---\n{header}{yaml.safe_dump(named)}---\n{text}", encoding="utf-8")
+
+
+def _origin(base: BaseSource) -> str:
+    """A sentence on the dense model that it began as."""
+    match base:
+        case ScratchBaseSettings():
+            return "The dense model that it was made of was trained from scratch in the same run."
+        case HubBaseSettings():
+            name = f"`{base.repository}` of the Hugging Face hub, commit `{base.revision}`"
+        case GgufBaseSettings():
+            name = f"`{base.member}` of package {base.package} {base.version}"
+        case FolderBaseSettings():
+            name = f"one in a folder whose files have the sha256 `{base.sha256}`"
+    return (
+        f"The dense model that it was made of is {name}. What its licence asks for, which is not"
+        " known here, holds for what is made of it."
+    )
+
+
+def add_losses_to_card(folder: Path, score: ModelScore, rows_per_domain: int) -> None:
+    """Say in ``README.md`` of the folder what the held-out losses of the model are, measured on at
+    most ``rows_per_domain`` rows of each domain."""
 
     def loss(of: Score) -> str:
         error = of.loss_standard_error
@@ -167,7 +241,11 @@ def add_losses_to_card(folder: Path, score: ModelScore) -> None:
     documents = sum(domain.documents for domain in score.domains.values())
     rows.append(f"| the mixture | {documents:,} | {loss(score.overall)} |")
     bits = score.overall.bits_per_byte
-    text = LOSSES.format(bits="no" if bits is None else f"{bits:.3f}", rows="\n".join(rows))
+    text = LOSSES.format(
+        bits="no" if bits is None else f"{bits:.3f}",
+        rows="\n".join(rows),
+        rows_per_domain=rows_per_domain,
+    )
     _append(folder, text)
 
 

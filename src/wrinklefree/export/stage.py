@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from wrinklefree.downloads.settings import BaseSource
 from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.export.card import add_data_to_card, add_losses_to_card
@@ -25,12 +26,13 @@ _SCORED = EvaluateSettings(rows_per_domain=16, batch_size=4, prompts=["-"])
 
 @torch.no_grad()
 def export_student(
-    settings: ExportSettings, model: Path, mixture: Path, folder: Path
+    settings: ExportSettings, model: Path, mixture: Path, folder: Path, base: BaseSource
 ) -> dict[str, Any]:
     """Write ``model`` to ``folder`` for stock transformers, with and without ternary layers, and as
     GGUF files for llama.cpp.
 
-    ``README.md`` is its model card; ``held_out`` in the facts is the loss there. Where no export is
+    ``README.md`` is its model card, which names ``base``, the dense model that it was made of;
+    ``held_out`` in the facts is the loss there. Where no export is
     wanted, ``folder`` only says so. Errors are those of ``load_student``, ``export_hf``,
     ``export_dequantized`` and ``export_gguf``.
     """
@@ -54,6 +56,6 @@ def export_student(
     facts |= export_gguf(settings, student, folder, tokens_BT=tokens_BT)
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     score = score_model("export", student.model, student.format, held_out, weights, _SCORED, seed=0)
-    add_losses_to_card(folder, score)
-    add_data_to_card(folder, model, mixture)
+    add_losses_to_card(folder, score, _SCORED.rows_per_domain)
+    add_data_to_card(folder, model, mixture, base)
     return facts | {"held_out": score.overall.as_json()}

@@ -26,7 +26,7 @@ READS: dict[str, tuple[str, ...]] = {
     "dlm": ("seed", "dlm"),
     "distill": ("seed", "distill.{instance}"),
     "evaluate": ("seed", "evaluate"),
-    "export": ("export",),
+    "export": ("export", "base.source"),
     "control": ("seed", "stage2", "distill.ar", "control"),
     "finetune": ("seed", "finetune"),
     "synthesize": ("seed", "sources", "synthesize"),
