@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -35,6 +36,8 @@ HISTORY = History(
         "distill/logits_weighted": [0.4 - step / 200 for step in STEPS],
         "distill/hidden_weighted": [0.0] * 40,
         "ternary/flipped": [0.01 / step if step % 5 == 0 else math.nan for step in STEPS],
+        "ternary/scale": [0.1 if step % 5 == 0 else math.nan for step in STEPS],
+        "ternary/dead_rows": [0.0 if step % 5 == 0 else math.nan for step in STEPS],
         "ternary/zero": [0.31 if step % 5 == 0 else math.nan for step in STEPS],
         "train/grad_norm_raw": [1.0 + 5.0 * (step == 7) for step in STEPS],
         "train/grad_norm_clipped": [1.0] * 40,
@@ -93,6 +96,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "loss_terms": lambda: plots.loss_terms({"stage2": HISTORY, "distill_ar": HISTORY}),
     "ternary_shares": lambda: ternary_plots.ternary_shares(_layers(), "stage2"),
     "latent_weights": lambda: ternary_plots.latent_weights(_layers(), "stage2"),
+    "ternary_scales": lambda: ternary_plots.ternary_scales(_layers(), "stage2"),
     "code_changes": lambda: ternary_plots.code_changes({"base": DENSE, "stage2": HISTORY}),
 }
 
@@ -179,6 +183,21 @@ def test_weights_between_the_thresholds_are_drawn_apart_and_all_are_counted():
 def test_only_trainings_that_measured_codes_are_drawn_and_none_is_said():
     assert "base" not in _texts(DRAWINGS["code_changes"]())
     assert any("telemetry_interval" in text for text in _texts(ternary_plots.code_changes({})))
+
+
+def test_every_statistic_that_was_measured_has_a_line_of_panels_with_its_unit():
+    texts = _texts(ternary_plots.code_changes({"stage2": HISTORY, "dlm": HISTORY}))
+    for label in ("an update", "are 0", "no code but 0", "scale"):
+        assert sum(label in text for text in texts) == 1
+    assert not any("distance" in text for text in texts), "nothing measured it"
+
+
+def test_shares_of_weights_have_ticks_and_every_scale_its_dot():
+    axes = DRAWINGS["latent_weights"]().axes[0]
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    assert {"0%", "10%"} & {tick.get_text() for tick in axes.get_yticklabels()}
+    lines = [line for axes in DRAWINGS["ternary_scales"]().axes for line in axes.lines]
+    assert [np.asarray(line.get_ydata()).tolist() for line in lines] == [[0.1] * 3] * 3
 
 
 def test_ternary_shares_of_a_layer_fill_the_bar():

@@ -46,6 +46,7 @@ FILES = {
     "plots/loss_variance.svg",
     "plots/ternary_shares.svg",
     "plots/latent_weights.svg",
+    "plots/ternary_scales.svg",
     "plots/code_changes.svg",
     "plots/loss_terms.svg",
 }

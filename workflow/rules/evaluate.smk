@@ -7,6 +7,7 @@ PLOTS = {
     "loss_terms": "Training",
     "ternary_shares": "Ternary weights",
     "latent_weights": "Ternary weights",
+    "ternary_scales": "Ternary weights",
     "code_changes": "Ternary weights",
 }
 

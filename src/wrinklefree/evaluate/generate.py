@@ -24,7 +24,7 @@ from wrinklefree.models.future_heads import future_heads
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
 from wrinklefree.tracking.terminal import printable
 
-_OF_SOME = ("guessed", "accepted", "unmasked")
+_GUESSES = ("guessed", "accepted")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Sample:
     def as_json(self) -> dict[str, Any]:
         """An entry of ``samples.<model>`` of ``evaluation.json``."""
         content = asdict(self)
-        return {name: value for name, value in content.items() if value or name not in _OF_SOME}
+        absent = (() if self.guessed else _GUESSES) + (() if self.unmasked else ("unmasked",))
+        return {name: value for name, value in content.items() if name not in absent}
 
 
 def generate_samples(

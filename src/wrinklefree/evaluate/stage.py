@@ -322,6 +322,7 @@ def _plot(folder: Path, found: _Examination, histories: dict[str, History]) -> N
     layers = found.ternary[shown]
     save_svg(ternary_plots.ternary_shares(layers, shown), folder / "ternary_shares.svg")
     save_svg(ternary_plots.latent_weights(layers, shown), folder / "latent_weights.svg")
+    save_svg(ternary_plots.ternary_scales(layers, shown), folder / "ternary_scales.svg")
     if histories:
         save_svg(ternary_plots.code_changes(histories), folder / "code_changes.svg")
         save_svg(plots.loss_terms(histories), folder / "loss_terms.svg")

@@ -18,8 +18,9 @@ from wrinklefree.evaluate.canvas import (
     panel_grid,
     panels,
     styled,
+    tokens_axis,
 )
-from wrinklefree.evaluate.curves import points, stage_panels
+from wrinklefree.evaluate.curves import points, reported
 from wrinklefree.evaluate.history import History
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.evaluate.ternary import HISTOGRAM_EDGES, LayerTernary
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
 
 GAUSSIAN_ZERO_SHARE = math.erf(0.5 * math.sqrt(2.0 / math.pi) / math.sqrt(2.0))
 """Share of zero codes of normally distributed weights: P(|w| < mean|w| / 2), about 0.31."""
+
+_STATISTICS = {
+    "ternary/flipped": "codes that\nan update\nchanges",
+    "ternary/flipped_since": "codes not\nwhat they were\nat the start",
+    "ternary/zero": "codes\nthat are 0",
+    "ternary/dead_rows": "outputs with\nno code but 0",
+    "ternary/threshold_distance": "distance to\nanother code\n(scales)",
+    "ternary/scale": "scale",
+}
+"""Lines of :func:`code_changes`, and what they are of: shares where no unit is named."""
 
 
 @styled
@@ -66,6 +77,7 @@ def latent_weights(layers: Sequence[LayerTernary], model: str) -> Figure:
     The first and the last bar hold all that lies beyond.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import PercentFormatter
 
     figure, kinds = _kind_panels(
         layers, f"Latent weights behind the codes: {LABELS.get(model, model)}"
@@ -74,12 +86,13 @@ def latent_weights(layers: Sequence[LayerTernary], model: str) -> Figure:
     for axes, chosen in kinds:
         counts = [sum(bins) for bins in zip(*(layer.histogram for layer in chosen), strict=True)]
         shares = [count / sum(counts) for count in counts]
-        colors = [PALE if abs(left + width / 2) < 0.5 else BLUE for left in HISTOGRAM_EDGES[:-1]]
+        color = MODEL_COLORS.get(model, BLUE)
+        colors = [PALE if abs(left + width / 2) < 0.5 else color for left in HISTOGRAM_EDGES[:-1]]
         axes.bar(HISTOGRAM_EDGES[:-1], shares, width=width, align="edge", color=colors)
         for threshold in (-0.5, 0.5):
             axes.axvline(threshold, color=INK, linewidth=1.0, linestyle="--")
         axes.set_xlim(HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
-        axes.set_yticks([])
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _label(kinds, "latent weight / scale", "share of weights")
     line = Line2D([], [], color=INK, linestyle="--", label="where a code changes (±½)")
     figure.legend(handles=[line], loc="outside lower left")
@@ -87,8 +100,36 @@ def latent_weights(layers: Sequence[LayerTernary], model: str) -> Figure:
 
 
 @styled
+def ternary_scales(layers: Sequence[LayerTernary], model: str) -> Figure:
+    """The scale of every ternary matrix over depth, a panel for each kind of linear layer."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, kinds = _kind_panels(
+        layers, f"What a code of 1 stands for, per layer: {LABELS.get(model, model)}"
+    )
+    for axes, chosen in kinds:
+        scales = [layer.scale for layer in chosen]
+        axes.plot(
+            [layer.depth for layer in chosen],
+            scales,
+            "o",
+            color=MODEL_COLORS.get(model, BLUE),
+            markersize=4.0,
+        )
+        axes.set_ylim(0.0, 1.1 * max(layer.scale for layer in layers))
+        axes.grid(visible=True, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _label(kinds, "decoder layer", "scale (unit of weights)")
+    return figure
+
+
+@styled
 def code_changes(histories: dict[str, History]) -> Figure:
-    """Share of the codes that a single update changes, and below it the share of zeros."""
+    """What telemetry tells of the codes over tokens: a line of panels for each statistic that a
+    training measured, and a column for each such training.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     measured = {
         name: history for name, history in histories.items() if history.reports("ternary/flipped")
     }
@@ -97,15 +138,39 @@ def code_changes(histories: dict[str, History]) -> Figure:
         axes.text(0.0, 0.5, "not measured: telemetry_interval of every training is 0", color=GREY)
         axes.set_axis_off()
         return figure
-    figure, flipped, zeros = stage_panels(measured, "Codes that an update changes")
-    for upper, lower, (name, history) in zip(flipped, zeros, measured.items(), strict=True):
-        color = MODEL_COLORS.get(name, GREY)
-        upper.plot(*points(history, "ternary/flipped"), color=color, linewidth=1.4)
-        upper.set_ylim(bottom=0.0)
-        lower.plot(*points(history, "ternary/zero"), color=INK, linewidth=1.4)
-        lower.set_xlabel("training tokens")
-    label_first_column(flipped, "share of the codes")
-    label_first_column(zeros, "zeros")
+    shown = {
+        metric: label
+        for metric, label in _STATISTICS.items()
+        if any(history.reports(metric) for history in measured.values())
+    }
+    rows, columns = len(shown), len(measured)
+    size = (2.6 * columns + 0.9, 1.15 * rows + 1.0)
+    figure, grid = panels(rows, columns, size, sharex="col", sharey="row")
+    heading(figure, "Ternary codes over training")
+    for row, (metric, label) in enumerate(shown.items()):
+        line = grid[row * columns :][:columns]
+        highest = max(
+            max(reported(history, metric)[1], default=0.0) for history in measured.values()
+        )
+        for axes, (name, history) in zip(line, measured.items(), strict=True):
+            color = MODEL_COLORS.get(name, GREY)
+            axes.plot(
+                *points(history, metric),
+                ".-",
+                color=color,
+                linewidth=1.2,
+                markersize=3.0,
+                clip_on=False,
+            )
+            axes.set_xlim(0, history.tokens[-1])
+            axes.set_ylim(0.0, 1.1 * highest or 1.0)
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+            if row == 0:
+                axes.set_title(LABELS.get(name, name))
+            if row == rows - 1:
+                axes.set_xlabel("training tokens")
+                tokens_axis(axes)
+        label_first_column(line, label)
     return figure
 
 
