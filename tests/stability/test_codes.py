@@ -6,7 +6,7 @@ from torch import nn
 
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.settings import Granularity, QuantizerSettings, Scale
-from wrinklefree.stability.codes import CodeTelemetry, LayerCodes
+from wrinklefree.stability.codes import CodeTelemetry, LayerCodes, codes_of
 
 
 def weights_of(layer: BitLinear, values: list[list[float]]) -> None:
@@ -18,10 +18,13 @@ def test_what_an_update_changes_is_counted_by_hand():
     # The mean magnitude is 1 before and after, so that codes change at 0.5.
     layer = BitLinear(4, 3)
     weights_of(layer, [[1.6, -1.4, 0.4, -0.2], [2.0, 2.0, 2.0, 2.0], [0.1, 0.1, 0.1, 0.1]])
-    telemetry = CodeTelemetry(nn.Sequential(layer))
-    weights_of(layer, [[1.4, -1.4, 0.6, -0.2], [2.2, 1.8, 2.0, -2.0], [0.1, 0.1, 0.1, 0.1]])
+    start = codes_of(nn.Sequential(layer))
+    weights_of(layer, [[1.6, 1.4, 0.4, -0.2], [2.0, 2.0, 2.0, 2.0], [0.1, 0.1, 0.1, 0.1]])
+    telemetry = CodeTelemetry(nn.Sequential(layer), start)
+    weights_of(layer, [[1.4, 1.4, 0.6, -0.2], [2.2, 1.8, 2.0, -2.0], [0.1, 0.1, 0.1, 0.1]])
     found = telemetry.layers()["0"]
     assert found.flipped == pytest.approx(2 / 12)
+    assert found.flipped_since == pytest.approx(3 / 12)
     assert found.zero == pytest.approx(5 / 12)
     assert found.dead_rows == pytest.approx(1 / 3)
     assert found.scale == pytest.approx(1.0)

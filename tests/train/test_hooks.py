@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.stability.activations import ActivationTelemetry
 from wrinklefree.train.hooks import Hook
@@ -242,6 +243,25 @@ def test_telemetry_is_in_the_history_where_it_is_due_and_changes_nothing(
     assert seen == pytest.approx(beside.metrics) and seen["activation/quantization_error"] > 0
     assert 0 < measured.state.history[1]["ternary/flipped"] < 0.5
     assert "ternary/flipped" not in measured.state.history[0]
+
+
+def test_codes_are_compared_with_those_of_the_beginning_also_after_a_restart(
+    make_trainer: MakeTrainer,
+):
+    changes: dict[str, Any] = {"telemetry_interval": 5, "checkpoint_interval": 2}
+    stopped = make_trainer("stopped", **changes)
+    start = {
+        name: layer.ternary_codes()[0]
+        for name, layer in stopped.model.named_modules()
+        if isinstance(layer, BitLinear)
+    }
+    stopping_in(stopped, 3)
+    resumed = make_trainer("stopped", **changes)
+    resumed.run()
+    layers = [(resumed.model.get_submodule(name), codes) for name, codes in start.items()]
+    shares = [(layer.ternary_codes()[0] != codes).double().mean().item() for layer, codes in layers]
+    found = resumed.state.history[4]["ternary/flipped_since"]
+    assert 0 < found == pytest.approx(sum(shares) / len(shares))
 
 
 class Beside(Hook):

@@ -23,6 +23,8 @@ class LayerCodes:
 
     flipped: float
     """Share of the codes that the update changed."""
+    flipped_since: float
+    """Share of the codes that are no longer what they were at the start."""
     zero: float
     """Share of the codes that are 0."""
     dead_rows: float
@@ -34,20 +36,25 @@ class LayerCodes:
 
 
 class CodeTelemetry:
-    """Compares the codes of every ternary layer of ``model`` with those that it has now."""
+    """Compares the codes of every ternary layer of ``model`` with those that it has now.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._layers = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, TernaryLayer)
-        }
-        self._before = {name: layer.ternary_codes()[0] for name, layer in self._layers.items()}
+    Parameters
+    ----------
+    start : codes by layer that are compared with as well, from :func:`codes_of`; those of now if
+        there are none.
+    """
+
+    def __init__(self, model: nn.Module, start: dict[str, Tensor] | None = None) -> None:
+        self._layers, self._before = _ternary_layers(model), codes_of(model)
+        self._start = start or self._before
 
     @torch.no_grad()
     def layers(self) -> dict[str, LayerCodes]:
         """By the layer's name in the model."""
-        return {name: _compared(layer, self._before[name]) for name, layer in self._layers.items()}
+        return {
+            name: _compared(layer, self._before[name], self._start[name])
+            for name, layer in self._layers.items()
+        }
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log, none without layers: for each field of :class:`LayerCodes` its mean over
@@ -56,13 +63,23 @@ class CodeTelemetry:
         return layer_metrics("ternary", self.layers())
 
 
-def _compared(layer: TernaryLayer, before_ON: Tensor) -> LayerCodes:
+def codes_of(model: nn.Module) -> dict[str, Tensor]:
+    """Of every ternary layer by name, int8 [O, N]."""
+    return {name: layer.ternary_codes()[0] for name, layer in _ternary_layers(model).items()}
+
+
+def _ternary_layers(model: nn.Module) -> dict[str, TernaryLayer]:
+    return {n: module for n, module in model.named_modules() if isinstance(module, TernaryLayer)}
+
+
+def _compared(layer: TernaryLayer, before_ON: Tensor, start_ON: Tensor) -> LayerCodes:
     codes_ON, scale = layer.ternary_codes()
     distance_ON = (layer.weight.flatten(0, -2).abs() / scale - 0.5).abs()
     zero_ON = codes_ON == 0
     shares = torch.stack(
         [
             (codes_ON != before_ON).double().mean(),
+            (codes_ON != start_ON).double().mean(),
             zero_ON.double().mean(),
             zero_ON.all(1).double().mean(),
             distance_ON.double().mean(),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -21,7 +22,7 @@ from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.settings import LambdaWarmupSettings
 from wrinklefree.quant.warmup import quantization_lambda
 from wrinklefree.stability.activations import ActivationTelemetry
-from wrinklefree.stability.codes import CodeTelemetry
+from wrinklefree.stability.codes import CodeTelemetry, codes_of
 from wrinklefree.stability.gradients import HEALTHY_NORMS, healthy_share
 from wrinklefree.stability.movement import FrozenParameterError, MovementCheck
 from wrinklefree.train.journal import Journal
@@ -249,17 +250,19 @@ class Telemetry(Hook):
     """Activations and codes, every ``telemetry_interval`` steps: what int8 loses of the step's
     rows, and what its update does to the codes.
 
-    Where processes train together, of the rows that the first one reads.
+    Where processes train together, of the rows that the first one reads. The codes that ``model``
+    begins with are kept, a byte each: a resumed training is made of the same model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._open: ActivationTelemetry | None = None
+        self._start = codes_of(model)
 
     def before_step(self, training: Training, step: int) -> dict[str, float]:
         """Begin to measure, where it is time."""
         if (step + 1) % training.settings.telemetry_interval == 0:
             self._open = ActivationTelemetry(training.model).__enter__()
-            self._codes = CodeTelemetry(training.model)
+            self._codes = CodeTelemetry(training.model, self._start)
         return {}
 
     def after_step(self, training: Training, entry: dict[str, float]) -> None:

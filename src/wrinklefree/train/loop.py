@@ -362,7 +362,7 @@ def _hooks_of(
             )
         hooks.append(InfluenceMixture(settings.data.influence, data, held_out))
     if settings.telemetry_interval:
-        hooks.append(Telemetry())
+        hooks.append(Telemetry(train_step.model))
     if settings.averaging.name != "none":
         if held_out is None:
             raise UserError(
