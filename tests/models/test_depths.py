@@ -150,7 +150,7 @@ def test_several_texts_are_read_at_once_but_go_on_alone(tiny: Tiny) -> None:
     model, tokens_BT = mixed(tiny(num_hidden_layers=4)).double(), torch.randint(1, 97, (3, 20))
     cached = model(tokens_BT)  # with the cache that transformers makes unless told otherwise
     torch.testing.assert_close(cached.logits, model(tokens_BT, use_cache=False).logits)
-    with pytest.raises(UserError, match="2 texts go on token by token.* one text after the other"):
+    with pytest.raises(UserError, match="3 texts go on token by token.* one text after the other"):
         model(tokens_BT[:, :1], past_key_values=cached.past_key_values)
 
 

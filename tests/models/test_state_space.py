@@ -230,6 +230,16 @@ def test_shapes_that_do_not_fit_are_refused(changes: dict[str, Any], message: st
         ModelSettings(**SHAPE | {"state_space": SHAPE["state_space"] | changes})
 
 
+@pytest.mark.parametrize("size", [8, 20])
+def test_a_state_holds_as_many_numbers_for_each_feature_as_the_settings_say(size: int) -> None:
+    model = hybrid(state_space=SHAPE["state_space"] | {"state_size": size})
+    mixer = decoder_layers(model)[0].get_submodule("mamba")
+    features = 2 * SHAPE["hidden_size"]
+    # A gate and a value for each feature, what is written and read for each number, a step a head.
+    assert mixer.get_submodule("in_proj").out_features == 2 * features + 2 * size + 4
+    assert model(torch.tensor([[1, 2, 3]]), use_cache=False).logits.isfinite().all()
+
+
 def test_a_head_that_is_not_turned_in_halves_is_refused() -> None:
     with pytest.raises(ValueError, match="a multiple of 4 features per head"):
         ModelSettings(**SHAPE | {"hidden_size": 36})

@@ -79,6 +79,7 @@ SETTINGS: dict[str, Any] = {
     },
     "world_model": {
         "video": {"clips": 24, "held_out_clips": 3, "frames": 3, "size": 8},
+        "tokenizer": {},
         "model": MODEL,
         "quantizer": {},
         "context_frames": 1,

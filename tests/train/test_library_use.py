@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.settings import TrainingSettings
 
+FAMILIES = re.compile(
+    r"bamba|bert|deepseek|falcon|gemma|gpt2|granite|jamba|llama(?![._]cpp)|mamba|mistral|mixtral|olmo"
+    r"|qwen|smollm",
+    re.IGNORECASE,
+)
 README = Path(__file__).parents[2] / "src/wrinklefree/train/README.md"
 
 
@@ -110,3 +116,19 @@ def test_gradients_out_of_scale_are_told_once_within_100_steps(
     assert text.count("warning") == sum(len(re.findall(each, text)) for each in told) == len(told)
     healthy = facts["gradient_health"]["healthy_share"]
     assert healthy == 0.0 if told else healthy > 0.9
+
+
+def names_and_texts(code: str) -> set[str]:
+    """Names and strings of a module, without its docstrings."""
+    nodes = list(ast.walk(ast.parse(code)))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    values = (value for node in nodes if node not in docstrings for value in vars(node).values())
+    return {value for value in values if isinstance(value, str)}
+
+
+def test_the_engine_knows_no_family_of_models_by_name():
+    files = sorted(README.parent.rglob("*.py"))
+    assert len(files) > 30
+    for file in files:
+        found = {w for w in names_and_texts(file.read_text()) if FAMILIES.search(w)}
+        assert not found, file

@@ -37,6 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # inside of torch
 ]
 
+SMALL = ["world_model", "search", *(f"architecture.{name}" for name in ("moe", "hybrid", "depths"))]
 STAGE2 = ["--model", "models/subln", "--teacher", "models/base"]
 STAGE2 += [
     "--teachers",
@@ -141,6 +142,13 @@ def test_a_student_that_leaves_tokens_out_goes_the_way_of_the_run(completed: Pat
     assert last["choice/computed"] == pytest.approx(0.5, abs=0.05)
     transforms = json.loads((student / "wrinklefree.json").read_text())["transforms"]
     assert transforms[0] == {"name": "mixture_of_depths", "every": 2, "capacity": 0.5}
+
+
+@pytest.mark.parametrize("stage", SMALL)
+def test_other_models_and_a_search_take_less_than_a_minute(completed: Path, stage: str):
+    record = json.loads((completed / "logs" / "benchmarks" / f"{stage}.jsonl").read_text())
+    beside = max(1.0, max(os.getloadavg()) / (os.cpu_count() or 1))
+    assert record["s"] < 60 * beside
 
 
 def test_a_killed_architecture_goes_on_and_one_with_the_settings_of_the_run_is_the_run(

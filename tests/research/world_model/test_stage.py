@@ -81,7 +81,8 @@ EFFECTS: dict[str, Any] = {
     "video.size": 16,
     "video.shapes": 3,
     "video.most_speed": 1.0,
-    "tokenizer": {"patch_size": 2, "levels": [[8, 8], [8]]},
+    "tokenizer.patch_size": 8,
+    "tokenizer.levels": [[8, 8], [8]],
     "model.layers": 2,
     "quantizer": {"scale": "least_squares"},
     "training.steps": 5,
@@ -90,6 +91,7 @@ EFFECTS: dict[str, Any] = {
     "training.optimizer": {"name": "muon"},
     "training.schedule": {"warmup_steps": 2},
     "training.lambda_warmup": {"warmup_steps": 0},
+    "training.precision": "bfloat16",
     "context_frames": 2,
 }
 
