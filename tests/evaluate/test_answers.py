@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from wrinklefree.evaluate.answers import score_tasks
-from wrinklefree.evaluate.task_scores import TaskScore, task_columns
+from wrinklefree.evaluate.task_scores import Answer, TaskScore, answers_jsonl, task_columns
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.tasks.questions import Question
 from wrinklefree.tasks.registry import row_of, task_config
@@ -16,11 +19,13 @@ from wrinklefree.tasks.settings import TaskName
 from wrinklefree.tokens.tokenizer import load_tokenizer
 
 CHOICES = ["the city", "a river of the country", "people", "to be", "in 1990, 5 of them", "no"]
+ASKED = [[[*CHOICES, "a"][i - k] for k in (1, 2, 3)] for i in range(7)]
 QUESTIONS: dict[TaskName, list[Question]] = {
-    "sciq": [
-        Question([f"The {CHOICES[i]} and"] * 3, [f" {CHOICES[i - k]}" for k in (1, 2, 3)], i % 3)
-        for i in range(6)
+    "arc_easy": [
+        Question([f"Question: What is {i}?\nAnswer:"] * 3, [f" {one}" for one in asked], i % 3)
+        for i, asked in enumerate(ASKED)
     ],
+    "boolq": [Question([f"Is it {text}?"] * 2, [" yes", " no"], 1) for text in CHOICES],
     "winogrande": [
         Question([f"It is {CHOICES[i]}", f"It is {CHOICES[i - 1]}"], [" of the"] * 2, i % 2)
         for i in range(5)
@@ -34,7 +39,7 @@ def tasks(tmp_path: Path) -> Path:
     for name, questions in QUESTIONS.items():
         rows = "".join(json.dumps(row_of(question)) + "\n" for question in questions)
         (tmp_path / f"{name}.jsonl").write_text(rows)
-        config = task_config(name, questions[0], f"{name}.jsonl")
+        config = task_config(name, questions[0], f"{name}.jsonl", few_shot=0, contaminated=2)
         (tmp_path / f"offline_{name}.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
 
@@ -63,7 +68,7 @@ def test_answers_are_those_of_the_sums_of_log_probabilities(
             if len(found) == 1:
                 right += found[0][1]
                 continue
-            lengths = [len(text.encode()) if by_length else 1 for text in question.continuations]
+            lengths = [len(text) - 1 if by_length else 1 for text in question.continuations]
             scores = [sum_ / length for (sum_, _), length in zip(found, lengths, strict=True)]
             right += scores.index(max(scores)) == question.label
         return right / len(QUESTIONS[name])
@@ -73,10 +78,68 @@ def test_answers_are_those_of_the_sums_of_log_probabilities(
     for name, questions in QUESTIONS.items():
         assert found[name].questions == len(questions)
         assert found[name].acc == pytest.approx(share(name))
-    assert found["sciq"].acc_norm == pytest.approx(share("sciq", by_length=True))
-    assert found["winogrande"].acc_norm is None
-    spread = found["sciq"].acc * (1 - found["sciq"].acc) / (len(QUESTIONS["sciq"]) - 1)
-    assert found["sciq"].acc_standard_error == pytest.approx(spread**0.5)
+    arc = found["arc_easy"]
+    assert arc.acc_norm == pytest.approx(share("arc_easy", by_length=True))
+    assert found["winogrande"].acc_norm is found["boolq"].acc_norm is None
+    spread = arc.acc * (1 - arc.acc) / (arc.questions - 1)
+    assert arc.acc_standard_error == pytest.approx(spread**0.5)
+    assert (arc.few_shot, arc.contaminated) == (0, 2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside of lm-eval
+def test_each_answer_is_lm_evals_of_our_files_and_of_its_own_definition_of_the_task(
+    tiny_llama, tokenizer_folder: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    model, own = tiny_llama(5), tasks / "own.json"
+    ours = score_tasks(model, tokenizer_folder, tasks, batch_size=4)
+    lines = [
+        {
+            "question": question.contexts[0].removeprefix("Question: ").removesuffix("\nAnswer:"),
+            "choices": {"text": choices, "label": ["A", "B", "C"]},
+            "answerKey": "ABC"[question.label],
+        }
+        for question, choices in zip(QUESTIONS["arc_easy"], ASKED, strict=True)
+    ]
+    own.write_text("\n".join(map(json.dumps, lines)))
+    arc = Path(lm_eval.__file__).parent / "tasks" / "arc" / "arc_easy.yaml"
+    elsewhere: dict[str, Any] = {"dataset_path": "json", "dataset_name": None}
+    elsewhere |= {"training_split": None, "validation_split": None}
+    elsewhere["dataset_kwargs"] = {"data_files": {"test": own.name}}
+    configs = [yaml.safe_load(file.read_text()) for file in tasks.glob("*.yaml")]
+    configs.append(yaml.safe_load(arc.read_text()) | elsewhere)
+    monkeypatch.chdir(tasks)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tasks / "cache")
+    reader_of: Any = HFLM
+    reader = reader_of(
+        pretrained=model, tokenizer=AutoTokenizer.from_pretrained(tokenizer_folder), batch_size=1
+    )
+    theirs: Any = simple_evaluate(model=reader, tasks=configs, bootstrap_iters=0)
+    assert set(theirs["samples"]) == {"arc_easy", *(f"offline_{name}" for name in QUESTIONS)}
+    for name, samples in theirs["samples"].items():
+        answers = ours[name.removeprefix("offline_")].answers
+        for answer, sample in zip(answers, samples, strict=True):
+            sums = [likelihood for likelihood, _ in sample["filtered_resps"]]
+            assert answer.log_likelihoods == pytest.approx(sums, rel=1e-4)
+            assert (answer.right, answer.right_by_length) == (sample["acc"], sample.get("acc_norm"))
+    sums_QC = [answer.log_likelihoods for answer in ours["arc_easy"].answers]
+    lengths_QC = [[len(choice) for choice in choices] for choices in ASKED]
+    chosen_Q, with_blank_Q = (
+        np.argmax(np.divide(sums_QC, np.add(lengths_QC, blank)), axis=1) for blank in (0, 1)
+    )
+    assert (chosen_Q != with_blank_Q).any(), "the blank before a choice decides nowhere"
+
+
+def test_answers_are_lines_by_model_task_and_question() -> None:
+    answers = [Answer([-1.5, -0.5], True, False), Answer([-2.0], False)]
+    lines = answers_jsonl({"base": {"sciq": TaskScore(2, 0, 0, 0.5, 0.5, answers=answers)}})
+    assert [json.loads(line) for line in lines.splitlines()] == [
+        {"model": "base", "task": "sciq", "question": number, **vars(answer)}
+        for number, answer in enumerate(answers)
+    ]
 
 
 def test_no_tasks_are_no_answers(tiny_llama, tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -85,10 +148,13 @@ def test_no_tasks_are_no_answers(tiny_llama, tokenizer_folder: Path, tmp_path: P
 
 def test_the_table_has_shares_by_length_where_there_are_any() -> None:
     scores = {
-        "base": {"sciq": TaskScore(10, 0.25, 0.1, 0.5, 0.125), "lambada": TaskScore(1, 1.0, None)},
-        "stage2": {"sciq": TaskScore(10, 0.25, 0.1)},
+        "base": {
+            "sciq": TaskScore(10, 5, 3, 0.25, 0.1, 0.5, 0.125),
+            "lambada": TaskScore(1, 0, 0, 1.0, None),
+        },
+        "stage2": {"sciq": TaskScore(10, 5, 3, 0.25, 0.1)},
     }
     assert task_columns(scores) == [
-        ["lambada", "100.0", "–"],
-        ["sciq", "50.0 ± 12.5", "25.0 ± 10.0"],
+        ["lambada", "100.0", "–", "0", "0 of 1"],
+        ["sciq", "50.0 ± 12.5", "25.0 ± 10.0", "5", "3 of 10"],
     ]

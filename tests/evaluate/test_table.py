@@ -15,6 +15,7 @@ from wrinklefree.evaluate.scores import (
     overall_score,
 )
 from wrinklefree.evaluate.table import markdown_table, plain_table, row_of
+from wrinklefree.evaluate.task_scores import TaskScore
 from wrinklefree.stability.loss_variance import VarianceSplit
 
 
@@ -60,6 +61,31 @@ def test_markdown_has_a_rule_of_one_cell_per_column_and_says_how_to_read_it():
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 8
     assert set(lines[1]) == set("|-: ")
     assert "nats per token" in "\n".join(lines[3:])
+
+
+def test_benchmarks_are_shown_with_their_solved_examples_and_what_stands_in_the_training_text():
+    answers = {
+        "base": {
+            "sciq": TaskScore(1000, 5, 3, 0.25, 0.01),
+            "lambada": TaskScore(90, 0, 0, 1, None),
+        },
+        "distill_ar": {"sciq": TaskScore(1000, 5, 3, 0.5, 0.01)},
+    }
+    model = {"base": _model(3.0, ["web"])}
+    *_, table, note = plain_table(model, {}, answers).split("\n\n")
+    assert "in training text: questions" in " ".join(note.split())
+    assert table.splitlines() == [
+        "model             lambada        sciq",
+        "-------------------------------------",
+        "dense base          100.0  25.0 ± 1.0",
+        "distilled               –  50.0 ± 1.0",
+        "solved examples         0           5",
+        "in training text  0 of 90   3 of 1000",
+    ]
+    assert "| in training text | 0 of 90 |  3 of 1000 |" in markdown_table(model, {}, answers)
+    many = {"base": {f"benchmark_{i}": TaskScore(1000, 5, 3, 0.25, 0.01) for i in range(9)}}
+    for lines, width in ((markdown_table, 100), (plain_table, 80)):
+        assert max(map(len, lines(model, {}, many).splitlines())) <= width
 
 
 def test_a_table_of_what_models_cost_stands_below_and_says_that_energy_is_an_estimate():

@@ -11,7 +11,7 @@ import yaml
 
 from wrinklefree.errors import UserError
 from wrinklefree.tasks.contamination import contaminated
-from wrinklefree.tasks.registry import TASKS, member_of
+from wrinklefree.tasks.registry import TASKS, member_of, shots_of
 from wrinklefree.tasks.settings import TasksSettings
 from wrinklefree.tasks.stage import prepare_tasks
 
@@ -50,7 +50,11 @@ def packed(questions: list[list[dict[str, Any]]]) -> bytes:
 def prepared(
     make_wheel: Callable[..., tuple[Path, str]], raw: Callable[..., Path], tmp_path: Path
 ) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    def prepare(content: dict[str, bytes] | None = None, **settings: Any):
+    def prepare(
+        content: dict[str, bytes] | None = None,
+        text: str = "one Stone - and another stone; is all that is here",
+        **settings: Any,
+    ):
         members = content or {
             member_of(name, 0): packed(questions)  # pyright: ignore[reportArgumentType]
             for name, questions in MEMBERS.items()
@@ -59,9 +63,9 @@ def prepared(
         chosen = {"names": list(MEMBERS), "package": "demo_text", "version": "1.0", **settings}
         folder = tmp_path / "tasks"
         folder.mkdir()
-        text = raw("plain", {"train": ["one Stone - and another stone; is all that is here"]})
+        documents = {"plain": raw("plain", {"train": [text]})}
         facts = prepare_tasks(
-            TasksSettings(sha256=sha256, **chosen), {"plain": text}, folder, cache=tmp_path / "c"
+            TasksSettings(sha256=sha256, **chosen), documents, folder, cache=tmp_path / "c"
         )
         return folder, facts
 
@@ -72,7 +76,7 @@ def test_questions_become_files_without_those_that_leave_the_question_out(prepar
     folder, facts = prepared()
     rows = [json.loads(line) for line in (folder / "sciq.jsonl").read_text().splitlines()]
     assert rows == [
-        {"context": SCIENCE[0][0], "choices": [" ice", " fire"], "label": label} for label in (1, 0)
+        {"context": SCIENCE[0][0], "choices": ["ice", "fire"], "label": label} for label in (1, 0)
     ]
     assert {name: counts["questions"] for name, counts in facts["tasks"].items()} == {
         "sciq": 2,
@@ -110,6 +114,7 @@ def test_a_limit_takes_questions_from_all_of_a_file(prepared) -> None:
         ({member_of("lambada", 0): gzip.compress(b"[")}, "no requests"),
         ({member_of("lambada", 0): b"no gzip"}, "can't be read"),
         ({member_of("lambada", 0): packed([requests_of(0, SCIENCE, 2)])}, "IndexError"),
+        ({member_of("lambada", 0): packed([requests_of(0, [("a", "b")], 0)])}, "no space before"),
     ],
 )
 def test_what_is_no_benchmark_is_one_clear_error(prepared, content, message: str) -> None:
@@ -118,8 +123,51 @@ def test_what_is_no_benchmark_is_one_clear_error(prepared, content, message: str
 
 
 def test_every_task_has_a_file_of_its_own_with_and_without_solved_examples() -> None:
-    members = [member_of(name, few) for name in TASKS for few in (0, 5)]
+    members = [member_of(name, shots_of(name, few)) for name in TASKS for few in (0, 5)]
     assert len(set(members)) == 2 * len(TASKS) - 1  # LAMBADA has no solved examples
+
+
+EXAMPLE = "Question: Who has seen that wind is what moves the leaves of all the trees?\nAnswer: I"
+LEAKED = "What do nine words of one question mean to people who read them here?"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("\n\n".join([EXAMPLE] * 5), 0),  # which makes no question known
+        (f"Once {LEAKED} was asked", 1),
+        ("The sun that burns is known to all of them as a star.", 1),  # an answer, and a long one
+        (f"{LEAKED} Answer: ice", 1),
+    ],
+)
+def test_solved_examples_do_not_count_where_questions_stand_in_the_training_text(
+    prepared, text: str, count: int
+) -> None:
+    shots = "".join(f"{EXAMPLE}\n\n" for _ in range(5))
+    questions = [
+        requests_of(
+            0, [(f"{shots}Question: {LEAKED}\nAnswer:", f" {a}") for a in ("ice", "no")], 0
+        ),
+        requests_of(
+            1,
+            [
+                (f"{shots}Question: A star?\nAnswer:", " moon"),
+                (f"{shots}Question: A star?\nAnswer:", " sun that burns is known to all of them"),
+            ],
+            1,
+        ),
+    ]
+    members = {
+        member_of("sciq", 5): packed(questions),
+        member_of("lambada", 0): packed([requests_of(0, WORD, None)]),
+    }
+    folder, facts = prepared(members, text, names=["sciq", "lambada"], few_shot=5)
+    assert facts["tasks"] == {
+        "sciq": {"questions": 2, "few_shot": 5, "contaminated": count},
+        "lambada": {"questions": 1, "few_shot": 0, "contaminated": 0},
+    }
+    config = yaml.safe_load((folder / "offline_sciq.yaml").read_text())
+    assert config["metadata"] == {"few_shot": 5, "contaminated": count}
 
 
 QUESTION = "The quick brown fox jumps over the lazy dog and then it sleeps until noon"
@@ -138,5 +186,5 @@ QUESTION = "The quick brown fox jumps over the lazy dog and then it sleeps until
 def test_a_question_is_contaminated_where_most_of_it_stands_in_the_text(
     text: str, count: int
 ) -> None:
-    asked = {"task": [QUESTION, "too short to tell"]}
+    asked = {"task": [[QUESTION], ["too short to tell", "or this"], [""]]}
     assert contaminated(asked, ["nothing", text, "too short to tell"]) == {"task": count}

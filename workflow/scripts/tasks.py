@@ -16,8 +16,9 @@ def tasks(stage: Stage) -> dict[str, Any]:
     )
     for name, counts in facts["tasks"].items():
         stage.terminal.say(
-            f"{stage.terminal.label}: {name}: {counts['questions']:,} questions, of which"
-            f" {counts['contaminated']:,} stand in the training text"
+            f"{stage.terminal.label}: {name}: {counts['questions']:,} questions, each after"
+            f" {counts['few_shot']} solved examples; {counts['contaminated']:,} stand in the"
+            " training text"
         )
     return facts
 

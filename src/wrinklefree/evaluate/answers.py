@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from transformers import AutoTokenizer, PreTrainedModel
 
-from wrinklefree.evaluate.task_scores import TaskScore
+from wrinklefree.evaluate.task_scores import Answer, TaskScore
+from wrinklefree.tasks.questions import DELIMITER
+from wrinklefree.tasks.registry import PREFIX
 
 Likelihood = tuple[float, bool]
 """Of a continuation: log-likelihood, and whether greedy decoding gives it."""
@@ -34,7 +37,7 @@ def score_tasks(
     batch_size : rows at a time.
     say : is told a line for every task that is done.
     """
-    files = sorted(tasks.glob("*.jsonl"))
+    files = sorted(tasks.glob(f"{PREFIX}*.yaml"))
     if not files:
         return {}
     from lm_eval.api.instance import Instance  # heavy, as the next, and optional
@@ -46,40 +49,49 @@ def score_tasks(
     reader = reader_of(pretrained=model, tokenizer=words, batch_size=batch_size)
     found = {}
     for file in files:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        name, task = file.stem.removeprefix(PREFIX), yaml.safe_load(file.read_text("utf-8"))
+        lines = (tasks / task["dataset_kwargs"]["data_files"]["test"]).read_text("utf-8")
+        rows = [json.loads(line) for line in lines.splitlines()]
         asked = [pair for row in rows for pair in _pairs(row)]
         requests = [
             Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index)
             for index, pair in enumerate(asked)
         ]
-        answers = iter(reader.loglikelihood(requests, disable_tqdm=True))
-        score = _score(rows, [[next(answers) for _ in _pairs(row)] for row in rows])
-        found[file.stem] = score
-        say(f"{file.stem}: {score.acc:.1%} of {score.questions} questions")
+        likelihoods = iter(reader.loglikelihood(requests, disable_tqdm=True))
+        by_length = "acc_norm" in [scored["metric"] for scored in task["metric_list"]]
+        answers = [
+            _answer(row, [next(likelihoods) for _ in _pairs(row)], by_length) for row in rows
+        ]
+        found[name] = score = _score(answers, **task["metadata"])
+        say(f"{name}: {score.acc:.1%} of {score.questions} questions")
     return found
 
 
 def _pairs(row: dict[str, Any]) -> list[tuple[str, str]]:
     """Contexts and continuations of a question as ``wrinklefree.tasks.registry`` writes it."""
     if "choices" in row:
-        return [(row["context"], choice) for choice in row["choices"]]
-    contexts = row["contexts"] if "contexts" in row else [row["context"]]
-    return [(context, row["continuation"]) for context in contexts]
+        return [(row["context"], DELIMITER + choice) for choice in row["choices"]]
+    if "contexts" in row:
+        return [(context, DELIMITER + row["continuation"]) for context in row["contexts"]]
+    return [(row["context"], row["continuation"])]
 
 
-def _score(rows: list[dict[str, Any]], answers: list[list[Likelihood]]) -> TaskScore:
-    right, right_by_length = [], []
-    for row, likelihoods in zip(rows, answers, strict=True):
-        if "label" not in row:
-            right.append(likelihoods[0][1])
-            continue
-        sums = [likelihood for likelihood, _ in likelihoods]
-        right.append(int(np.argmax(sums)) == row["label"])
-        if "choices" in row:
-            lengths = [len(choice) for choice in row["choices"]]
-            right_by_length.append(int(np.argmax(np.divide(sums, lengths))) == row["label"])
+def _answer(row: dict[str, Any], likelihoods: list[Likelihood], by_length: bool) -> Answer:
+    sums = [likelihood for likelihood, _ in likelihoods]
+    if "label" not in row:
+        return Answer(sums, likelihoods[0][1])
+    right = int(np.argmax(sums)) == row["label"]
+    if not by_length:
+        return Answer(sums, right)
+    lengths = [len(choice) for choice in row["choices"]]
+    return Answer(sums, right, int(np.argmax(np.divide(sums, lengths))) == row["label"])
+
+
+def _score(answers: list[Answer], few_shot: int, contaminated: int) -> TaskScore:
+    right = [answer.right for answer in answers]
+    right_by_length = [found for answer in answers if (found := answer.right_by_length) is not None]
     by_length = _share(right_by_length) if right_by_length else (None, None)
-    return TaskScore(len(rows), *_share(right), *by_length)
+    return TaskScore(len(answers), few_shot, contaminated, *_share(right), *by_length, answers)
 
 
 def _share(right: list[bool]) -> tuple[float, float | None]:

@@ -29,7 +29,7 @@ from wrinklefree.evaluate.page import text_page, write_texts
 from wrinklefree.evaluate.scores import LABELS, ModelScore, recovered_share
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.table import markdown_table, plain_table, row_of
-from wrinklefree.evaluate.task_scores import TaskScore
+from wrinklefree.evaluate.task_scores import TaskScore, answers_jsonl
 from wrinklefree.evaluate.ternary import LayerTernary, pooled, ternary_csv, ternary_layers
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
@@ -200,8 +200,10 @@ def evaluate_models(
         cost       {model: {embedding, ternary, matrices, norms: parameters; scales; additions,
                     multiply_adds, scalings: of a token; bytes_float32, bytes_float16: with
                     floats of that size; picojoules: an estimate of a token's arithmetic}}
-        tasks      {autoregressive model: {task: {questions, acc, acc_norm and their standard
-                    errors; acc_norm null where choices are not compared by length}}}
+        tasks      {autoregressive model: {task: {questions; few_shot: solved examples before
+                    each; contaminated: questions that stand in the training text; acc,
+                    acc_norm and their standard errors; acc_norm null where choices are not
+                    compared by length}}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended; with heads for later
                     tokens guessed and accepted, too; of a diffusion model unmasked: [[part of the
                     text, pass of its block that committed it], of each token]}]}
@@ -213,7 +215,8 @@ def evaluate_models(
         bits_per_byte  {model of :data:`SHOWN_BITS_PER_BYTE`: as above, unless null}
         acc            {task: of the exported model, as above}; none without tasks
 
-    ``curves/<stage>.csv`` (see :func:`curves_csv`) of every training stage,
+    ``answers.jsonl`` (see :func:`answers_jsonl`), where there are tasks, to compare models by
+    question. ``curves/<stage>.csv`` (see :func:`curves_csv`) of every training stage,
     ``table.md`` and ``table.txt`` (100 and 80 columns), ``samples.md``, both as pages as well,
     ``ternary.csv`` (a line per ternary layer), ``plots/*.svg``. All are functions of the arguments
     alone.
@@ -293,6 +296,8 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         "samples.html": samples_page(found.samples),
         "ternary.csv": ternary_csv(found.ternary),
     }
+    if lines := answers_jsonl(found.answers):
+        texts["answers.jsonl"] = lines
     curves = {f"{name}.csv": curves_csv(history) for name, history in histories.items()}
     (folder / "curves").mkdir(parents=True, exist_ok=True)
     write_texts(folder, texts)

