@@ -26,6 +26,7 @@ from workspace import (
     snakemake_reruns,
 )
 
+from wrinklefree.export.gate import AMPLIFICATION_MARGIN, LOGITS_TOLERANCE
 from wrinklefree.schema.load import overlay, read_yaml
 from wrinklefree.tracking.artifact import open_artifact, read_manifest
 from wrinklefree.train.history import read_history
@@ -57,22 +58,41 @@ def stage2(project: Path, **settings: Any) -> list[str]:
     return [*script, "--settings", json.dumps(section), *STAGE2]
 
 
-def test_the_exported_student_gives_lm_eval_the_answers_that_the_results_have(
+def test_the_exported_student_gives_lm_eval_each_answer_that_the_results_have(
     completed: Path, tmp_path: Path
 ):
-    folder, found = completed / "data" / "tasks", {}
-    arguments = "--model hf --model_args pretrained=../../models/export,dtype=float32"
-    asked = f"--include_path . --tasks offline_sciq,offline_lambada --output_path {tmp_path}"
-    run(folder, "lm_eval", "run", *f"{arguments} {asked} --device cpu".split())
-    for file in tmp_path.rglob("results_*.json"):
-        found = json.loads(file.read_text())["results"]
-    evaluation = json.loads((completed / "results" / "evaluation.json").read_text())
-    ours = evaluation["tasks"]["distill_ar"]
-    assert set(evaluation["tasks"]) == {"base", "naive", "subln", "stage2", "distill_ar"}
-    for task in ("sciq", "lambada"):
-        # An int8 code at a rounding boundary may turn one answer.
-        close = pytest.approx(ours[task]["acc"], abs=1 / ours[task]["questions"] + 1e-9)
-        assert found[f"offline_{task}"]["acc,none"] == close
+    arguments = "--model hf --model_args pretrained=../../models/export,dtype=float32 --device cpu"
+    asked = "--include_path . --tasks offline_sciq,offline_lambada --log_samples --output_path"
+    run(completed / "data/tasks", "lm_eval", "run", *f"{arguments} {asked} {tmp_path}".split())
+    theirs = {
+        (re.findall("offline_([a-z]+)", file.name)[0], sample["doc_id"]): sample
+        for file in tmp_path.rglob("samples_offline_*.jsonl")
+        for sample in map(json.loads, file.read_text().splitlines())
+    }
+    lines = (completed / "results/answers.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert {one["model"] for one in answers} == {"base", "naive", "subln", "stage2", "distill_ar"}
+    ours = {(one["task"], one["question"]): one for one in answers if one["model"] == "distill_ar"}
+    assert set(ours) == set(theirs) and len(ours) == 12
+    gate = read_manifest(completed / "models" / "export").facts["gate"]
+    allowed = max(LOGITS_TOLERANCE, AMPLIFICATION_MARGIN * gate["logits_relative_sensitivity"])
+    clear = 0
+    for question, sample in theirs.items():
+        sums = ours[question]["log_likelihoods"]
+        found = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
+        assert found == pytest.approx(sums, rel=allowed)
+        lengths = map(len, sample["doc"].get("choices", ["?"]))
+        by_length = [total / length for total, length in zip(sums, lengths, strict=True)]
+        for ours_is, theirs_is, scores in (
+            ("right", "acc", sums),
+            ("right_by_length", "acc_norm", by_length),
+        ):
+            best, *others = sorted(scores, reverse=True)
+            # An int8 code at a rounding boundary may turn an answer that is as good as a tie.
+            if not others or best - others[0] > 2 * allowed * abs(best):
+                assert ours[question][ours_is] == sample.get(theirs_is)
+                clear += 1
+    assert clear > 12, "too many ties to tell anything"
 
 
 def test_every_artifact_is_whole(completed: Path):
