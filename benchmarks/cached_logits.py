@@ -16,6 +16,7 @@ from pathlib import Path
 
 from _timing import ROOT, print_header, print_table, require, time_in_turns
 
+from wrinklefree.distill.vocabulary import vocabulary_size
 from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.folder import load_model
 from wrinklefree.models.transforms import ternary
@@ -49,7 +50,7 @@ def main() -> None:
     print_header(f"Cached logits of a teacher, {runtime.describe()}")
     batches = list(data.batches_of(arguments.rows, arguments.batch_size))
     tokens = sum(batch.tokens_BT.numel() for batch in batches)
-    vocabulary = teacher.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_size(teacher)
 
     def steps(taught: Teacher) -> Callable[[], float]:
         target, turn = distillation(NextToken(), ALONE, taught), _endless(len(batches))
