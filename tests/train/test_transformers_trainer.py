@@ -342,7 +342,7 @@ def test_settings_have_an_effect(name: str, left_by_default: tuple[Any, ...], tm
 
 
 @pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
-@pytest.mark.parametrize("name", Stage2Settings.model_fields.keys() - EFFECTS)
+@pytest.mark.parametrize("name", sorted(Stage2Settings.model_fields.keys() - EFFECTS))
 def test_settings_without_an_effect_are_refused(name: str, tmp_path: Path):
     changed = {**settings().model_dump(exclude_none=True), name: REFUSED[name]}
     with pytest.raises(UserError, match=f"^{name} has no effect inside"):
