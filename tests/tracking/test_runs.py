@@ -60,7 +60,7 @@ from wrinklefree.tracking.stage import stage_main
 
 handle(SIGINT, default_int_handler)  # which a process in the background of a script ignores
 signal = int(sys.argv[1])
-settings = '{{"export": {{"linear_class": "bitlinear"}}}}'
+settings = '{{"export": {{}}, "base": {{"source": {{"kind": "scratch"}}}}}}'
 script = {str(PROJECT / "workflow" / "scripts" / "export.py")!r}
 sys.argv = [script, "--settings", settings, "--output", "out"]
 

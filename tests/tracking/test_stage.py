@@ -22,6 +22,7 @@ from wrinklefree.tracking.stage import Stage, stage_main
 
 PROJECT = Path(__file__).parents[2]
 LOG = Path("logs/export.log")
+SETTINGS = '{"export": {"linear_class": "bitlinear"}, "base": {"source": {"kind": "scratch"}}}'
 pytestmark = pytest.mark.filterwarnings("default")
 RunStage = Callable[..., int]
 
@@ -47,7 +48,7 @@ def run_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunSt
 
     def run(
         function: Callable[[Stage], dict[str, Any]],
-        settings: str = '{"export": {"linear_class": "bitlinear"}}',
+        settings: str = SETTINGS,
         *options: str,
         name: str = "export",
         output: str = "out",
@@ -304,7 +305,7 @@ def test_what_another_user_may_not_touch_is_one_sentence(place: str):
         for name in ("input", "output"):
             (project / name).mkdir()
             (project / name).chmod(0o700 if name == place else 0o777)
-        (project / "settings.json").write_text('{"export": {"linear_class": "bitlinear"}}')
+        (project / "settings.json").write_text(SETTINGS)
         (project / "settings.json").chmod(0o600 if place == "settings" else 0o644)
         result = subprocess.run(
             [sys.executable, "-c", AS_NOBODY, *(["--model", "input/model"] * (place == "input"))],

@@ -275,10 +275,10 @@ def _ingredients() -> Experiment:
             for term in sorted(terms)
         },
         **{
-            f"text_relations_{ratio}": Variant(
+            f"text_relations_{name}": Variant(
                 **best, distillation=taught("hidden", "logits", ratio=ratio)
             )
-            for ratio in (0.03, 0.3)
+            for name, ratio in (("weak", 0.03), ("strong", 0.3))
         },
     }
     left_out = {
