@@ -50,16 +50,13 @@ from wrinklefree.train.hooks import (
 )
 from wrinklefree.train.influence import InfluenceMixture
 from wrinklefree.train.journal import Journal, Printed, Silent
-from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
-from wrinklefree.train.objectives.router import with_balanced_routers
-from wrinklefree.train.objectives.token_choice import with_token_choices
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.spikes import Spikes
 from wrinklefree.train.state import TrainingState
 from wrinklefree.train.totals import StepTotals, step_totals
-from wrinklefree.train.wrapping import wrap_for_training
+from wrinklefree.train.wrapping import make_train_step, wrap_for_training
 
 
 class _StepAbandonedError(Exception):
@@ -103,13 +100,7 @@ class Trainer:
             self.journal = Silent(self.journal.label)
         self.model = model.train()
         self.runtime.place(self.model)
-        objective = objective or Objective(NextToken())
-        for _, teacher in objective.teachers:
-            if teacher.model:
-                self.runtime.place(teacher.model)
-        objective = with_balanced_routers(objective, model, settings.router_balance_weight)
-        objective = with_token_choices(objective, model)
-        self.train_step = TrainStep(self.model, objective)
+        self.train_step = make_train_step(self.model, objective, settings, self.runtime)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         wrap_for_training(self.train_step, settings)
         self.clipper = build_clipper(settings.clipping)

@@ -32,14 +32,12 @@ from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.quant.warmup import quantization_lambda
 from wrinklefree.stability.clippers import build_clipper
 from wrinklefree.train.data import samples_per_step
-from wrinklefree.train.objectives.next_token import NextToken
-from wrinklefree.train.objectives.objective import LossOutput, Objective, TrainStep
+from wrinklefree.train.objectives.objective import LossOutput, Objective
 from wrinklefree.train.objectives.question import Prepared
-from wrinklefree.train.objectives.router import with_balanced_routers
-from wrinklefree.train.objectives.token_choice import with_token_choices
 from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 from wrinklefree.train.totals import summed_terms
+from wrinklefree.train.wrapping import make_train_step
 
 _CLIPPER = "clipper.pt"
 _NOT_LEARNT = -100
@@ -130,14 +128,7 @@ class WrinkleFreeTrainer(Trainer):
                 " precision to bfloat16, or leave bf16 out"
             )
         self.clipper = build_clipper(settings.clipping)
-        objective = with_balanced_routers(
-            objective or Objective(NextToken()), model, settings.router_balance_weight
-        )
-        objective = with_token_choices(objective, model)
-        for _, teacher in objective.teachers:
-            if teacher.model:
-                self.runtime.place(teacher.model)
-        self.train_step = TrainStep(model, objective)
+        self.train_step = make_train_step(model, objective, settings, self.runtime)
         self._clipped: dict[str, float] = {}
         self._outputs: list[LossOutput] = []
         """Of the micro-batches of this step."""

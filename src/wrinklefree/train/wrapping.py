@@ -1,4 +1,4 @@
-"""What is put around the model for training: attention, activation checkpointing, compilation.
+"""What is put around the model for training: objective, attention, checkpointing, compilation.
 
 The one place for it. Parameters, their names and what is saved stay as they are.
 """
@@ -18,13 +18,37 @@ from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.experts import layers_with_experts
 from wrinklefree.models.layers import decoder_layers, has_states
 from wrinklefree.models.state_space import refuse_states
-from wrinklefree.train.objectives.objective import TrainStep
+from wrinklefree.train.objectives.next_token import NextToken
+from wrinklefree.train.objectives.objective import Objective, TrainStep
+from wrinklefree.train.objectives.router import with_balanced_routers
+from wrinklefree.train.objectives.token_choice import with_token_choices
+from wrinklefree.train.runtime import Runtime
 from wrinklefree.train.settings import TrainingSettings
 
 LEAST_HEAD_SIZE = 16
 """Features of a head that FlexAttention needs."""
 _VARIANTS = 32
 """Compiled versions of a layer: strengths 0, between and 1, times shapes of batches."""
+
+
+def make_train_step(
+    model: PreTrainedModel,
+    objective: Objective | None,
+    settings: TrainingSettings,
+    runtime: Runtime,
+) -> TrainStep:
+    """What is asked of ``model``, with the terms that it brings itself and teachers on the device.
+
+    Parameters
+    ----------
+    objective : the next token, where it is None.
+    """
+    objective = objective or Objective(NextToken())
+    for _, teacher in objective.teachers:
+        if teacher.model:
+            runtime.place(teacher.model)
+    objective = with_balanced_routers(objective, model, settings.router_balance_weight)
+    return TrainStep(model, with_token_choices(objective, model))
 
 
 def wrap_for_training(
