@@ -255,14 +255,14 @@ def set_quantization_lambda(model: nn.Module, value: float) -> None:
     """Give every ``TernaryLayer`` in ``model`` the strength ``value``, in [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"quantization lambda {value}: expected 0 to 1")
-    for layer in _ternary_layers(model):
+    for layer in ternary_layers_by_name(model).values():
         layer.quantization_lambda = float(value)
 
 
 @contextmanager
 def quantization_lambda_of(model: nn.Module, value: float) -> Iterator[None]:
     """Inside the block every ``TernaryLayer`` has strength ``value``; after it, its own again."""
-    before = {layer: layer.quantization_lambda for layer in _ternary_layers(model)}
+    before = {layer: layer.quantization_lambda for layer in ternary_layers_by_name(model).values()}
     set_quantization_lambda(model, value)
     try:
         yield
@@ -273,7 +273,7 @@ def quantization_lambda_of(model: nn.Module, value: float) -> Iterator[None]:
 
 def forget_codes(model: nn.Module) -> None:
     """Free what every ``TernaryLayer`` in ``model`` holds of its weight, as after a move of it."""
-    for layer in _ternary_layers(model):
+    for layer in ternary_layers_by_name(model).values():
         layer._codes.forget()
 
 
@@ -292,8 +292,9 @@ def _partly(value: Tensor, quantized: Tensor, strength: Tensor) -> Tensor:
     return value + ((quantized - value) * strength).detach().to(value.dtype)
 
 
-def _ternary_layers(model: nn.Module) -> list[TernaryLayer]:
-    return [module for module in model.modules() if isinstance(module, TernaryLayer)]
+def ternary_layers_by_name(model: nn.Module) -> dict[str, TernaryLayer]:
+    """In the order of the model."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, TernaryLayer)}
 
 
 def _straight_through(

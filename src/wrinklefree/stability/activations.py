@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wrinklefree.quant.bitlinear import TernaryLayer
+from wrinklefree.quant.bitlinear import ternary_layers_by_name
 from wrinklefree.quant.ternary import activation_codes
 
 _HALF_STEP = 0.501
@@ -49,11 +49,7 @@ class ActivationTelemetry:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [
-            (name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, TernaryLayer)
-        ]
+        self._layers = ternary_layers_by_name(model)
         self._found: dict[str, list[Tensor]] = {}
         """For each call of a layer its tokens and entries, the sum of their errors, entries that
         became 0 and that were clipped, and the highest peak; where the activations are."""
@@ -63,7 +59,7 @@ class ActivationTelemetry:
         """Begin to measure."""
         self._hooks = [
             module.register_forward_pre_hook(partial(self._measure, name))
-            for name, module in self._layers
+            for name, module in self._layers.items()
         ]
         return self
 

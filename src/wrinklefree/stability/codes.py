@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wrinklefree.quant.bitlinear import TernaryLayer
+from wrinklefree.quant.bitlinear import TernaryLayer, ternary_layers_by_name
 from wrinklefree.stability.activations import layer_metrics
 
 
@@ -45,7 +45,7 @@ class CodeTelemetry:
     """
 
     def __init__(self, model: nn.Module, start: dict[str, Tensor] | None = None) -> None:
-        self._layers, self._before = _ternary_layers(model), codes_of(model)
+        self._layers, self._before = ternary_layers_by_name(model), codes_of(model)
         self._start = start or self._before
 
     @torch.no_grad()
@@ -65,11 +65,7 @@ class CodeTelemetry:
 
 def codes_of(model: nn.Module) -> dict[str, Tensor]:
     """Of every ternary layer by name, int8 [O, N]."""
-    return {name: layer.ternary_codes()[0] for name, layer in _ternary_layers(model).items()}
-
-
-def _ternary_layers(model: nn.Module) -> dict[str, TernaryLayer]:
-    return {n: module for n, module in model.named_modules() if isinstance(module, TernaryLayer)}
+    return {name: layer.ternary_codes()[0] for name, layer in ternary_layers_by_name(model).items()}
 
 
 def _compared(layer: TernaryLayer, before_ON: Tensor, start_ON: Tensor) -> LayerCodes:
