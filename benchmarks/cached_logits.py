@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from _timing import ROOT, print_header, print_table, require, time_in_turns
@@ -53,11 +54,11 @@ def main() -> None:
     vocabulary = vocabulary_size(teacher)
 
     def steps(taught: Teacher) -> Callable[[], float]:
-        target, turn = distillation(NextToken(), ALONE, taught), _endless(len(batches))
+        target, turn = distillation(NextToken(), ALONE, taught), itertools.cycle(batches)
         train_step = TrainStep(student, target)
 
         def step() -> float:
-            prepared = target.corruption.prepare(batches[next(turn)], 0)
+            prepared = target.corruption.prepare(next(turn), 0)
             with runtime.computing():
                 loss = target.loss(train_step(prepared), prepared, 1.0).loss
             loss.backward()
@@ -81,11 +82,6 @@ def main() -> None:
             require(0.5 < share < 1.05, f"a KL of cached logits like the live one's, not {share}")
             print(f"{kept:>8,}{size / tokens:>16,.0f}{tokens / took:>20,.0f}{share:>18.4f}")
         print_table("a step", time_in_turns(calls), ["live"], tokens // len(batches))
-
-
-def _endless(count: int) -> Iterator[int]:
-    while True:
-        yield from range(count)
 
 
 if __name__ == "__main__":

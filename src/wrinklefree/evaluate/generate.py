@@ -95,8 +95,9 @@ def generate_samples(
         ended = new_ids[-1:] == [end_of_text_id]
         shown_ids = new_ids[:-1] if ended else new_ids
         text = tokenizer.decode(shown_ids, skip_special_tokens=False)
-        pieces = tuple(zip(_pieces(tokenizer, shown_ids, text), fixed_in, strict=False))
-        samples.append(Sample(prompt, text, len(new_ids), passes, ended, *guesses, pieces))
+        pieces = _pieces(tokenizer, shown_ids, text) if diffusion else []
+        unmasked = tuple(zip(pieces, fixed_in, strict=False))  # which has the end of text, too
+        samples.append(Sample(prompt, text, len(new_ids), passes, ended, *guesses, unmasked))
     return samples
 
 
