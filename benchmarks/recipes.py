@@ -134,6 +134,7 @@ def plot(runs: dict[str, list[Point]], dense: float) -> Figure:
     tokens_axis(axes[0])
     axes[0].set_xlabel("training tokens")
     axes[1].set_xlabel("minutes")
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("nats per token")
     axes[1].legend()
     return figure
