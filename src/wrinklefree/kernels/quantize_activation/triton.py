@@ -13,26 +13,36 @@ from torch import Tensor
 from wrinklefree.kernels.launch import block_of, launch, warps_for
 from wrinklefree.kernels.quantize_activation.reference import LARGEST_CODE, MINIMUM_ABSMAX
 
+INTEGERS_FROM = tl.constexpr(1.5 * 2.0**23)
+"""Around it float32 has the integers and nothing between them."""
+
 
 @triton.jit
-def _round_half_to_even(value):
-    floor = tl.floor(value)
-    fraction = value - floor
-    floor_is_odd = floor - 2.0 * tl.floor(floor * 0.5)
-    up = (fraction > 0.5) | ((fraction == 0.5) & (floor_is_odd == 1.0))
-    return floor + up.to(tl.float32)
+def magnitude(value):
+    """``|value|`` of float32 as an integer, ordered as numbers are and with NaN above them all."""
+    return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def scale_of(largest, LARGEST: tl.constexpr, MINIMUM: tl.constexpr):
+    """The scale of a token by its largest magnitude; NaN where that is NaN, so that it shows."""
+    absmax = largest.to(tl.float32, bitcast=True)
+    absmax = tl.where(absmax < MINIMUM, MINIMUM, absmax)
+    return tl.math.div_rn(tl.full(absmax.shape, 1.0, tl.float32), absmax) * LARGEST
+
+
+@triton.jit
+def codes_at(value, scale, LARGEST: tl.constexpr):
+    """``clamp(round(value * scale))`` in float32; ties round to even."""
+    codes = (value * scale + INTEGERS_FROM) - INTEGERS_FROM
+    return tl.minimum(tl.maximum(codes, -LARGEST - 1.0), LARGEST)
 
 
 @triton.jit
 def token_codes(value, LARGEST: tl.constexpr, MINIMUM: tl.constexpr):
     """Codes (float32) and scale of one token, a float32 block that is 0 beyond its features."""
-    absmax = tl.maximum(tl.max(tl.abs(value), axis=0), MINIMUM)
-    # A maximum may skip NaN, and a finite scale would then hide it from the loss.
-    has_nan = tl.sum((value != value).to(tl.int32), axis=0) > 0
-    scale = tl.math.div_rn(tl.full((), 1.0, tl.float32), absmax) * LARGEST
-    scale = tl.where(has_nan, float("nan"), scale)
-    codes = _round_half_to_even(value * scale)
-    return tl.minimum(tl.maximum(codes, -LARGEST - 1.0), LARGEST), scale
+    scale = scale_of(tl.max(magnitude(value), axis=0), LARGEST, MINIMUM)
+    return codes_at(value, scale, LARGEST), scale
 
 
 @triton.jit
