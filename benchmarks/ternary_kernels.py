@@ -26,7 +26,7 @@ from wrinklefree.quant.packing import pack_ternary
 
 MODELS = {"SmolLM2-135M": (1536, 576), "Qwen3-0.6B": (3072, 1024), "Qwen3-4B": (9728, 2560)}
 H100_INT8 = 1979e12
-TOKENS, FEW, EPSILON = 4096, (1, 8), 1e-6
+TOKENS, FEW, EPSILON = 4096, (1, 8, 32), 1e-6
 
 
 def floors(inputs: int, outputs: int) -> dict[str, float]:
@@ -43,6 +43,7 @@ def floors(inputs: int, outputs: int) -> dict[str, float]:
             2 * TOKENS * weight / H100_INT8, product_bytes / H100_BYTES_PER_SECOND
         ),
         "packed product of one token": weight / 4 / H100_BYTES_PER_SECOND,
+        "and its codes, bfloat16": (weight / 4 + 2 * inputs) / H100_BYTES_PER_SECOND,
     }
     return {name: 1e6 * value for name, value in seconds.items()}
 
@@ -112,17 +113,25 @@ def time_weights(layers: list[Tensor]) -> None:
 
 def time_products(tokens: int, inputs: int, outputs: int) -> None:
     from wrinklefree.kernels.packed_matmul.triton import packed_matmul
+    from wrinklefree.kernels.quantize_activation.triton import quantize_activation
     from wrinklefree.kernels.ternary_matmul.triton import ternary_matmul
 
     weight_ON = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8, device="cuda")
     packed_QN, dense_ON = pack_ternary(weight_ON), weight_ON.bfloat16()
-    activation_MN = torch.randn(tokens, inputs, device="cuda")
-    halves_MN = activation_MN.bfloat16()
-    codes, scale = activations.quantize_activation(activation_MN)
+    halves_MN = torch.randn(tokens, inputs, device="cuda", dtype=torch.bfloat16)
+    codes, scale = activations.quantize_activation(halves_MN)
     rest = (torch.tensor(0.02, device="cuda"), torch.bfloat16)
     calls: dict[str, Callable[[], Tensor]] = {
         "triton, int8": lambda: ternary_matmul(codes, scale, weight_ON, *rest),
         "triton, packed": lambda: packed_matmul(codes, scale, packed_QN, *rest),
+        "codes, then int8": lambda: ternary_matmul(
+            *quantize_activation(halves_MN), weight_ON, *rest
+        ),
+        "codes inside int8": lambda: ternary_matmul(halves_MN, None, weight_ON, *rest),
+        "codes, then packed": lambda: packed_matmul(
+            *quantize_activation(halves_MN), packed_QN, *rest
+        ),
+        "codes inside packed": lambda: packed_matmul(halves_MN, None, packed_QN, *rest),
     }
     if tokens > 16:  # CUDA's own product takes no fewer
         calls["int8 of torch"] = lambda: products.scaled(

@@ -28,6 +28,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm  # noqa: E402
 
 from wrinklefree.evaluate.generate import decode_greedily  # noqa: E402
 from wrinklefree.kernels.packed_matmul import triton as packed_matmul  # noqa: E402
+from wrinklefree.kernels.quantize_activation import triton as quantize_activation  # noqa: E402
 from wrinklefree.kernels.quantize_weights import triton as quantize_weights  # noqa: E402
 from wrinklefree.kernels.subln_quantize import triton as subln_quantize  # noqa: E402
 from wrinklefree.kernels.ternary_linear import products  # noqa: E402
@@ -58,6 +59,7 @@ def counted(module: Any, name: str) -> None:
 
 for module, name in (
     (packed_matmul, "packed_matmul"),
+    (quantize_activation, "quantize_activation"),
     (quantize_weights, "quantize_weights"),
     (subln_quantize, "subln_quantize"),
     (subln_quantize, "subln_gradients"),
@@ -131,6 +133,33 @@ def products_cases() -> Cases:
         )
     del os.environ[products.VARIABLE]
     yield "loss and gradients", all(map(torch.equal, *found))
+
+
+def quantizing_cases() -> Cases:
+    """Projections that read their input alone make its codes as they multiply, for few tokens."""
+    made = model(QuantizerSettings(scale="least_squares")).eval()
+    os.environ[products.VARIABLE] = "triton"
+    # By shape: launches of quantize_activation, packed_matmul and ternary_matmul. Queries, keys
+    # and values share their codes, gate and up too.
+    wanted = {(1, 1): (2, 7, 0), (2, 3): (2, 7, 0), (1, 17): (2, 0, 7), (1, 40): (4, 0, 7)}
+    products.MOST_ROUNDED, most = 2**11, products.MOST_ROUNDED  # 32 tokens of 52 inputs
+    for shape, launches in wanted.items():
+        tokens, logits = torch.randint(0, 61, shape), []
+        for enabled in (False, True):
+            with kernels(enabled), torch.no_grad():
+                logits.append(made(input_ids=tokens).logits)
+                names = "quantize_activation", "packed_matmul", "ternary_matmul"
+                used = tuple(calls[name] for name in names)
+        yield f"logits {shape}", torch.equal(*logits)
+        yield f"launches {shape}", used == tuple(LAYERS * number for number in launches)
+    with kernels(True):
+        made(input_ids=tokens[:1, :17])
+        yield "not with gradients", calls["quantize_activation"] == 4 * LAYERS
+    del os.environ[products.VARIABLE]
+    with kernels(True), torch.no_grad():
+        made(input_ids=tokens[:1, :1])
+        products.MOST_ROUNDED = most
+        yield "not unless named", calls["quantize_activation"] == 4 * LAYERS
 
 
 def changed_weights_cases() -> Cases:
@@ -227,6 +256,7 @@ def subln_model_cases() -> Cases:
 CASES: dict[str, Callable[[], Cases]] = {
     "training": training_cases,
     "products": products_cases,
+    "quantizing": quantizing_cases,
     "changed_weights": changed_weights_cases,
     "generation": generation_cases,
     "subln": subln_cases,

@@ -134,6 +134,52 @@ def integer_operands(tokens: int, inputs: int, outputs: int) -> tuple[Tensor, Te
     return codes, scale, weight
 
 
+def quantizing_cases() -> Cases:
+    """Products that make the codes of their activations themselves: the bits of two kernels."""
+    for shape in [
+        (1, 1, 4),
+        (1, 9000, 36),
+        (3, 100, 36),
+        (17, 1030, 64),
+        (40, 63, 31),
+        (131, 64, 4),
+    ]:
+        weight = integer_operands(*shape)[2]
+        values = 3 * torch.randn(shape[:2], device=DEVICE)
+        values[-1] = 1e-7  # below the least scale
+        for value in (values, values.bfloat16()):
+            codes = quantize_activation.quantize_activation(value)
+            yield from products(
+                f"{shape} {value.dtype}",
+                len(weight),
+                lambda *rest, v=value, c=codes, w=weight: (
+                    ternary_matmul_triton.ternary_matmul(v, None, w, *rest),
+                    ternary_matmul.ternary_matmul(*c, w, *rest),
+                ),
+            )
+            if shape[0] <= 17 and shape[2] % 4 == 0:
+                yield from products(
+                    f"packed {shape} {value.dtype}",
+                    len(weight),
+                    lambda *rest, v=value, c=codes, w=weight: (
+                        packed_matmul_triton.packed_matmul(v, None, pack_ternary(w), *rest),
+                        packed_matmul.packed_matmul(*c, pack_ternary(w), *rest),
+                    ),
+                )
+    values[7, 5] = torch.nan
+    result = ternary_matmul_triton.ternary_matmul(
+        values, None, weight, torch.ones((), device=DEVICE)
+    )
+    yield "nan", result.isnan().all(1).nonzero().flatten().tolist() == [7]
+    # absmax 127, so that the scale is 1 and halves are exact ties.
+    halves = torch.cat([torch.arange(-253, 254) / 2, torch.tensor([127.0])])[None].to(DEVICE)
+    codes = quantize_activation.quantize_activation(halves)
+    eye = torch.eye(508, dtype=torch.int8, device=DEVICE)
+    one = torch.ones((), device=DEVICE)
+    packed = packed_matmul_triton.packed_matmul(halves, None, pack_ternary(eye), one)
+    yield "ties", torch.equal(packed, codes[0].float())
+
+
 def ternary_matmul_cases() -> Cases:
     for shape in [(1, 1, 1), (63, 100, 31), (5, 640, 200), (131, 64, 64), (600, 65, 130)]:
         codes, scale, weight = integer_operands(*shape)
@@ -205,6 +251,7 @@ CASES: dict[str, Callable[[], Cases]] = {
     "subln_quantize": subln_quantize_cases,
     "ternary_matmul": ternary_matmul_cases,
     "packed_matmul": packed_matmul_cases,
+    "quantizing": quantizing_cases,
 }
 
 if __name__ == "__main__":

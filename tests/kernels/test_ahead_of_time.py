@@ -63,6 +63,24 @@ CALLS: dict[str, Callable[[int, int, torch.dtype], object]] = {
         ternary_matmul(codes(tokens, inner), empty(tokens, 1), codes(hidden, inner), scale, dtype)
         for tokens, scale in ((TOKENS, empty(hidden, 1)), (4 * TOKENS, empty()))
     ],
+    "quantizing": lambda hidden, inner, dtype: [
+        *(
+            ternary_matmul(
+                empty(tokens, inner, dtype=dtype),
+                None,
+                codes(hidden, inner),
+                empty(hidden, 1),
+                dtype,
+            )
+            for tokens in (16, 32, 64)
+        ),
+        *(
+            packed_matmul(
+                empty(tokens, inner, dtype=dtype), None, packed(hidden, inner), empty(), dtype
+            )
+            for tokens in (1, 16)
+        ),
+    ],
     "quantize_weights": lambda hidden, inner, dtype: quantize_weights(
         [empty(inner, hidden, dtype=dtype), empty(hidden, inner, dtype=dtype)], "least_squares"
     ),
@@ -84,7 +102,9 @@ def distinct_launches(name: str, dtype: torch.dtype) -> list[Launch]:
 def key_of(launch: Launch) -> str:
     """What Triton specializes on: dtypes, and whether an integer is 1 or a multiple of 16."""
     arguments = [
-        argument.dtype if isinstance(argument, Tensor) else (argument == 1, argument % 16 == 0)
+        argument.dtype
+        if isinstance(argument, Tensor)
+        else argument and (argument == 1, argument % 16 == 0)
         for argument in launch.arguments
     ]
     return f"{launch.kernel.__name__} {arguments} {launch.constants}"

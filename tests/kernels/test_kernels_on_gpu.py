@@ -31,13 +31,17 @@ def test_weights_have_the_same_codes_and_scales(scale) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 2, 33, 700])
 def test_products_have_the_same_bits(tokens: int, dtype: torch.dtype) -> None:
-    codes, scale = quantize_activation(torch.randn(tokens, INNER))
+    activation = torch.randn(tokens, INNER)
+    codes, scale = quantize_activation(activation)
     [(weight, weight_scale)] = quantize_weights([torch.randn(HIDDEN, INNER)], "absmean")
     truth = ternary_matmul(codes, scale, weight, weight_scale, dtype)
     operands: list[Tensor] = [codes.cuda(), scale.cuda(), weight.cuda(), weight_scale.cuda()]
     assert torch.equal(ternary_matmul(*operands, dtype).cpu(), truth)
+    inside = activation.cuda(), None
+    assert torch.equal(ternary_matmul(*inside, *operands[2:], dtype).cpu(), truth)
     operands[2] = pack_ternary(weight).cuda()
     assert torch.equal(packed_matmul(*operands, dtype).cpu(), truth)
+    assert torch.equal(packed_matmul(*inside, *operands[2:], dtype).cpu(), truth)
 
 
 def test_subln_has_the_gradients_of_a_cpu() -> None:

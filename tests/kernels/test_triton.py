@@ -17,6 +17,7 @@ OPERATIONS = (
     "subln_quantize",
     "ternary_matmul",
     "packed_matmul",
+    "quantizing",
 )
 
 

@@ -31,6 +31,8 @@ ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROJECTIONS_WITH_HEADS = ("q_proj", "k_proj", "v_proj")
 """Whose outputs are attention heads, in order."""
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+READ_ALONE = ("o_proj", "down_proj", "out_proj")
+"""Whose input no other projection reads."""
 MIXER_PROJECTIONS = ("in_proj", "out_proj")
 
 
@@ -119,6 +121,7 @@ def insert_bitlinear(model: PreTrainedModel, quantizer: QuantizerSettings = ABSM
                 elif isinstance(module, nn.Linear):
                     own = quantizer if leaf in PROJECTIONS_WITH_HEADS else without_heads
                     made = BitLinear.from_linear(module, own, head_size)
+                    made.reads_alone = leaf in READ_ALONE
             except ValueError as error:
                 raise UserError(f"subln.quantizer: {name} of a decoder layer: {error}") from None
             if made:

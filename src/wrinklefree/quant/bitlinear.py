@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wrinklefree.kernels.packed_matmul import packed_matmul
 from wrinklefree.kernels.ternary_linear import ternary_linear
-from wrinklefree.kernels.ternary_linear.products import reads_packed
+from wrinklefree.kernels.ternary_linear.products import quantizes_inside, reads_packed
 from wrinklefree.quant.codes import Codes, WeightCodes, activation_codes
 from wrinklefree.quant.learned_scale import LearnedScale, alpha_of
 from wrinklefree.quant.scales import count_vectors, fitted_scale
@@ -146,6 +146,8 @@ class BitLinear(TernaryLayer):
     """
 
     bias: nn.Parameter | None
+    reads_alone = False
+    """Whether no other layer reads its input, and so could use the codes of it."""
 
     def __init__(
         self,
@@ -193,15 +195,18 @@ class BitLinear(TernaryLayer):
         if torch.compiler.is_compiling() and self._is_partly_quantized:
             return self._forward_at(self.strength, activation_MN)
         if self.is_exact:
-            return self._integer_product(activation_MN, codes or activation_codes(activation_MN))
+            return self._integer_product(activation_MN, codes)
         assert codes is None, "the layer reads values, and has codes only"
         return F.linear(self._seen_activation(activation_MN), self._seen_weight(), self.bias)
 
-    def _integer_product(self, activation_MN: Tensor, codes: Codes) -> Tensor:
+    def _integer_product(self, activation_MN: Tensor, made: Codes | None) -> Tensor:
         dtype, weight_codes = product_dtype(activation_MN), self._weight_codes()
+        inside = made is None and self.reads_alone and quantizes_inside(activation_MN)
+        codes = (activation_MN, None) if inside else made or activation_codes(activation_MN)
         if reads_packed(codes, weight_codes):
             packed_QN = self._codes.packed(weight_codes[0])
-            codes_MN, scale_M1 = (part.flatten(0, -2) for part in codes)
+            codes_MN = codes[0].flatten(0, -2)
+            scale_M1 = None if codes[1] is None else codes[1].flatten(0, -2)
             output_MO = packed_matmul(codes_MN, scale_M1, packed_QN, weight_codes[1], dtype)
             output_MO = output_MO.reshape(*activation_MN.shape[:-1], -1)
         else:

@@ -11,7 +11,7 @@ from wrinklefree.kernels.packed_matmul import reference
 
 def packed_matmul(
     codes_MN: Tensor,
-    scale_M1: Tensor,
+    scale_M1: Tensor | None,
     packed_QN: Tensor,
     weight_scale: Tensor,
     dtype: torch.dtype = torch.float32,
@@ -20,7 +20,8 @@ def packed_matmul(
 
     Parameters
     ----------
-    codes_MN, scale_M1 : int8 [M, N] and float32 [M, 1], of ``quantize_activation``.
+    codes_MN, scale_M1 : int8 [M, N] and float32 [M, 1], of ``quantize_activation``; or what that
+        would be given, [M, N] in float32 or less, and None, to the same bits.
     packed_QN : uint8 [O / 4, N], of ``quant.packing.pack_ternary``.
     weight_scale : float32, what a code of 1 stands for: a scalar, or [O, 1].
     dtype : of the result; computed in float32 and rounded once.

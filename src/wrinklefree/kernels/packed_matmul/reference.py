@@ -15,7 +15,7 @@ CODES_PER_BYTE = 4
 
 def packed_matmul(
     codes_MN: Tensor,
-    scale_M1: Tensor,
+    scale_M1: Tensor | None,
     packed_QN: Tensor,
     weight_scale: Tensor,
     dtype: torch.dtype = torch.float32,

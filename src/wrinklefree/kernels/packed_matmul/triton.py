@@ -12,19 +12,18 @@ from torch import Tensor
 
 from wrinklefree.kernels.launch import launch
 from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
-from wrinklefree.kernels.ternary_matmul.triton import scaled
+from wrinklefree.kernels.quantize_activation.triton import codes_at
+from wrinklefree.kernels.ternary_matmul.triton import ROUNDING, scaled, scales
 
 
 @triton.jit
 def _store(
-    sums, scale_pointer, weight_scale_pointer, result_pointer, token, row, tokens, rows, QUARTER,
+    sums, scale, weight_scale_pointer, result_pointer, token, row, tokens, rows, QUARTER,
     PER_OUTPUT: tl.constexpr,
 ):  # fmt: skip
     output = QUARTER * rows + row
     outputs = 4 * rows
-    result = scaled(
-        sums, scale_pointer, weight_scale_pointer, token, output, tokens, outputs, PER_OUTPUT
-    )
+    result = scaled(sums, scale, weight_scale_pointer, output, outputs, PER_OUTPUT)
     tl.store(
         result_pointer + token.to(tl.int64)[:, None] * outputs + output[None, :],
         result.to(result_pointer.dtype.element_ty),
@@ -44,12 +43,15 @@ def _packed_kernel(
     rows,
     PER_OUTPUT: tl.constexpr,
     ONE_TOKEN: tl.constexpr,
+    LARGEST: tl.constexpr,
+    MINIMUM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    scale = scales(codes_pointer, scale_pointer, token, tokens, inputs, LARGEST, MINIMUM)
     # One token: sums are kept for each input of the block, and added up once, at the end.
     width: tl.constexpr = BLOCK_N if ONE_TOKEN else BLOCK_M
     sums_0 = tl.zeros((width, BLOCK_Q), tl.int32)
@@ -68,19 +70,21 @@ def _packed_kernel(
         # (code + 1) times 1, 4, 16 and again 1: a shift each is saved.
         quarter_0, quarter_1 = (packed & 3).to(tl.int8), (packed & 12).to(tl.int8)
         quarter_2, quarter_3 = (packed & 48).to(tl.int8), (packed >> 6).to(tl.int8)
+        codes = tl.load(
+            codes_pointer + token.to(tl.int64)[:, None] * inputs + feature[None, :],
+            mask=(token < tokens)[:, None] & inside[None, :],
+            other=0,
+        )
+        if scale_pointer is None:
+            codes = codes_at(codes.to(tl.float32), scale[:, None], LARGEST).to(tl.int8)
         if ONE_TOKEN:
-            codes = tl.load(codes_pointer + feature, mask=inside, other=0).to(tl.int32)
+            codes = tl.sum(codes.to(tl.int32), axis=0)
             sums_0 += codes[:, None] * quarter_0
             sums_1 += codes[:, None] * quarter_1
             sums_2 += codes[:, None] * quarter_2
             sums_3 += codes[:, None] * quarter_3
             total += codes
         else:
-            codes = tl.load(
-                codes_pointer + token.to(tl.int64)[:, None] * inputs + feature[None, :],
-                mask=(token < tokens)[:, None] & inside[None, :],
-                other=0,
-            )
             sums_0 = tl.dot(codes, quarter_0, sums_0, out_dtype=tl.int32)
             sums_1 = tl.dot(codes, quarter_1, sums_1, out_dtype=tl.int32)
             sums_2 = tl.dot(codes, quarter_2, sums_2, out_dtype=tl.int32)
@@ -93,19 +97,19 @@ def _packed_kernel(
     else:
         ones = tl.zeros((BLOCK_M, BLOCK_Q), tl.int32) + total[:, None]
     # Sum of x (code + 1) less that of x. Every sum is a multiple of its factor: shifts are exact.
-    _store(sums_0 - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+    _store(sums_0 - ones, scale, weight_scale_pointer, result_pointer, token, row,
            tokens, rows, 0, PER_OUTPUT)  # fmt: skip
-    _store((sums_1 >> 2) - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+    _store((sums_1 >> 2) - ones, scale, weight_scale_pointer, result_pointer, token, row,
            tokens, rows, 1, PER_OUTPUT)  # fmt: skip
-    _store((sums_2 >> 4) - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+    _store((sums_2 >> 4) - ones, scale, weight_scale_pointer, result_pointer, token, row,
            tokens, rows, 2, PER_OUTPUT)  # fmt: skip
-    _store(sums_3 - ones, scale_pointer, weight_scale_pointer, result_pointer, token, row,
+    _store(sums_3 - ones, scale, weight_scale_pointer, result_pointer, token, row,
            tokens, rows, 3, PER_OUTPUT)  # fmt: skip
 
 
 def packed_matmul(
     codes_MN: Tensor,
-    scale_M1: Tensor,
+    scale_M1: Tensor | None,
     packed_QN: Tensor,
     weight_scale: Tensor,
     dtype: torch.dtype = torch.float32,
@@ -119,7 +123,7 @@ def packed_matmul(
         _packed_kernel,
         (-(-rows // block_q), -(-tokens // block_m)),
         codes_MN.contiguous(),
-        scale_M1.contiguous(),
+        None if scale_M1 is None else scale_M1.contiguous(),
         packed_QN.contiguous(),
         weight_scale.contiguous(),
         result_MO,
@@ -128,6 +132,7 @@ def packed_matmul(
         rows,
         PER_OUTPUT=weight_scale.ndim > 0,
         ONE_TOKEN=tokens == 1,
+        **ROUNDING,
         BLOCK_M=block_m,
         BLOCK_Q=block_q,
         BLOCK_N=block_n,

@@ -24,7 +24,7 @@ from wrinklefree.kernels.ternary_matmul import ternary_matmul
 def ternary_linear(
     activation_MN: Tensor,
     weight_ON: Tensor,
-    activation_codes: tuple[Tensor, Tensor],
+    activation_codes: tuple[Tensor, Tensor | None],
     weight_codes: tuple[Tensor, Tensor],
     *,
     dtype: torch.dtype | None = None,
@@ -37,7 +37,8 @@ def ternary_linear(
     Parameters
     ----------
     activation_MN, weight_ON : what the codes are of. Their values are not read, gradients go there.
-    activation_codes : int8 [..., N] and the scales [..., 1] by which these were multiplied.
+    activation_codes : int8 [..., N] and the scales [..., 1] by which these were multiplied; or,
+        without gradients and where ``quantizes_inside``, the activation and None.
     weight_codes : int8 [O, N] and what a code of 1 stands for, a scalar or [O, 1].
     dtype : of the result, and the type that products of the backward pass run in; that of the
         activations where none is given.
@@ -60,17 +61,18 @@ def _forward(
     activation_MN: Tensor,
     weight_ON: Tensor,
     codes_MN: Tensor,
-    scale_M1: Tensor,
+    scale_M1: Tensor | None,
     weight_codes_ON: Tensor,
     weight_scale: Tensor,
     dtype: torch.dtype,
     back_end: str,
 ) -> Tensor:
     with _without_autocast(codes_MN.device.type):
-        codes, scale = codes_MN.reshape(-1, codes_MN.shape[-1]), scale_M1.reshape(-1, 1)
+        codes = codes_MN.reshape(-1, codes_MN.shape[-1])
+        scale = None if scale_M1 is None else scale_M1.reshape(-1, 1)
         chosen = cast(BackEnd, back_end) or chosen_back_end(codes.device)
-        if chosen == "triton" and scale.dtype == torch.float32:
-            record(chosen)
+        if scale is None or (chosen == "triton" and scale.dtype == torch.float32):
+            record("triton")
             output_MO = ternary_matmul(codes, scale, weight_codes_ON, weight_scale, dtype)
         else:
             sums_MO = integer_product(codes, weight_codes_ON, chosen)

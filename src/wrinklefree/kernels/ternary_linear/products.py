@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import int8_product, multiplies_faster
-from wrinklefree.kernels.launch import has_triton
+from wrinklefree.kernels.launch import FLOATS, block_of, has_triton
 from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
 
 BackEnd = Literal["int8", "float32", "triton"]
@@ -25,6 +25,8 @@ last_used: BackEnd | None = None
 """What multiplied last in this process, for its record."""
 MOST_PACKED_TOKENS = 16
 """What one tile of tensor cores holds: more tokens would read the weight more than once."""
+MOST_ROUNDED = 2**16
+"""Values that a program makes codes of in the time of one launch more."""
 MOST_INPUTS = (2**24 - 1) // 127
 """Up to here every partial sum is an integer that float32 holds."""
 
@@ -48,7 +50,23 @@ def chosen_back_end(device: torch.device) -> BackEnd:
     return "int8" if multiplies_faster("int8", device.type) else "float32"
 
 
-def reads_packed(codes: tuple[Tensor, Tensor], weight_codes: tuple[Tensor, Tensor]) -> bool:
+def quantizes_inside(activation_MN: Tensor) -> bool:
+    """Whether the kernel that multiplies is to make codes of the activation too, to the same bits.
+
+    It is for few tokens without gradients, of which no other layer needs the codes, where
+    ``triton`` is named.
+    """
+    tokens, inputs = activation_MN.numel() // activation_MN.shape[-1], activation_MN.shape[-1]
+    rows = 1 if tokens == 1 else max(16, block_of(tokens))  # that a program multiplies at least
+    return (
+        not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+        and has_triton(activation_MN, *FLOATS)
+        and rows * inputs <= MOST_ROUNDED
+        and os.environ.get(VARIABLE) == "triton"
+    )
+
+
+def reads_packed(codes: tuple[Tensor, Tensor | None], weight_codes: tuple[Tensor, Tensor]) -> bool:
     """Whether ``kernels/packed_matmul`` is to multiply, to the same bits.
 
     It is for few tokens without gradients, on CUDA, whose product of int8 refuses these.
@@ -57,9 +75,10 @@ def reads_packed(codes: tuple[Tensor, Tensor], weight_codes: tuple[Tensor, Tenso
     reads = (
         not (torch.compiler.is_compiling() or torch.is_grad_enabled())
         and has_triton(codes_MN)
-        and 0 < scale_M1.numel() <= MOST_PACKED_TOKENS
+        and 0 < codes_MN.numel() <= MOST_PACKED_TOKENS * codes_MN.shape[-1]
         and len(weight_ON) % CODES_PER_BYTE == 0
-        and scale_M1.dtype == weight_scale.dtype == torch.float32
+        and (scale_M1 is None or scale_M1.dtype == torch.float32)
+        and weight_scale.dtype == torch.float32
         and os.environ.get(VARIABLE, "triton") == "triton"
     )
     if reads:
