@@ -1,6 +1,6 @@
 """Muon: momentum orthogonalized by Newton-Schulz, for hidden matrices (Jordan et al. 2024).
 
-Shapes: R rows, C columns of a weight.
+Shapes: R rows, C columns of a weight; K matrices (none, or one leading dimension).
 """
 
 from __future__ import annotations
@@ -43,29 +43,28 @@ def expected_update_norm(rows: int, columns: int, scale: Scale) -> float:
 
 
 def muon_step(
-    gradient_RC: Tensor,
-    momentum_RC: Tensor,
+    gradient_KRC: Tensor,
+    momentum_KRC: Tensor,
     *,
     momentum: float,
     nesterov: bool,
     coefficients: Coefficients = "classic",
     compute_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The update of Muon at learning rate 1, before any scale: [R, C] in ``compute_dtype``.
+    """The update of Muon at learning rate 1, before any scale: [K, R, C] in ``compute_dtype``.
 
-    ``momentum_RC`` is moved in place (a new one would cost 5 % of the time of a step in bfloat16),
-    ``gradient_RC`` is left as it is.
+    ``momentum_KRC`` is moved in place (a new one would cost 5 % of the time of a step in bfloat16),
+    ``gradient_KRC`` is left as it is.
     """
-    momentum_RC.lerp_(gradient_RC, 1 - momentum)
-    direction_RC = torch.lerp(gradient_RC, momentum_RC, momentum) if nesterov else momentum_RC
-    return orthogonalize(direction_RC, compute_dtype, coefficients)
+    momentum_KRC.lerp_(gradient_KRC, 1 - momentum)
+    direction_KRC = torch.lerp(gradient_KRC, momentum_KRC, momentum) if nesterov else momentum_KRC
+    return orthogonalize(direction_KRC, compute_dtype, coefficients)
 
 
 class MuonLike(PerParameterOptimizer):
     """Abstract base of Muon and its variants: settings, and the size of an update.
 
-    Matrices are taken one by one, also those of a stack of experts: batched, float32 took 6 to 20 %
-    longer on a CPU from 64 x 128 on.
+    Matrices of a stack of experts are taken at once or one by one, see :func:`takes_stacks`.
 
     Parameters
     ----------
@@ -121,7 +120,7 @@ class MuonLike(PerParameterOptimizer):
         group: Group,
         **settings: Any,
     ) -> None:
-        """Take a ``step`` for each matrix of ``parameter``, in place.
+        """Take a ``step`` for each matrix or stack of ``parameter``, in place.
 
         ``step`` gets gradient and states, moves the states and returns the update. Weight decay is
         decoupled: a weight shrinks by ``lr * weight_decay``, whatever the scale.
@@ -129,12 +128,23 @@ class MuonLike(PerParameterOptimizer):
         assert parameter.grad is not None
         settings |= {name: group[name] for name in ("momentum", "nesterov", "coefficients")}
         held = (parameter, parameter.grad, *states)
-        views = [matrices(tensor, group["rows"]) for tensor in held]
-        for weight_RC, gradient_RC, *own in zip(*views, strict=True):
-            update_RC = step(gradient_RC, *own, compute_dtype=compute_of(group), **settings)
-            factor = scale_factor(len(weight_RC), weight_RC.shape[1], group["scale"])
-            weight_RC.mul_(1 - group["lr"] * group["weight_decay"])
-            weight_RC.add_(update_RC, alpha=-group["lr"] * factor)
+        stacked = takes_stacks(parameter.device)
+        views = [matrices(tensor, group["rows"], stacked) for tensor in held]
+        for weight_KRC, gradient_KRC, *own in zip(*views, strict=True):
+            update_KRC = step(gradient_KRC, *own, compute_dtype=compute_of(group), **settings)
+            rows, columns = weight_KRC.shape[-2:]
+            factor = scale_factor(rows, columns, group["scale"])
+            weight_KRC.mul_(1 - group["lr"] * group["weight_decay"])
+            weight_KRC.add_(update_KRC, alpha=-group["lr"] * factor)
+
+
+def takes_stacks(device: torch.device) -> bool:
+    """Whether matrices of a stack are orthogonalized at once: on CUDA, which one leaves idle.
+
+    That takes some copies of the stack. On a CPU, batched float32 took 6 to 20 % longer from
+    64 x 128 on.
+    """
+    return device.type == "cuda"
 
 
 def compute_of(group: Group) -> torch.dtype:

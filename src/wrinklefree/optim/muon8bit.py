@@ -3,7 +3,7 @@
 Each step turns the codes into numbers, takes a step of Muon, and rounds the new momentum to codes
 again. The weights stay as they are, in full precision.
 
-Shapes: R rows, C columns of a weight.
+Shapes: R rows, C columns of a weight; K matrices (none, or one leading dimension).
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Muon8bit(MuonLike):
 
 
 def _update(
-    gradient_RC: Tensor,
-    direction_RC: Tensor,
+    gradient_KRC: Tensor,
+    direction_KRC: Tensor,
     *,
     coefficients: Coefficients,
     compute_dtype: torch.dtype,
     **settled: float,
 ) -> Tensor:
-    """The update of Muon, [R, C]; momentum and Nesterov are in the direction."""
-    return orthogonalize(direction_RC, compute_dtype, coefficients)
+    """The update of Muon, [K, R, C]; momentum and Nesterov are in the direction."""
+    return orthogonalize(direction_KRC, compute_dtype, coefficients)
 
 
 def build_muon8bit(model: PreTrainedModel, settings: Muon8bitSettings) -> CombinedOptimizer:

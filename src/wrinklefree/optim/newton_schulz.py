@@ -1,6 +1,6 @@
 """Orthogonalization of a matrix by polynomial iteration, with the coefficients of two sources.
 
-Shapes: R rows, C columns of a weight.
+Shapes: R rows, C columns of a weight; K matrices (none, or one leading dimension).
 """
 
 from __future__ import annotations
@@ -47,32 +47,34 @@ def compute_dtype(compute: Compute, device: torch.device) -> torch.dtype:
 
 
 def orthogonalize(
-    matrix_RC: Tensor,
+    matrix_KRC: Tensor,
     compute_dtype: torch.dtype = torch.float32,
     coefficients: Coefficients = "classic",
 ) -> Tensor:
-    """Replace the singular values of a matrix by numbers near 1.
+    """Replace the singular values of a matrix, or of each of a stack, by numbers near 1.
 
     Iterates ``X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X`` from ``X = matrix / ‖matrix‖_F``. The result
     does not depend on the scale of the input; a zero matrix stays zero.
 
     Parameters
     ----------
-    matrix_RC : floating point, on any device.
+    matrix_KRC : [R, C] or [K, R, C], floating point, on any device.
     compute_dtype : bfloat16 has a relative error of a percent.
 
     Returns
     -------
-    [R, C] in ``compute_dtype``.
+    In the shape of the input, in ``compute_dtype``.
     """
-    tall = matrix_RC.shape[0] > matrix_RC.shape[1]
+    tall = matrix_KRC.shape[-2] > matrix_KRC.shape[-1]
     # The Gram matrix is taken on the shorter side, which is cheaper and gives the same polynomial.
-    x = (matrix_RC.mT if tall else matrix_RC).to(compute_dtype, copy=True)
+    x = (matrix_KRC.mT if tall else matrix_KRC).to(compute_dtype, copy=True)
+    norm = x.norm(dim=(-2, -1), keepdim=True)
     if coefficients == "classic":
-        x.div_(x.norm().clamp(min=_SMALLEST_NORM))
+        x.div_(norm.clamp_(min=_SMALLEST_NORM))
     else:
         # Its polynomials explode above 1, so a rounded norm must not be too small.
-        x.div_(x.norm() * 1.02 + 1e-6)
+        x.div_(norm * 1.02 + 1e-6)
+    product = torch.addmm if x.ndim == 2 else torch.baddbmm
     for a, b, c in ITERATIONS[coefficients]:
-        x = torch.addmm(x, polynomial(gram(x), b, c), x, beta=a)
+        x = product(x, polynomial(gram(x), b, c), x, beta=a)
     return x.mT if tall else x

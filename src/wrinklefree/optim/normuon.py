@@ -5,7 +5,7 @@ the root of the running mean of its mean square, and the whole is given its Frob
 that an update is as large as Muon's. (The paper sets the root mean square to 0.2 where five
 Newton-Schulz steps leave 0.18.)
 
-Shapes: R rows, C columns of a weight.
+Shapes: R rows, C columns of a weight; K matrices (none, or one leading dimension).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _SMALLEST = 1e-8
 
 
 def normuon_step(
-    gradient_RC: Tensor,
-    momentum_RC: Tensor,
-    square_R1: Tensor,
+    gradient_KRC: Tensor,
+    momentum_KRC: Tensor,
+    square_KR1: Tensor,
     *,
     momentum: float,
     nesterov: bool,
@@ -34,22 +34,23 @@ def normuon_step(
     coefficients: Coefficients = "classic",
     compute_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The update of NorMuon at learning rate 1, before any scale, [R, C].
+    """The update of NorMuon at learning rate 1, before any scale, [K, R, C].
 
-    Momentum and ``square_R1``, the running mean square of each row, are moved in place. The latter
+    Momentum and ``square_KR1``, the running mean square of each row, are moved in place. The latter
     starts at 0 and needs no correction: a common factor is undone with the norm.
     """
-    update_RC = muon_step(
-        gradient_RC,
-        momentum_RC,
+    update_KRC = muon_step(
+        gradient_KRC,
+        momentum_KRC,
         momentum=momentum,
         nesterov=nesterov,
         coefficients=coefficients,
         compute_dtype=compute_dtype,
-    ).to(square_R1.dtype)
-    square_R1.lerp_(update_RC.square().mean(dim=1, keepdim=True), 1 - row_decay)
-    normalised_RC = update_RC / square_R1.sqrt().add_(_SMALLEST)
-    return normalised_RC.mul_(update_RC.norm() / normalised_RC.norm().clamp(min=_SMALLEST))
+    ).to(square_KR1.dtype)
+    square_KR1.lerp_(update_KRC.square().mean(dim=-1, keepdim=True), 1 - row_decay)
+    normalised_KRC = update_KRC / square_KR1.sqrt().add_(_SMALLEST)
+    norm, its_norm = (x.norm(dim=(-2, -1), keepdim=True) for x in (update_KRC, normalised_KRC))
+    return normalised_KRC.mul_(norm / its_norm.clamp(min=_SMALLEST))
 
 
 class NorMuon(MuonLike):

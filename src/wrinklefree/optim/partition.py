@@ -138,13 +138,14 @@ def _refuse_overlaps(model: PreTrainedModel) -> None:
             )
 
 
-def matrices(tensor: Tensor, rows: list[int] | None) -> list[Tensor]:
+def matrices(tensor: Tensor, rows: list[int] | None, stacked: bool = False) -> list[Tensor]:
     """The matrices [R, C] that a hidden parameter (or its gradient, its state) holds, as views.
 
     Parameters
     ----------
     tensor : [R, C], or [E, R, C] for a stack of experts.
     rows : of each projection that is fused in a matrix; None: one.
+    stacked : leave those of one projection together, [E, R, C].
     """
-    stack = tensor.unbind() if tensor.ndim == 3 else (tensor,)
-    return [piece for matrix in stack for piece in (matrix.split(rows) if rows else (matrix,))]
+    whole = (tensor,) if stacked or tensor.ndim == 2 else tensor.unbind()
+    return [piece for held in whole for piece in (held.split(rows, dim=-2) if rows else (held,))]
