@@ -16,6 +16,7 @@ from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models.attention import FLEX
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.optim.attention_logits import RECORDING_ATTENTION
+from wrinklefree.quant import bitlinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
@@ -153,6 +154,32 @@ def test_a_compiled_training_has_a_program_for_each_kind_of_strength(
     assert counter.frame_count == (3 if warmup else 1)
     for one, two in zip(plain.state.history, other.state.history, strict=True):
         assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_read_codes_that_are_made_once_for_an_update(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+):
+    made, plain_codes = [], bitlinear.ternary_codes
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments)
+        return plain_codes(*arguments)
+
+    monkeypatch.setattr(bitlinear, "ternary_codes", counted)
+    settings = settings_of(gradient_accumulation_steps=3, **TERNARY)
+    plain, other = (trainer_of(settings) for _ in range(2))
+    counter = compiled(other, activation_checkpointing=checkpointing)
+    counts = []
+    for trainer in (plain, other):
+        made.clear()
+        trainer.run()
+        counts.append(len(made))
+    weights = len(bitlinear.ternary_layers_by_name(other.model))
+    assert counts == [settings.steps * weights] * 2
+    assert counter.frame_count == 1
+    assert plain.state.history == other.state.history
+    assert all(map(torch.equal, parameters(plain), parameters(other)))
 
 
 def test_what_hooks_look_into_is_not_compiled():

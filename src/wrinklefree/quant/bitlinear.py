@@ -5,7 +5,7 @@ Shapes: M tokens (any leading dimensions), N input features, O output features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -76,6 +76,7 @@ class TernaryLayer(nn.Module):
         self.register_buffer("strength", torch.ones(()), persistent=False)
         self.quantization_lambda = 1.0
         self._codes = WeightCodes()
+        self._at_hand: Codes | None = None
 
     @property
     def quantization_lambda(self) -> float:
@@ -104,6 +105,8 @@ class TernaryLayer(nn.Module):
         return ternary_codes(weight_ON, self.scale, self.vectors, self.alpha)
 
     def _weight_codes(self) -> Codes:
+        if self._at_hand is not None:
+            return self._at_hand
         if torch.compiler.is_compiling():
             weight_ON = self.weight.detach().flatten(0, -2)
             return _ternary_codes(weight_ON, self.scale, self.vectors)
@@ -274,6 +277,21 @@ def quantization_lambda_of(model: nn.Module, value: float) -> Iterator[None]:
     finally:
         for layer, strength in before.items():
             layer.quantization_lambda = strength
+
+
+@contextmanager
+def codes_at_hand(layers: Iterable[TernaryLayer]) -> Iterator[None]:
+    """Inside the block programs of ``torch.compile`` read the codes that the layers hold of their
+    weights, where they would make them in every call; a layer that is not exact has none to read.
+    """
+    layers = [layer for layer in layers if layer.is_exact]
+    for layer in layers:
+        layer._at_hand = layer._weight_codes()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._at_hand = None
 
 
 def forget_codes(model: nn.Module) -> None:

@@ -102,8 +102,7 @@ class TrainingSettings(Section):
     memory, about a third more time. Has no effect on the result."""
     compile: bool = False
     """Decoder layers as programs of ``torch.compile``: a minute or more at the start for faster
-    steps, though a program makes the codes of its weights in every micro-batch. Rounds otherwise,
-    so the result differs as by another machine."""
+    steps. Rounds otherwise, so the result differs as by another machine."""
     checkpoint_interval: Steps = 40
     """Steps between resumable checkpoints. Has no effect on the result."""
     log_interval: Steps = 20

@@ -18,6 +18,7 @@ from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.experts import layers_with_experts
 from wrinklefree.models.layers import decoder_layers, has_states
 from wrinklefree.models.state_space import refuse_states
+from wrinklefree.quant.bitlinear import codes_at_hand, ternary_layers_by_name
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 from wrinklefree.train.objectives.router import with_balanced_routers
@@ -139,10 +140,14 @@ def _compile(layer: nn.Module, backend: Any) -> None:
         plain, dynamic=False, backend=backend, recompile_limit=_VARIANTS
     )  # pyright: ignore[reportCallIssue]
 
+    ternary = list(ternary_layers_by_name(layer).values())
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         watched = any(module._forward_pre_hooks for module in layer.modules())
-        run = compiled if torch.is_grad_enabled() and not watched else plain
-        return run(*args, **kwargs)
+        if watched or not torch.is_grad_enabled():
+            return plain(*args, **kwargs)
+        with codes_at_hand(ternary):  # inputs of the program
+            return compiled(*args, **kwargs)
 
     layer.forward = forward
 
