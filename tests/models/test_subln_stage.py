@@ -107,6 +107,20 @@ def test_what_llama_cpp_will_not_run_is_said_before_any_training(
     assert "subln: llama.cpp will not run this model" in said["ones"]
     assert "norms of queries and keys" in " ".join(said["ones"].split())
     assert "norms of queries and keys" not in " ".join(said["none"].split())
+    for changes, reason in (
+        ({"gain": "ones"}, "norms of queries and keys"),
+        ({"gain": "none", "quantizer": {"granularity": "row"}}, "scales per row"),
+    ):
+        settings = SublnSettings.model_validate({**changes, "calibration_rows": 1})
+        with pytest.raises(UserError, match=f"export.gguf asks for F32, and .*{reason}"):
+            insert_subln_stage(
+                settings,
+                tmp_path / "base",
+                [batch()],
+                [batch()],
+                tmp_path / "refused",
+                export={"gguf": ["F32"]},
+            )
 
 
 def test_a_model_that_is_not_dense_is_refused(base: Path, tmp_path: Path, batch: MakeBatch) -> None:

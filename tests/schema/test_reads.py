@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ def test_an_edit_of_a_block_that_is_not_chosen_changes_no_file_of_a_stage(
 
     assert written(adamw={"lr": 2e-4}) == written(muonclip={"lr": 5e-4}) == written()
     assert len({written(), written(name="adamw"), written(name="adamw", adamw={"lr": 2e-4})}) == 3
+
+
+def test_sections_of_later_stages_are_in_the_file_of_a_stage_and_not_in_its_name(
+    parameters: dict[str, Any], tmp_path: Path
+):
+    def written() -> Path:
+        return write_sections(parameters, "base", None, tmp_path)
+
+    first, before = written(), written().read_text()
+    parameters["export"] = {"gguf": ["Q4_0"]}
+    assert written() == first and written().read_text() != before
+    content = json.loads(first.read_text())
+    assert content["export"] == parameters["export"] and content["subln"] == parameters["subln"]
+    assert set(narrow(content, "base")) == {"seed", "base"} == set(content) - {"export", "subln"}
 
 
 def test_a_source_may_be_called_like_a_setting_with_alternatives(parameters: dict[str, Any]):

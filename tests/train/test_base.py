@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from wrinklefree.errors import UserError
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train import base
 from wrinklefree.train.base import make_base
@@ -30,11 +31,12 @@ def brought(
 ) -> Callable[..., Stage]:
     """Runs the stage on a model as if it had been brought from somewhere."""
 
-    def bring(model: Any) -> Stage:
+    def bring(model: Any, **foreseen: Any) -> Stage:
         monkeypatch.setattr(base, "load_source", lambda source, cache: model)
         source = {"kind": "folder", "path": "somewhere", "sha256": "0" * 64}
         stage = make_stage(base={"source": source})
-        stage = replace(stage, inputs={"tokenizer": mixture.parent / "tokenizer"})
+        inputs = {"tokenizer": mixture.parent / "tokenizer"}
+        stage = replace(stage, inputs=inputs, foreseen=foreseen)
         make_base(stage)
         return stage
 
@@ -68,6 +70,44 @@ def test_a_base_that_llama_cpp_would_not_run_is_brought_with_a_warning(
         UserWarning, match="this base, so .* hidden_act is gelu. transformers will run it$"
     ):
         brought(LlamaForCausalLM(LlamaConfig(**SIZES, **untied, hidden_act="gelu")))
+
+
+UNTIED = LlamaConfig(**SIZES, tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "gain", "said"),
+    [
+        (UNTIED, "ones", r"no head beside .*if_possible, and these too without SubLN \(subln.gain"),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "none", r"hidden_act is gelu\. .*if_possible$"),
+        (LlamaConfig(**{**SIZES, "intermediate_size": 63}), "none", "63 outputs.*nothing .*none"),
+    ],
+)
+def test_gguf_files_that_are_asked_for_by_name_and_not_possible_end_the_stage(
+    brought: Callable[..., Stage], config: LlamaConfig, gain: str, said: str
+):
+    foreseen = {"subln": {"gain": gain}, "export": {"gguf": ["TQ2_0", "Q4_0"]}}
+    with pytest.raises(UserError, match=f"export.gguf asks for TQ2_0, Q4_0, and .*{said}"):
+        brought(LlamaForCausalLM(config), **foreseen)
+
+
+@pytest.mark.parametrize(
+    ("gain", "export"),
+    [("none", {"gguf": ["F32"]}), ("ones", {"gguf": []}), ("ones", {"linear_class": "none"})],
+)
+def test_without_subln_or_gguf_an_untied_head_is_brought_in_silence(
+    brought: Callable[..., Stage], gain: str, export: dict[str, Any]
+):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        brought(LlamaForCausalLM(UNTIED), subln={"gain": gain}, export=export)
+
+
+def test_a_shape_that_is_pruned_is_left_to_the_stage_that_prunes(brought: Callable[..., Stage]):
+    foreseen = {"subln": {"prune": {"intermediate_size": 32}}, "export": {"gguf": ["TQ2_0"]}}
+    odd = LlamaConfig(**{**SIZES, "intermediate_size": 72})
+    with pytest.warns(UserWarning, match="intermediate_size is 72, no multiple of 32"):
+        brought(LlamaForCausalLM(odd), **foreseen)
 
 
 def test_a_shape_that_cannot_be_exported_is_warned_of_before_it_is_trained(

@@ -20,7 +20,7 @@ from wrinklefree.export.gguf_gate import (
 )
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.student import Student
-from wrinklefree.models.exportable import llama_cpp_obstacles
+from wrinklefree.models.exportable import llama_cpp_obstacles, require_gguf
 from wrinklefree.models.surgery import has_subln
 from wrinklefree.tracking.terminal import say
 
@@ -43,12 +43,14 @@ def export_gguf(
 
     Raises
     ------
-    UserError : llama.cpp is not installed.
+    UserError : llama.cpp is not installed, or has no graph for the model whose files are asked for
+        by name.
     RuntimeError : a file does not hold our codes, or llama.cpp does not compute what ours does.
     """
-    if not settings.gguf:
+    if not settings.gguf_types:
         return {}
     model = student.model
+    require_gguf(settings.model_dump(), model, student.folder, subln=has_subln(model))
     if obstacles := llama_cpp_obstacles(model, student.folder, subln=has_subln(model)):
         say(f"export: no GGUF file, llama.cpp would not run it: {'; '.join(obstacles)}")
         return {"gguf_obstacles": obstacles}
@@ -60,7 +62,7 @@ def export_gguf(
         write_gguf(exact, student, BlockType.F32, BlockType.F32)
         facts |= check_float32(exact, reference)
         facts["texts"] = check_tokens(exact, student.folder, reference.rows)
-    for name in settings.gguf:
+    for name in settings.gguf_types:
         path = folder / f"model-{name}.gguf"
         matrices = write_gguf(path, student, BlockType[name], embedding)
         check_tensors(path, model)

@@ -29,21 +29,31 @@ class ExportSettings(Section):
     dequantized: bool = False
     """Whether ``dequantized/`` holds the same model in plain bfloat16, codes times scales, for
     tools that know no ternary layers. Its activations are not quantized."""
-    gguf: list[GgufType] = ["TQ2_0"]
+    gguf: Literal["if_possible"] | list[GgufType] = "if_possible"
     """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
     1.69, 2.25, 4.5, or in float32. Rows that are no multiple of 256, of 64 for ``Q2_0``, are Q4_0
-    in any case."""
+    in any case.
+
+    Where llama.cpp has no graph for the model, a list ends the run before any training.
+    ``if_possible``: TQ2_0; without a graph none, and the reason is said."""
     gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
     """Type of the embedding in these files, and of the head, where the model has one beside it."""
 
     @field_validator("gguf")
     @classmethod
-    def _each_once(cls, types: list[GgufType]) -> list[GgufType]:
+    def _each_once(cls, types: str | list[GgufType]) -> str | list[GgufType]:
+        if isinstance(types, str):
+            return types
         if len(set(types)) < len(types):
             raise ValueError("a type comes twice")
         if said := missing_llama_cpp(types):
             warnings.warn(said, MissingLlamaCppWarning, stacklevel=2)
         return types
+
+    @property
+    def gguf_types(self) -> list[GgufType]:
+        """Of the files that are written where llama.cpp has a graph for the model."""
+        return ["TQ2_0"] if self.gguf == "if_possible" else self.gguf
 
 
 def missing_llama_cpp(types: Sequence[GgufType]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from wrinklefree.errors import UserError
 from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.quant.bitlinear import BitLinear, TernaryLayer
@@ -62,6 +63,28 @@ def export_obstacles(model: PreTrainedModel) -> list[str]:
                     f" {CODES_PER_BYTE}",
                 ]
     return reasons
+
+
+def require_gguf(
+    export: dict[str, Any], model: PreTrainedModel, tokenizer: Path, *, subln: bool
+) -> None:
+    """Raise a UserError where the section ``export`` asks for GGUF files by name and a student of
+    ``model`` can't have any."""
+    asked = export.get("gguf")
+    if not isinstance(asked, list) or not asked or export.get("linear_class") == "none":
+        return
+    advice = "export nothing (export.linear_class: none)"
+    if not (reasons := export_obstacles(model)):
+        reasons = llama_cpp_obstacles(model, tokenizer, subln=subln)
+        advice = "all but these files is written with export.gguf: if_possible"
+        if subln and not llama_cpp_obstacles(model, tokenizer, subln=False):
+            advice += ", and these too without SubLN (subln.gain: none)"
+    if reasons:
+        raise UserError(
+            f"export.gguf asks for {', '.join(asked)}, and the stage export could not write what"
+            f" becomes of this model for llama.cpp: {'; '.join(reasons)}. Expected another model,"
+            f" shape or quantizer; else {advice}"
+        )
 
 
 def head_size(config: PreTrainedConfig) -> int:

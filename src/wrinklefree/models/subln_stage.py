@@ -12,7 +12,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.mixture.few_rows import first_training_rows, spread_held_out_rows
 from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.calibration import calibrate_subln
-from wrinklefree.models.exportable import llama_cpp_obstacles
+from wrinklefree.models.exportable import llama_cpp_obstacles, require_gguf
 from wrinklefree.models.folder import load_model, save_model, write_json
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
@@ -51,7 +51,13 @@ def make_ternary(stage: Stage) -> dict[str, Any]:
             reconstruct_layers, batches=batches, settings=chosen, work=stage.work, log=log
         )
     facts = insert_subln_stage(
-        settings, stage.inputs["model"], training, held_out, stage.folder, reconstruct
+        settings,
+        stage.inputs["model"],
+        training,
+        held_out,
+        stage.folder,
+        reconstruct,
+        stage.foreseen.get("export", {}),
     )
     for what, station in facts.get("pruned", {}).items():
         stage.terminal.say(
@@ -77,6 +83,7 @@ def insert_subln_stage(
     held_out: Iterable[Batch],
     folder: Path,
     reconstruct: Callable[[PreTrainedModel], dict[str, Any]] | None = None,
+    export: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the model of folder ``base`` with ternary layers, and SubLN if asked, to ``folder``.
 
@@ -85,6 +92,7 @@ def insert_subln_stage(
     training : rows on which the gains are fitted.
     held_out : other rows, on which the losses are measured: on its own rows a fit looks too good.
     reconstruct : trains the ternary layers of a model with calibrated gains, and returns facts.
+    export : the section of that stage, for :func:`require_gguf`.
 
     Returns
     -------
@@ -102,7 +110,8 @@ def insert_subln_stage(
     ------
     UserError : the base is not dense, has fewer layers or features than shall remain, or a loss
         that is not finite; its layers are no whole number of groups; or the rows have a token id
-        that it has no embedding for or more tokens than it has positions.
+        that it has no embedding for or more tokens than it has positions; or GGUF files are asked
+        for that it can't have.
     """
     training, held_out = list(training), list(held_out)
     model, _ = load_model(base, "dense")
@@ -127,6 +136,7 @@ def insert_subln_stage(
     for mix in mixing:
         mix.apply(model)
     insert_bitlinear(model, settings.quantizer)
+    require_gguf(export or {}, model, base, subln=settings.has_norms)
     facts["loss_ternary_without_subln"] = mean_next_token_loss(model, held_out, 1.0)
     facts["gains"] = []
     if settings.gain != "none":

@@ -55,6 +55,12 @@ READS: dict[str, tuple[str, ...]] = {
     "experiments": ("experiments.names", "experiments.verdict"),
 }
 
+FORESEEN: dict[str, tuple[str, ...]] = {"base": ("subln", "export"), "subln": ("export",)}
+"""Sections of later stages by which a stage refuses, before training, what would fail there.
+
+They change no result: no engine reruns a stage for them, and no manifest has them.
+"""
+
 OptimizerName = Literal[
     "adamw", "muon", "muonclip", "normuon", "muon8bit", "apollo", "apollo_mini", "adamw8bit"
 ]
@@ -103,6 +109,11 @@ def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) 
             target = target.setdefault(key, {})
         target[last] = _without_unchosen(value)
     return narrowed
+
+
+def foreseen(parameters: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The sections of :data:`FORESEEN` that ``parameters`` have."""
+    return {name: parameters[name] for name in FORESEEN.get(stage, ()) if name in parameters}
 
 
 def with_whole_architectures(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import read_yaml, validate_section, without_nulls
-from wrinklefree.schema.reads import narrow
+from wrinklefree.schema.reads import foreseen, narrow
 from wrinklefree.tracking.artifact import (
     Origin,
     check_replaceable,
@@ -81,6 +81,8 @@ class Stage:
     terminal: Terminal
     continuation: Continuation | None = None
     """What ``wrinklefree continue`` asked to go on from, until it is taken up."""
+    foreseen: dict[str, Any] = field(default_factory=dict)
+    """Sections of later stages: for a refusal before training, and for nothing that is written."""
 
     def section(self, path: str, kind: type[_T] | Any) -> Any:
         """The settings at a dotted path, as the pydantic type ``kind``."""
@@ -153,10 +155,11 @@ def stage_main(
             with exclusive_lock(WORK / "locks" / f"{label}.lock", busy=busy):
                 # Before anything fails or warns, but not into the log of whoever holds the lock.
                 terminal.open_log()
-                settings = _settings(arguments.settings, name, chosen)
+                given = _settings(arguments.settings)
+                settings, later = narrow(given, name, chosen), foreseen(given, name)
                 names = sorted(map(str, setting(settings, members))) if collections else []
                 paths = _input_paths(arguments, inputs, collections, names)
-                _run(name, chosen, function, settings, paths, output, terminal)
+                _run(name, chosen, function, settings, later, paths, output, terminal)
         except UserError as error:
             terminal.say(f"error: {label}: {error}")
             status = 2
@@ -185,6 +188,7 @@ def _run(
     instance: str | None,
     function: StageFunction,
     settings: dict[str, Any],
+    later: dict[str, Any],
     paths: dict[str, Path],
     output: Path,
     terminal: Terminal,
@@ -214,7 +218,7 @@ def _run(
         run.log_inputs(artifacts)
         with writing_artifact(output, origin) as (folder, facts):
             stage = Stage(
-                name, instance, settings, paths, folder, work, run, terminal, continuation
+                name, instance, settings, paths, folder, work, run, terminal, continuation, later
             )
             facts.update(function(stage))
             if event := continued_from(work):
@@ -305,8 +309,8 @@ def _input_paths(
     return paths
 
 
-def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
-    """The stage's sections, from a params file, from JSON or from a file of JSON, checked."""
+def _settings(given: str) -> dict[str, Any]:
+    """The sections of a params file, which is checked, of JSON or of a file of JSON."""
     of_json = given.endswith(".json")
     if of_json or given.lstrip().startswith("{"):
         try:
@@ -315,10 +319,10 @@ def _settings(given: str, name: str, instance: str | None) -> dict[str, Any]:
             raise UserError(f"--settings: not valid JSON: {error}") from error
         if not isinstance(parameters, dict):
             raise UserError("--settings: expected a JSON object of sections")
-        return narrow(without_nulls(parameters), name, instance)
+        return without_nulls(parameters)
     parameters = without_nulls(read_yaml(Path(given)))
     _require_valid(given)
-    return narrow(parameters, name, instance)
+    return parameters
 
 
 def _require_valid(params: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from wrinklefree.downloads.settings import ScratchBaseSettings
 from wrinklefree.models.dense import build_scratch, load_source
-from wrinklefree.models.exportable import export_obstacles, llama_cpp_obstacles
+from wrinklefree.models.exportable import export_obstacles, llama_cpp_obstacles, require_gguf
 from wrinklefree.models.folder import save_model
 from wrinklefree.models.forward import require_embeddings
 from wrinklefree.models.transforms import ModelFormat
@@ -36,14 +35,26 @@ def make_base(stage: Stage) -> dict[str, Any]:
     assert not isinstance(settings.source, ScratchBaseSettings), "then there is a scratch"
     model = load_source(settings.source, cache=stage.downloads)
     require_embeddings(model, vocabulary_size(stage.inputs["tokenizer"]), "tokenizer")
-    _warn_of_export(model, stage.inputs["tokenizer"])
+    _foresee_export(stage, model)
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
     write_history(stage.folder, [])
     return {"parameters": model.num_parameters()}
 
 
-def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
-    """Say before any training what would end it: the rest of the pipeline can do without."""
+def _foresee_export(stage: Stage, model: PreTrainedModel) -> None:
+    """Say before any training what would end it: the rest of the pipeline can do without.
+
+    Raises
+    ------
+    UserError : GGUF files are asked for by name, and ``model`` can't have any.
+    """
+    tokenizer, export = stage.inputs["tokenizer"], stage.foreseen.get("export", {})
+    ternary = stage.foreseen.get("subln", {})
+    subln = ternary.get("gain") != "none"
+    if not ternary.get("prune"):  # which makes another shape of it
+        require_gguf(export, model, tokenizer, subln=subln)
+    if export.get("linear_class") == "none":
+        return
     if reasons := export_obstacles(model):
         warnings.warn(
             f"the stage export will refuse what is trained from this base: {'; '.join(reasons)}."
@@ -52,10 +63,11 @@ def _warn_of_export(model: PreTrainedModel, tokenizer: Path) -> None:
             NoExportWarning,
             stacklevel=2,
         )
-    elif reasons := llama_cpp_obstacles(model, tokenizer, subln=True):
-        without = llama_cpp_obstacles(model, tokenizer, subln=False)
+    elif export.get("gguf") != [] and (
+        reasons := llama_cpp_obstacles(model, tokenizer, subln=subln)
+    ):
         with_subln, advice = "", ""
-        if not without:
+        if subln and not llama_cpp_obstacles(model, tokenizer, subln=False):
             with_subln = " with SubLN"
             advice = "; without SubLN (subln.gain: none) llama.cpp would, too"
         warnings.warn(
@@ -76,7 +88,7 @@ def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
         end_of_text_id=data.end_of_text_id,
         seed=stage.seed,
     )
-    _warn_of_export(model, stage.inputs["tokenizer"])
+    _foresee_export(stage, model)
     trainer = stage_trainer(
         stage,
         model,
