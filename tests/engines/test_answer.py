@@ -64,6 +64,8 @@ def test_sizes_are_those_of_the_files_that_were_written():
     )
     make("models/export", facts | {"gguf": {"TQ2_0": {"bytes": 3065888}, "texts": 9}})
     assert answer_of_run()[-1].endswith("5.0 for transformers, 3.1 as TQ2_0 for llama.cpp.")
+    make("models/export", facts | {"gguf": {}, "i2_s": {"bytes": 3065888}})
+    assert answer_of_run()[-1].endswith("transformers, 3.1 as I2_S for bitnet.cpp.")
 
 
 def test_a_run_ends_with_its_answer_within_80_columns():

@@ -19,6 +19,8 @@ def test_only_what_this_run_made_is_named_with_the_files_that_are_there(here: Pa
     assert student.endswith("the student for transformers; model-TQ2_0.gguf for llama.cpp")
     assert runs.startswith("mlflow ui")
     assert what_next(time.time() + 1) == []
+    (here / "models/export/model-I2_S.gguf").touch()
+    assert " ".join(what_next(started)[1:3]).endswith("llama.cpp; model-I2_S.gguf for bitnet.cpp")
     assert max(map(len, (results, student, runs))) <= 80
     (here / "models/export/config.json").unlink()
     assert len(what_next(started)) == 2, "where nothing was exported there is no student"

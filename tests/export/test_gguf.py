@@ -448,7 +448,7 @@ def test_a_model_that_llama_cpp_has_no_graph_for_gets_no_file_and_the_reason(
     (found,) = facts["gguf_obstacles"]
     assert re.search(reason, found)
     asked = ExportSettings(gguf=["Q4_0"])
-    with pytest.raises(UserError, match=f"export.gguf asks for Q4_0, and .*{reason}"):
+    with pytest.raises(UserError, match=f"export asks for Q4_0 in GGUF, and .*{reason}"):
         export_gguf(asked, load_student(tmp_path / "student"), tmp_path, tokens_BT=rows)
     with pytest.raises(UserError, match=r"llama.cpp cannot run this model"):
         write_gguf(

@@ -112,7 +112,7 @@ def test_what_llama_cpp_will_not_run_is_said_before_any_training(
         ({"gain": "none", "quantizer": {"granularity": "row"}}, "scales per row"),
     ):
         settings = SublnSettings.model_validate({**changes, "calibration_rows": 1})
-        with pytest.raises(UserError, match=f"export.gguf asks for F32, and .*{reason}"):
+        with pytest.raises(UserError, match=f"export asks for F32 in GGUF, and .*{reason}"):
             insert_subln_stage(
                 settings,
                 tmp_path / "base",

@@ -87,7 +87,7 @@ def test_gguf_files_that_are_asked_for_by_name_and_not_possible_end_the_stage(
     brought: Callable[..., Stage], config: LlamaConfig, gain: str, said: str
 ):
     foreseen = {"subln": {"gain": gain}, "export": {"gguf": ["TQ2_0", "Q4_0"]}}
-    with pytest.raises(UserError, match=f"export.gguf asks for TQ2_0, Q4_0, and .*{said}"):
+    with pytest.raises(UserError, match=f"export asks for TQ2_0, Q4_0 in GGUF, and .*{said}"):
         brought(LlamaForCausalLM(config), **foreseen)
 
 

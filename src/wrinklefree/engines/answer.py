@@ -73,6 +73,8 @@ def _sizes(facts: dict[str, Any]) -> str:
         for name, one in files.items()
         if isinstance(one, dict)
     ]
+    if "i2_s" in facts:
+        sizes.append(f"{facts['i2_s']['bytes'] / 1e6:,.1f} as I2_S for bitnet.cpp")
     share = facts["ternary_parameters"] / facts["parameters"]
     return f"Of {facts['parameters']:,} parameters {share:.0%} are ternary: {', '.join(sizes)}."
 

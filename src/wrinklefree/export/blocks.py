@@ -14,6 +14,8 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
 
+from wrinklefree.models.exportable import I2_S_BLOCK
+
 
 class BlockType(IntEnum):
     """llama.cpp's numbers of types. The package gguf (0.19) does not know Q2_0."""
@@ -24,6 +26,7 @@ class BlockType(IntEnum):
     Q8_0 = 8
     TQ1_0 = 34
     TQ2_0 = 35
+    I2_S = 36  # of bitnet.cpp; llama.cpp has none of this number
     Q2_0 = 42
 
 
@@ -66,6 +69,15 @@ def pack_blocks(codes_ON: np.ndarray, scale: float, kind: BlockType) -> np.ndarr
         return _behind_scales(scale, packed_K, len(codes_ON))
     # Of floats that are a scale times a code, the other two take the largest as scale.
     return rounded(codes_ON.astype(np.float32) * np.float32(scale), kind)
+
+
+def pack_i2_s(codes_ON: np.ndarray, scale: float) -> np.ndarray:
+    """Bytes of a whole matrix, uint8; see ``i2_s``. N is a multiple of ``I2_S_BLOCK``."""
+    # A quarter of a block in each place of its bytes, the first in the highest bits.
+    parts = (codes_ON + 1).astype(np.uint8).reshape(-1, 4, I2_S_BLOCK // 4)
+    a, b, c, d = parts.swapaxes(0, 1)
+    packed = (a << 6 | b << 4 | c << 2 | d).ravel()
+    return np.concatenate([packed, np.array([scale, *[0] * 7], np.float32).view(np.uint8)])
 
 
 def rounded(values: np.ndarray, kind: BlockType) -> np.ndarray:

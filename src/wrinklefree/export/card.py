@@ -120,6 +120,15 @@ activations in floats, and tokens were chosen one by one as this model would, bu
 nearly as likely. llama.cpp quantizes activations in blocks, as in the table.
 """
 
+I2_S_FILE = "model-I2_S.gguf"
+I2_S = f"""
+## In bitnet.cpp
+
+`{I2_S_FILE}`, {{bytes:,}} bytes, has the matrices in its type I2_S, as it reads them on x86 and not
+on ARM. Read back, every code and scale is that of this model. It was not run: no package has
+bitnet.cpp.
+"""
+
 
 DEQUANTIZED = """
 ## Without ternary layers
@@ -264,6 +273,11 @@ def add_gguf_to_card(folder: Path, facts: dict[str, Any]) -> None:
         exact=facts["float32_relative_difference"],
     )
     _append(folder, text)
+
+
+def add_i2_s_to_card(folder: Path, size: int) -> None:
+    """Say in ``README.md`` of the folder what its file for bitnet.cpp is, of ``size`` bytes."""
+    _append(folder, I2_S.format(bytes=size))
 
 
 def add_dequantized_to_card(folder: Path, facts: dict[str, Any]) -> None:

@@ -25,10 +25,17 @@ from wrinklefree.export.blocks import (
     BlockType,
     block_type,
     pack_blocks,
+    pack_i2_s,
     rounded,
 )
 from wrinklefree.export.student import Student
-from wrinklefree.models.exportable import head_size, llama_cpp_obstacles, pretokenizer_of
+from wrinklefree.models.exportable import (
+    I2_S_BLOCK,
+    SMALLEST_BLOCK,
+    head_size,
+    llama_cpp_obstacles,
+    pretokenizer_of,
+)
 from wrinklefree.models.folder import stored_tensors
 from wrinklefree.models.surgery import has_subln
 from wrinklefree.quant.bitlinear import BitLinear
@@ -57,6 +64,8 @@ NAMES = {
 }
 """What llama.cpp calls the parts of a tensor's name."""
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_I2_S_FILE = 40
+"""bitnet.cpp's number of such files."""
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
 """Of float16 with all of its bits."""
 
@@ -69,7 +78,7 @@ def write_gguf(
     Parameters
     ----------
     kind : of the ternary matrices: blocks of codes (rows that are no whole number of them are
-        Q4_0), or F32, F16, Q8_0.
+        Q4_0), I2_S, or F32, F16, Q8_0.
     embedding : type of the embedding and of the head, which may be the same: F32, F16 or Q8_0.
 
     Returns
@@ -81,9 +90,12 @@ def write_gguf(
     UserError : llama.cpp has no graph for the model.
     """
     model = student.model
-    if reasons := llama_cpp_obstacles(model, student.folder, subln=has_subln(model)):
+    block = I2_S_BLOCK if kind == BlockType.I2_S else SMALLEST_BLOCK
+    if reasons := llama_cpp_obstacles(model, student.folder, subln=has_subln(model), block=block):
         raise UserError(f"llama.cpp cannot run this model: {'; '.join(reasons)}")
     writer = GGUFWriter(path, graph_of(model))
+    if kind == BlockType.I2_S:
+        writer.add_file_type(_I2_S_FILE)
     _write_shape(writer, model.config)
     _write_tokenizer(writer, student.folder, model.config.vocab_size)
     counts: dict[str, int] = {}
@@ -94,7 +106,9 @@ def write_gguf(
                     f"{name} has a scale of {scale:.3g}, which float16 does not hold, and a GGUF"
                     " block has no other; export.gguf: [] goes without such files"
                 )
-            if kind in ROW_MULTIPLES:
+            if kind == BlockType.I2_S:
+                own, data = kind, pack_i2_s(values, scale)
+            elif kind in ROW_MULTIPLES:
                 own = block_type(values.shape[1], kind)
                 data = pack_blocks(values, scale, own)
             else:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from wrinklefree.export.blocks import BlockType
-from wrinklefree.export.card import add_gguf_to_card
+from wrinklefree.export.card import I2_S_FILE, add_gguf_to_card, add_i2_s_to_card
 from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.gguf_gate import (
     Reference,
@@ -18,6 +18,7 @@ from wrinklefree.export.gguf_gate import (
     check_tensors,
     check_tokens,
 )
+from wrinklefree.export.i2_s import check_i2_s
 from wrinklefree.export.settings import ExportSettings
 from wrinklefree.export.student import Student
 from wrinklefree.models.exportable import llama_cpp_obstacles, require_gguf
@@ -28,7 +29,7 @@ from wrinklefree.tracking.terminal import say
 def export_gguf(
     settings: ExportSettings, student: Student, folder: Path, *, tokens_BT: Tensor
 ) -> dict[str, Any]:
-    """Write ``model-<type>.gguf`` into ``folder`` for every type of the settings.
+    """Write ``model-<type>.gguf`` into ``folder`` for every type of the settings, I2_S last.
 
     Parameters
     ----------
@@ -38,8 +39,8 @@ def export_gguf(
     -------
     facts : ``gguf``, by type ``bytes``, how many ``matrices`` have which type, and what the gate
         found; with what ``check_float32`` says of the file without blocks, and ``texts`` that both
-        tokenizers split alike. ``gguf_obstacles`` in its place where llama.cpp has no graph
-        for the model.
+        tokenizers split alike. ``i2_s``: ``bytes`` and ``matrices`` of that file.
+        ``gguf_obstacles`` in place of both where llama.cpp has no graph for the model.
 
     Raises
     ------
@@ -47,7 +48,7 @@ def export_gguf(
         by name.
     RuntimeError : a file does not hold our codes, or llama.cpp does not compute what ours does.
     """
-    if not settings.gguf_types:
+    if not settings.gguf_types and not settings.i2_s:
         return {}
     model = student.model
     require_gguf(settings.model_dump(), model, student.folder, subln=has_subln(model))
@@ -72,5 +73,13 @@ def export_gguf(
             f"export: {path.name}, {path.stat().st_size / 1e6:,.1f} MB, in llama.cpp: logits"
             f" within {found['relative_difference']:.2g} of their size, KL {found['kl']:.2g}"
         )
-    add_gguf_to_card(folder, facts)
-    return {"gguf": facts}
+    if settings.gguf_types:
+        add_gguf_to_card(folder, facts)
+    if not settings.i2_s:
+        return {"gguf": facts}
+    path = folder / I2_S_FILE
+    matrices = write_gguf(path, student, BlockType.I2_S, embedding)
+    check_i2_s(path, model)
+    add_i2_s_to_card(folder, path.stat().st_size)
+    say(f"export: {path.name}, {path.stat().st_size / 1e6:,.1f} MB: read back, not run")
+    return {"gguf": facts, "i2_s": {"bytes": path.stat().st_size, "matrices": matrices}}

@@ -36,6 +36,10 @@ class ExportSettings(Section):
 
     Where llama.cpp has no graph for the model, a list ends the run before any training.
     ``if_possible``: TQ2_0; without a graph none, and the reason is said."""
+    i2_s: bool = False
+    """Whether ``model-I2_S.gguf`` is written for bitnet.cpp on x86: 2 bits a weight, one scale a
+    matrix, rows of multiples of 128; else the run ends before any training. No runtime of it was
+    there to run the file."""
     gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
     """Type of the embedding in these files, and of the head, where the model has one beside it."""
 

@@ -30,7 +30,9 @@ _PRETOKENIZERS = {
     (_QWEN2, "bytes"): "qwen2",
 }
 """Which of its own llama.cpp has to split text by, by the steps of ``tokenizer.json``."""
-_SMALLEST_BLOCK = 32
+SMALLEST_BLOCK = 32
+I2_S_BLOCK = 128
+"""Weights of a block of bitnet.cpp's I2_S, which no row may leave unfinished."""
 _QWEN2_BIASES = {"q_proj", "k_proj", "v_proj"}
 """Every Qwen2 has them, and llama.cpp's graph of it no others."""
 
@@ -70,19 +72,22 @@ def require_gguf(
 ) -> None:
     """Raise a UserError where the section ``export`` asks for GGUF files by name and a student of
     ``model`` can't have any."""
-    asked = export.get("gguf")
-    if not isinstance(asked, list) or not asked or export.get("linear_class") == "none":
+    named, i2_s = export.get("gguf"), bool(export.get("i2_s"))
+    asked = (named if isinstance(named, list) else []) + ["I2_S"] * i2_s
+    if not asked or export.get("linear_class") == "none":
         return
+    block = I2_S_BLOCK if i2_s else SMALLEST_BLOCK
     advice = "export nothing (export.linear_class: none)"
     if not (reasons := export_obstacles(model)):
-        reasons = llama_cpp_obstacles(model, tokenizer, subln=subln)
+        reasons = llama_cpp_obstacles(model, tokenizer, subln=subln, block=block)
         advice = "all but these files is written with export.gguf: if_possible"
-        if subln and not llama_cpp_obstacles(model, tokenizer, subln=False):
+        advice += " and export.i2_s: false" * i2_s
+        if subln and not llama_cpp_obstacles(model, tokenizer, subln=False, block=block):
             advice += ", and these too without SubLN (subln.gain: none)"
     if reasons:
         raise UserError(
-            f"export.gguf asks for {', '.join(asked)}, and the stage export could not write what"
-            f" becomes of this model for llama.cpp: {'; '.join(reasons)}. Expected another model,"
+            f"export asks for {', '.join(asked)} in GGUF, and could not write them of what becomes"
+            f" of this model: {'; '.join(reasons)}. Expected another model,"
             f" shape or quantizer; else {advice}"
         )
 
@@ -105,9 +110,11 @@ def fits_bitnet(model: PreTrainedModel) -> bool:
     )
 
 
-def llama_cpp_obstacles(model: PreTrainedModel, tokenizer: Path, *, subln: bool) -> list[str]:
+def llama_cpp_obstacles(
+    model: PreTrainedModel, tokenizer: Path, *, subln: bool, block: int = SMALLEST_BLOCK
+) -> list[str]:
     """Why llama.cpp would not run a student of ``model``, dense or already ternary, with or without
-    SubLN."""
+    SubLN, in blocks of so many weights."""
     config = model.config
     reasons = _obstacles_with_subln(model) if subln else _obstacles_without_subln(model)
     if config.hidden_act != "silu":
@@ -120,8 +127,8 @@ def llama_cpp_obstacles(model: PreTrainedModel, tokenizer: Path, *, subln: bool)
     sizes = {name: getattr(config, name) for name in ("hidden_size", "intermediate_size")}
     sizes["num_attention_heads * head_dim"] = config.num_attention_heads * head_size(config)
     for name, size in sizes.items():
-        if size % _SMALLEST_BLOCK:
-            reasons.append(f"{name} is {size}, no multiple of {_SMALLEST_BLOCK}")
+        if size % block:
+            reasons.append(f"{name} is {size}, no multiple of {block}")
     if pretokenizer_of(tokenizer) is None:
         reasons.append("its tokenizer splits text as none of llama.cpp's is known to")
     return reasons
