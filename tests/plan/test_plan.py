@@ -177,12 +177,14 @@ def test_activations_are_what_autograd_keeps(
 def test_a_term_that_a_ratio_asks_for_takes_the_memory_of_one_with_a_weight(term: str):
     def working(**changes: Any) -> int:
         weights = {"logits": 0.0, "relations": 0.0} | changes.pop("weights", {})
-        relations = {"heads": 4, "causal": True}
+        relations = {"heads": 4, "causal": True} | changes.pop("relations", {})
         settings = settings_of(DistillSettings, weights=weights, relations=relations, **changes)
         return memory_of(Training("t", settings, 512, QUANTIZER, None), config_of()).working
 
     asked = working(gradient_ratios={term: 0.1})
     assert working() < asked == working(weights={term: 1.0})
+    of_more = working(weights={term: 1.0}, relations={"layer_fractions": [0.0, 0.5, 1.0]})
+    assert (of_more > asked) == (term == "relations")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -58,7 +58,7 @@ SETTINGS: dict[str, Any] = {
             "weights": {"cross_entropy": 1.0, "logits": 1.0, "relations": 1.0},
             "temperature": 2.0,
             "temperature_squared": True,
-            "relations": {"layer_fraction": 1.0, "heads": 1, "temperature": 1.0, "causal": True},
+            "relations": {"layer_fractions": [1.0], "heads": 1, "temperature": 1.0, "causal": True},
         }
     },
     "control": {"measure": {"rows_per_domain": 4, "batch_size": 3}, "confidence": 0.95},

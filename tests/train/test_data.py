@@ -270,7 +270,7 @@ DISTILLATION = {
     "weights": {"cross_entropy": 1.0, "logits": 1.0, "relations": 0.0},
     "temperature": 1.0,
     "temperature_squared": False,
-    "relations": {"layer_fraction": 0.5, "heads": 2, "temperature": 1.0, "causal": True},
+    "relations": {"layer_fractions": [0.5], "heads": 2, "temperature": 1.0, "causal": True},
 }
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "key_value_heads": 1,

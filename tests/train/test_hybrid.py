@@ -32,7 +32,7 @@ MODEL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "layers": 3, "heads": 2, "key_value_heads": 1,
     "state_space": {"attention_layers": [1], "heads": 4, "state_size": 8},
 }  # fmt: skip
-RELATIONS = {"layer_fraction": 0.4, "heads": 2, "causal": True}
+RELATIONS = {"layer_fractions": [0.4], "heads": 2, "causal": True}
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_relations_of_a_layer_without_attention_are_refused(
     make: Callable[..., Stage], student: Path
 ) -> None:
     stage = make(
-        "distill.ar", {"relations": RELATIONS | {"layer_fraction": 0.8}}, model=student,
+        "distill.ar", {"relations": RELATIONS | {"layer_fractions": [0.8]}}, model=student,
         teacher=student.parent / "base",
     )  # fmt: skip
     with pytest.raises(UserError, match="layer 2 of bamba has a state in place of attention"):

@@ -30,7 +30,7 @@ DISTILLATION: dict[str, Any] = {
     "weights": {"cross_entropy": 1.0, "logits": 1.0, "relations": 0.0},
     "temperature": 2.0,
     "temperature_squared": False,
-    "relations": {"layer_fraction": 0.5, "heads": 2, "temperature": 1.0, "causal": True},
+    "relations": {"layer_fractions": [0.5], "heads": 2, "temperature": 1.0, "causal": True},
 }
 DIFFUSION: dict[str, Any] = {
     "block_size": 4,

@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 VOCABULARY, LAYERS = 50, 3
-RELATIONS = {"heads": 4, "causal": True, "layer_fraction": 0.4}
+RELATIONS = {"heads": 4, "causal": True, "layer_fractions": [0.4]}
 
 
 def model_of(seed: int, scale: Any = None, head_size: int = 8) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Distillation of attention relations at one layer (BitDistill, arXiv 2510.13998, section 3.3).
+"""Distillation of a layer's attention relations (BitDistill, arXiv 2510.13998, section 3.3).
 
 As in MiniLMv2 (2012.15828), a relation is a row of ``softmax(A Aᵀ / temperature)``, where A are the
 queries, keys or values of a layer, cut into relation heads and L2-normalised. It is not the matrix

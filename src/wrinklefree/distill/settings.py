@@ -19,10 +19,11 @@ Direction = Literal["forward", "reverse", "confidence"]
 
 
 class RelationSettings(Section):
-    """Distillation of Q, K and V relations at one layer (arXiv 2510.13998, section 3.3)."""
+    """Distillation of Q, K and V relations (arXiv 2510.13998, section 3.3, of one late layer)."""
 
-    layer_fraction: Fraction = 0.8
-    """Depth of the layer: 0.8 of 28 layers is layer 22."""
+    layer_fractions: Annotated[list[Fraction], Field(min_length=1)] = [0.8]
+    """Depths of the layers that are compared: 0.8 of 28 layers is layer 22. The term is the mean
+    over them."""
     heads: Heads
     """Relation heads, independent of the number of attention heads."""
     temperature: Temperature = 1.0

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens of a row, H attention heads, K key/value heads, D head 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,14 +71,14 @@ def attention_of(model: PreTrainedModel, layer: int) -> nn.Module:
     if layer in skipping_layers(model):
         raise UserError(
             f"relations are between all tokens, and layer {layer} leaves some out"
-            " (subln.mixture_of_depths); choose another relations.layer_fraction"
+            " (subln.mixture_of_depths); choose others in relations.layer_fractions"
         )
     attention = getattr(decoder_layers(model)[layer], "self_attn", None)
     if attention is None:
         raise UserError(
             f"relations are between queries, keys and values, and layer {layer} of"
-            f" {model.config.model_type} has a state in place of attention; choose another"
-            " relations.layer_fraction, or set weights.relations to 0"
+            f" {model.config.model_type} has a state in place of attention; choose others"
+            " in relations.layer_fractions, or set weights.relations to 0"
         )
     return attention
 
@@ -121,10 +121,7 @@ def capture_projections(model: PreTrainedModel, layer: int) -> Iterator[Capture]
 
 
 @contextmanager
-def captured(model: PreTrainedModel, layers: Mapping[str, int]) -> Iterator[Mapping[str, Capture]]:
-    """Capture the projections of some layers, each under a name, while the model runs inside."""
+def captured(model: PreTrainedModel, layers: Collection[int]) -> Iterator[Mapping[int, Capture]]:
+    """Capture the projections of some layers, by layer, while the model runs inside."""
     with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(capture_projections(model, layer))
-            for name, layer in layers.items()
-        }
+        yield {layer: stack.enter_context(capture_projections(model, layer)) for layer in {*layers}}

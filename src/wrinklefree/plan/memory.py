@@ -8,6 +8,7 @@ Shapes: B rows, T tokens of a row, S tokens that the network reads of a row, V v
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -263,4 +264,5 @@ def _relations(settings: RelationSettings, config: PreTrainedConfig, rows: int, 
         ).sum()
 
     phases = phases_of(compute, query, key, key)
-    return phases.kept + phases.more
+    others = (len(settings.layer_fractions) - 1) * sum(map(math.prod, (query, key, key)))
+    return phases.kept + phases.more + 2 * _FLOAT * others  # of which vectors and gradients stay

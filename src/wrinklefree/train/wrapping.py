@@ -82,7 +82,7 @@ def wrap_for_training(
         layers = decoder_layers(model)
         # A layer whose projections are read has an attention of its own in every step.
         looks = train_step.looks.values()
-        read = {look.projections for look in looks}
+        read = {layer for look in looks for layer in look.projections}
         if any(look.routers for look in looks):
             read |= {layers.index(layer) for layer in layers_with_experts(model)}
         read |= set(skipping_layers(model))

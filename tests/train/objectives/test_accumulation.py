@@ -33,7 +33,7 @@ def distill_settings():
         weights=DistillationWeights(cross_entropy=1.0, logits=2.0, relations=30.0),
         temperature=5.0,
         temperature_squared=True,
-        relations=RelationSettings(layer_fraction=0.5, heads=4, temperature=1.0, causal=True),
+        relations=RelationSettings(layer_fractions=[0.5], heads=4, temperature=1.0, causal=True),
     )
 
 

@@ -24,7 +24,7 @@ from wrinklefree.train.objectives.objective import Objective, TrainStep
 
 MASK = 39
 WEIGHTS = {"cross_entropy": 1.0, "logits": 2.0, "relations": 30.0, "hidden": 0.7}
-RELATIONS = {"layer_fraction": 0.0, "heads": 4, "temperature": 1.0, "causal": True}
+RELATIONS = {"layer_fractions": [0.0], "heads": 4, "temperature": 1.0, "causal": True}
 HIDDEN = {"layer_fractions": [0.0, 1.0], "distance": "normalized_mse"}
 TERMS = ("cross_entropy", "logits", "relations", "hidden")
 
@@ -232,7 +232,7 @@ def test_relations_of_the_diffusion_student_are_those_of_its_clean_half(
     tiny_model, batch, weighting
 ):
     teacher, model = tiny_model(1), tiny_model(2)
-    relations = {"layer_fraction": 1.0}
+    relations = {"layer_fractions": [1.0]}
     students = autoregressive(settings_with(relations=relations), teacher)
     expected = evaluate(students, model, batch).terms["distill/relations"]
     # With blocks of one token the clean half is the autoregressive model, and what is supervised
@@ -262,6 +262,28 @@ def test_relations_are_averaged_over_masked_tokens_where_the_loss_is(tiny_model,
     )
     ours = evaluate(objective, model, batch).terms["distill/relations"]
     torch.testing.assert_close(ours, relations[masked].mean())
+
+
+@each_student
+def test_relations_of_several_layers_are_the_mean_of_each_and_reach_them_all(
+    tiny_model, batch, student
+):
+    teacher, model = tiny_model(1).double(), tiny_model(2).double()
+    weights = {"cross_entropy": 0.0, "logits": 0.0, "relations": 3.0, "hidden": 0.0}
+    queries = [layer.self_attn.q_proj.weight for layer in model.model.layers]
+
+    def found(*fractions):
+        settings = settings_with(weights=weights, relations={"layer_fractions": [*fractions]})
+        output = evaluate(STUDENTS[student](settings, teacher), model, batch)
+        gradients = torch.autograd.grad(output.loss, queries, allow_unused=True)
+        return output.terms["distill/relations"], gradients
+
+    (first, (of_first, nothing)), (last, through_last) = found(0.0), found(1.0)
+    assert nothing is None and all(gradient.any() for gradient in through_last)
+    both, gradients = found(0.0, 1.0)
+    torch.testing.assert_close(both, (first + last) / 2)
+    torch.testing.assert_close(gradients[0], (of_first + through_last[0]) / 2)
+    torch.testing.assert_close(gradients[1], through_last[1] / 2)
 
 
 @each_student
@@ -317,7 +339,7 @@ def test_a_teacher_that_nobody_asks_does_not_run(tiny_model, batch, student):
         ("logits", {"temperature_squared": True}),
         ("logits", {"direction": "reverse"}),
         ("logits", {"direction": "confidence"}),
-        ("relations", {"relations": {"layer_fraction": 1.0}}),
+        ("relations", {"relations": {"layer_fractions": [1.0]}}),
         ("relations", {"relations": {"heads": 2}}),
         ("relations", {"relations": {"temperature": 0.5}}),
         ("relations", {"relations": {"causal": False}}),

@@ -8,7 +8,7 @@ Shapes: as in ``question``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,28 +120,36 @@ class RelationsDivergence:
         self._settings = settings
 
     def looks_at(self, model: PreTrainedModel) -> Looks:
-        """The layer at ``layer_fraction`` of the depth."""
-        layer = layer_at(model, self._settings.layer_fraction)
-        attention_of(model, layer)
-        return Looks(projections=layer)
+        """The layers at ``layer_fractions`` of the depth."""
+        layers = [layer_at(model, fraction) for fraction in self._settings.layer_fractions]
+        for layer in layers:
+            attention_of(model, layer)
+        return Looks(projections=layers)
 
     def loss(self, outputs: Outputs, lesson: Lesson, share: Sharing) -> Tensor:
-        """Over the clean tokens, by their share in the denominator; some queries at a time."""
-        question, settings = outputs.question, self._settings
-        teacher, student = (
-            relation_vectors(_projections(inside[self.name]), settings.heads)
-            for inside in (lesson.inside, outputs.inside)
-        )
+        """The mean over layers, over the clean tokens by their share in the denominator."""
+        pairs = zip(*(o.inside[self.name].projections for o in (lesson, outputs)), strict=True)
+        return torch.stack(
+            [self._of_a_layer(pair, outputs.question, share) for pair in pairs]
+        ).sum()
+
+    def _of_a_layer(
+        self, pair: Sequence[Projections], question: Question, share: Sharing
+    ) -> Tensor:
+        """Of teacher and student, some queries at a time."""
+        settings = self._settings
+        teacher, student = (relation_vectors(one, settings.heads) for one in pair)
         how = {"causal": settings.causal, "temperature": settings.temperature}
+        layers = len(settings.layer_fractions)
         if has_kernel(student[0]):
             divergence_BT = streamed_divergence(teacher, student, question.piece_BT, **how)
-            return share(question.sum_over_clean(divergence_BT, slice(None)))
+            return share(question.sum_over_clean(divergence_BT, slice(None)) / layers)
 
         def total(queries: slice, *student_BRTE: Tensor) -> Tensor:
             divergence_BC = relations_divergence(
                 teacher, student_BRTE, question.piece_BT, queries, **how
             )
-            return share(question.sum_over_clean(divergence_BC, queries))
+            return share(question.sum_over_clean(divergence_BC, queries) / layers)
 
         batch, length = question.piece_BT.shape
         size = queries_at_once(batch, settings.heads, length)
@@ -188,11 +196,6 @@ def _widened(teacher_BTD: Tensor, student_BTE: Tensor, weight_BT: Tensor) -> Ten
     with torch.autocast(student_BTE.device.type, enabled=False):
         map_ED = fitted_map(teacher_BTD[counted_BT], student_BTE[counted_BT], weight_BT[counted_BT])
         return student_BTE @ map_ED.to(student_BTE.dtype)
-
-
-def _projections(seen: Seen) -> Projections:
-    assert seen.projections, "relations look at projections"
-    return seen.projections
 
 
 def distillation(

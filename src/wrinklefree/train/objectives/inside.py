@@ -22,8 +22,8 @@ from wrinklefree.models.states import captured_states
 class Looks:
     """Where to look, by numbers of decoder layers."""
 
-    projections: int | None = None
-    """Queries, keys and values of this layer."""
+    projections: Sequence[int] = ()
+    """Queries, keys and values of these layers."""
     states: Sequence[int] = ()
     """What leaves these layers."""
     routers: bool = False
@@ -36,7 +36,7 @@ class Looks:
 class Seen:
     """What is there; gradients flow through it."""
 
-    projections: Projections | None
+    projections: Sequence[Projections]
     states_BTD: Sequence[Tensor]
     router_logits_BTE: Sequence[Tensor] = ()
     """Of each router, in order."""
@@ -45,7 +45,7 @@ class Seen:
 
     def rows(self, start: int, stop: int, *, batch: int) -> Seen:
         """Tokens ``start`` to ``stop`` of the first ``batch`` rows."""
-        projections = self.projections and self.projections.rows(start, stop, batch=batch)
+        projections = [one.rows(start, stop, batch=batch) for one in self.projections]
         states, logits = (
             [tensor[:batch, start:stop] for tensor in tensors]
             for tensors in (self.states_BTD, self.router_logits_BTE)
@@ -59,7 +59,7 @@ def looking(
     model: PreTrainedModel, looks: Mapping[str, Looks]
 ) -> Iterator[Callable[[], dict[str, Seen]]]:
     """Look while the model runs inside the context; what is given tells, after the run."""
-    layers = {n: look.projections for n, look in looks.items() if look.projections is not None}
+    layers = {layer for look in looks.values() for layer in look.projections}
     every = {layer for look in looks.values() for layer in look.states}
     with ExitStack() as stack:
         captures = stack.enter_context(captured(model, layers))
@@ -74,7 +74,7 @@ def looking(
         def seen() -> dict[str, Seen]:
             return {
                 name: Seen(
-                    captures[name].projections if name in captures else None,
+                    [captures[layer].projections for layer in look.projections],
                     [states[layer] for layer in look.states],
                     routers if look.routers else (),
                     choices if look.choices else (),
