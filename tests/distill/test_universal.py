@@ -3,9 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.distill.universal import Spelling, aligned, universal_distance
@@ -142,3 +144,19 @@ def test_the_teacher_reads_every_document_in_its_own_tokens(
     weight = student.get_input_embeddings().weight
     gradients = [torch.autograd.grad(loss, weight)[0] for loss in (found.loss, total / count)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"relations": {"heads": 2, "causal": True}},
+        {"weights": {"relations": 0.0, "hidden": 1.0}},
+        {"weights": {"relations": 0.0}, "gradient_ratios": {"hidden": 0.1}},
+    ],
+    ids=str,
+)
+def test_terms_that_compare_single_tokens_inside_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="other tokenizers, which have no relations and no"):
+        DistillationSettings.model_validate({"universal": True, **changes})
+    allowed = {"universal": True, "weights": {"relations": 0.0}}
+    assert DistillationSettings.model_validate(allowed).universal

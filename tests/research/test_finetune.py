@@ -215,4 +215,6 @@ def test_what_has_no_effect_on_the_dense_model_s_teaching_is_refused(tmp_path: P
     with pytest.raises(ValidationError, match="cached_logits is for rows of the mixture"):
         FinetuneSettings.model_validate(given | {"distillation": taught})
     with pytest.raises(ValidationError, match="universal is for teachers with other tokenizers"):
-        FinetuneSettings.model_validate(given | {"distillation": {"universal": True}})
+        FinetuneSettings.model_validate(
+            given | {"distillation": {"universal": True, "weights": {"relations": 0.0}}}
+        )

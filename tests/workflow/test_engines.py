@@ -299,10 +299,10 @@ PARTS = 12
 INSTANCES = {"regmix.runs", "experiments.names"}
 """Settings that say which stages there are."""
 ONLY_VALUE = {
-    *("kind", "domain", "format", "generator", "granularity", "scale", "cached_logits"),
+    *("kind", "domain", "format", "generator", "granularity", "scale"),
+    *("cached_logits", "universal"),
     ("stage2", "distillation", "weights", "relations"),
     *(("architectures", "each", name, "dlm", "enabled") for name in ("hybrid", "depths")),
-    ("finetune", "distillation", "universal"),
 }
 """Names and paths of settings of which another value needs other settings beside it."""
 

@@ -57,9 +57,15 @@ class DistillationSettings(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_asked_was_written(self) -> Self:
+    def _the_teacher_has_what_is_asked(self) -> Self:
         asked = {name for name, weight in self.weights if weight}
         looks_inside = {"relations", "hidden"} & {*asked, *self.gradient_ratios.targets}
+        if self.universal and looks_inside:
+            raise ValueError(
+                "universal is for teachers with other tokenizers, which have no relations and no"
+                " hidden states of the student's tokens (weights.relations: 0, weights.hidden: 0);"
+                " leave those out, or universal"
+            )
         if self.cached_logits and (looks_inside or self.direction == "confidence"):
             raise ValueError(
                 f"cached_logits is {self.cached_logits}: then the teacher is not in memory, for"
