@@ -197,6 +197,21 @@ def test_the_likeliest_tokens_alone_are_those_of_a_greedy_continuation(
         assert document["text"] == writer.tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
+def test_random_states_of_all_devices_are_put_back(
+    make: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+):
+    put_back: dict[int, str] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"of {device}")
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: put_back.update({device: state})
+    )
+    before = torch.get_rng_state()
+    synthesize(make())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert put_back == {0: "of 0", 1: "of 1"}
+
+
 def test_the_documents_are_a_source_of_the_next_run(make: Callable[..., Stage], tmp_path: Path):
     stage = make()
     synthesize(stage)

@@ -255,7 +255,7 @@ def continued(
     )
     model: Any = teacher.model
     prompt_BP = torch.tensor(prompts, device=model.device)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
         torch.manual_seed(seed)
         ids_BS = model.generate(
             prompt_BP, attention_mask=torch.ones_like(prompt_BP), generation_config=how
