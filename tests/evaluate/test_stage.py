@@ -12,7 +12,8 @@ from wrinklefree.evaluate.likelihood import score_model
 from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.stage import evaluate_models
 from wrinklefree.mixture.loader import HeldOutData
-from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.folder import load_model, save_model, write_json
+from wrinklefree.models.prune import prune_features, prune_layers
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.models.transforms import InsertBitlinear, ModelFormat, ternary
 from wrinklefree.quant.settings import QuantizerSettings
@@ -123,6 +124,33 @@ def test_naive_ternary_has_the_quantizer_of_the_run(
     naive = ModelFormat().then(InsertBitlinear(quantizer=quantizer))
     scored = score_model("m", model, naive, HeldOutData(mixture), WEIGHTS, SETTINGS, seed=0)
     assert facts["loss"]["naive"] == scored.overall.loss
+
+
+def test_what_pruning_left_is_shown_before_it_is_made_ternary(
+    models: dict[str, Path], mixture: Path, tokenizer_folder: Path, tmp_path: Path
+):
+    importances = {"layers": [0.2, 0.7], "intermediate_size": [[*map(float, range(48))]]}
+    model = prune_layers(load_model(models["base"])[0], importances["layers"], 1)
+    model = prune_features(model, importances["intermediate_size"], 20)
+    for name, made in (("pruned", ModelFormat()), ("subln", ternary())):
+        made.apply(model)
+        save_model(tmp_path / name, model, made, tokenizer_folder)
+    write_json(tmp_path / "subln" / "importances.json", importances)
+
+    def results(base: Path, *others: str) -> dict[str, Any]:
+        (folder := tmp_path / f"of_{base.name}").mkdir()
+        run = {"base": base} | {name: tmp_path / name for name in others}
+        evaluate_models(SETTINGS, run, mixture, folder, seed=3)
+        return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+    found, alone = results(models["base"], "subln"), results(tmp_path / "pruned")
+    assert list(found["models"]) == ["base", "pruned", "naive", "subln"]
+    for part in ("models", "cost"):
+        assert found[part]["pruned"] == alone[part]["base"]
+    table = (tmp_path / "of_base" / "table.txt").read_text(encoding="utf-8")
+    (row,) = [line for line in table.splitlines() if line.startswith("bytes, with floats of 32")]
+    sizes = [f"{found['cost'][name]['bytes_float32']:,}" for name in ("base", "pruned", "naive")]
+    assert row.split()[-3:] == sizes
 
 
 def test_models_are_in_order_and_each_says_what_it_is(evaluation: dict[str, Any]):

@@ -21,6 +21,7 @@ from wrinklefree.models.prune import (
     layer_importances,
     prune_features,
     prune_layers,
+    pruned_like,
 )
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
@@ -47,7 +48,8 @@ def test_layers_that_do_nothing_are_left_out_and_nothing_changes(
         layer = decoder_layers(model)[index]
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             torch.nn.init.zeros_(layer.get_parameter(f"{name}.weight"))
-    smaller, found = prune_layers(model, [one], 3)
+    found = layer_importances(model, [one])
+    smaller = prune_layers(model, found, 3)
     assert [index for index, value in enumerate(found) if abs(value) < 1e-6] == list(idle)
     assert smaller.config.num_hidden_layers == len(decoder_layers(smaller)) == 3
     torch.testing.assert_close(logits(smaller, one), logits(model, one))
@@ -63,7 +65,8 @@ def test_features_that_add_nothing_are_left_out_and_nothing_changes(
         weight = layer.get_parameter(("mlp.down_proj.weight", "mlp.up_proj.weight")[index % 2])
         with torch.no_grad():
             (weight.T if index % 2 == 0 else weight)[features] = 0.0
-    smaller, found = prune_features(model, [one], 63)
+    found = feature_importances(model, [one])
+    smaller = prune_features(model, found, 63)
     for features, values in zip(idle, found, strict=True):
         assert sorted(features.tolist()) == [j for j, value in enumerate(values) if value == 0.0]
     assert smaller.config.intermediate_size == 63
@@ -105,7 +108,7 @@ def test_importances_follow_their_definitions_and_padding_does_not_count(
         (squares[0][j] / tokens).sqrt().item() * down[:, j].square().sum().sqrt().item()
         for j in range(100)
     ]
-    assert feature_importances(model, batches)[0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert feature_importances(model, batches)[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_stage_prunes_first_and_the_smaller_model_is_a_student_like_any_other(
@@ -120,15 +123,18 @@ def test_the_stage_prunes_first_and_the_smaller_model_is_a_student_like_any_othe
     layers, features = facts["pruned"]["layers"], facts["pruned"]["intermediate_size"]
     assert layers["parameters_before"] == base.num_parameters()
     assert features["parameters_before"] == layers["parameters_after"]
-    shallow, _ = prune_layers(base, rows, 2)
+    shallow = prune_layers(base, layer_importances(base, rows), 2)
     assert layers["loss_after"] == mean_next_token_loss(shallow, rows, 0.0)
-    narrow, _ = prune_features(shallow, rows, 64)
+    narrow = prune_features(shallow, feature_importances(shallow, rows), 64)
     assert features["loss_after"] == mean_next_token_loss(narrow, rows, 0.0)
     table = json.loads((tmp_path / "subln" / "importances.json").read_text())
     assert table["layers"] == pytest.approx(layer_importances(base, rows), rel=1e-5)
     assert [len(values) for values in table["intermediate_size"]] == [100, 100]
+    again = pruned_like(base, tmp_path / "subln")
+    assert again and all(map(torch.equal, again.parameters(), narrow.parameters()))
     plain = insert_subln_stage(SublnSettings(), tmp_path / "base", rows, rows, tmp_path / "plain")
     assert "pruned" not in plain and not (tmp_path / "plain" / "importances.json").exists()
+    assert pruned_like(base, tmp_path / "plain") is None
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,7 @@ def test_what_cannot_be_pruned_of_a_base_with_experts_is_refused(
 
 def test_layers_with_experts_can_be_left_out(tiny: Tiny, batch: MakeBatch) -> None:
     model, rows = tiny("qwen3_moe", num_hidden_layers=3, decoder_sparse_step=1), [batch()]
-    shallow, _ = prune_layers(model, rows, 2)
+    shallow = prune_layers(model, layer_importances(model, rows), 2)
     names = {name for name, _ in shallow.named_parameters()}
     assert "model.layers.1.mlp.experts.down_proj" in names
     assert shallow.num_parameters() < model.num_parameters()

@@ -26,7 +26,7 @@ SERIES = (BLUE, VERMILION, GREEN, "#CC79A7", ORANGE, "#56B4E9", INK)
 LINE_STYLES = ("-", "--", ":")
 DENSE, TERNARY, DIFFUSION = INK, BLUE, VERMILION
 MODEL_COLORS = {
-    "base": DENSE,
+    **dict.fromkeys(("base", "pruned"), DENSE),
     **dict.fromkeys(("naive", "subln", "stage2", "distill_ar"), TERNARY),
     **dict.fromkeys(("dlm", "distill_dlm"), DIFFUSION),
 }

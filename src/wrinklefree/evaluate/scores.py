@@ -20,6 +20,7 @@ Kind = Literal["autoregressive", "block_diffusion"]
 
 LABELS = {
     "base": "dense base",
+    "pruned": "pruned",
     "naive": "naive ternary",
     "subln": "SubLN, untrained",
     "stage2": "stage 2",

@@ -35,6 +35,7 @@ from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.folder import load_model, read_format
 from wrinklefree.models.future_heads import read_future_heads
+from wrinklefree.models.prune import pruned_like
 from wrinklefree.models.transforms import InsertBitlinear, Kind, ModelFormat
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tokens.tokenizer import load_tokenizer
@@ -43,7 +44,7 @@ from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.history import HISTORY
 
 SCHEMA = 1
-BASE, NAIVE = "base", "naive"
+BASE, PRUNED, NAIVE = "base", "pruned", "naive"
 TRAINED = ("stage2", "distill_ar", "dlm", "distill_dlm")
 """Models that a training stage of ours wrote, so that a history must lie beside them."""
 KINDS: dict[str, Kind] = {
@@ -153,7 +154,8 @@ def evaluate_models(
     """Score, sample and describe every model, and write what was found into ``folder``.
 
     To the models given, ``naive`` is added: the dense base with the run's ternary layers put in and
-    nothing else done, the damage against which every other ternary model is measured.
+    nothing else done, the damage against which every other ternary model is measured; and, if
+    layers or features of it were left out, ``pruned``: what was left, still dense.
 
     Parameters
     ----------
@@ -239,6 +241,9 @@ def evaluate_models(
         nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
         found.examine(name, model, model_format, path)
         if name == BASE:
+            if (student := models.get("subln")) and (pruned := pruned_like(model, student)):
+                nn.Module.to(pruned, model.device)
+                found.examine(PRUNED, pruned, model_format, path)
             naive = ModelFormat().then(quantizing)
             naive.apply(model)
             found.examine(NAIVE, model, naive, path)
@@ -283,7 +288,8 @@ def _write(folder: Path, found: _Examination, histories: dict[str, History]) -> 
         },
     }
     content = json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    costs = {name: found.costs[name] for name in (BASE, found.shown_ternary)}
+    shown = (BASE, PRUNED, found.shown_ternary)
+    costs = {name: found.costs[name] for name in shown if name in found.costs}
     table = plain_table(found.scores, recovered, found.answers, costs)
     metrics = json.dumps(_metrics(found, recovered), indent=1, allow_nan=False) + "\n"
     texts = {

@@ -14,8 +14,10 @@ Shapes: B rows, T tokens of a row, D hidden size, F features of a feed-forward n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,19 +29,22 @@ from transformers.initialization import no_init_weights
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.folder import stored_tensors
+from wrinklefree.models.folder import CONFIG, stored_tensors
 from wrinklefree.models.forward import hidden_states
 from wrinklefree.models.settings import PruneSettings
 from wrinklefree.models.state_space import refuse_states
 from wrinklefree.models.surgery import MLP_PROJECTIONS, supported_layers
 
+IMPORTANCES = "importances.json"
+"""In the folder of a pruned student: what was measured, by setting of ``subln.prune``."""
+
 
 def prune_layers(
-    model: PreTrainedModel, batches: Sequence[Batch], remaining: int
-) -> tuple[PreTrainedModel, list[float]]:
-    """The model with its ``remaining`` most important layers in order, and all importances."""
-    found = layer_importances(model, batches)
-    kept = sorted(sorted(range(len(found)), key=lambda index: -found[index])[:remaining])
+    model: PreTrainedModel, importances: list[float], remaining: int
+) -> PreTrainedModel:
+    """The model with its ``remaining`` most important layers in order."""
+    order = sorted(range(len(importances)), key=lambda index: -importances[index])
+    kept = sorted(order[:remaining])
 
     def renamed(name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         before, mark, after = name.partition("layers.")
@@ -53,16 +58,15 @@ def prune_layers(
     changes: dict[str, Any] = {"num_hidden_layers": remaining}
     if types := getattr(model.config, "layer_types", None):
         changes["layer_types"] = [types[index] for index in kept]
-    return _rebuilt(model, changes, renamed), _shown(found)
+    return _rebuilt(model, changes, renamed)
 
 
 def prune_features(
-    model: PreTrainedModel, batches: Sequence[Batch], remaining: int
-) -> tuple[PreTrainedModel, list[list[float]]]:
-    """The model with the ``remaining`` most important features of each layer in order, and all
-    importances by layer."""
-    found = feature_importances(model, batches)
-    kept = [of_layer_F.topk(remaining).indices.sort().values for of_layer_F in found]
+    model: PreTrainedModel, importances: list[list[float]], remaining: int
+) -> PreTrainedModel:
+    """The model with the ``remaining`` most important features of each layer in order."""
+    importance_LF = torch.tensor(importances, dtype=torch.float64)
+    kept = importance_LF.topk(remaining).indices.sort().values
 
     def sliced(name: str, tensor: Tensor) -> tuple[str, Tensor]:
         *_, index, part, projection, _ = ["", "", "", *name.split(".")]
@@ -72,8 +76,19 @@ def prune_features(
             return name, tensor[kept[int(index)]]
         return name, tensor[:, kept[int(index)]] if tensor.ndim == 2 else tensor
 
-    changes = {"intermediate_size": remaining}
-    return _rebuilt(model, changes, sliced), [_shown(of_layer_F.tolist()) for of_layer_F in found]
+    return _rebuilt(model, {"intermediate_size": remaining}, sliced)
+
+
+def pruned_like(model: PreTrainedModel, student: Path) -> PreTrainedModel | None:
+    """The dense ``model`` as the student in a folder was cut out of it; None if it is whole."""
+    if not (file := student / IMPORTANCES).is_file():
+        return None
+    tables, config = (json.loads(path.read_text("utf-8")) for path in (file, student / CONFIG))
+    if "layers" in tables:
+        model = prune_layers(model, tables["layers"], config["num_hidden_layers"])
+    if "intermediate_size" in tables:
+        model = prune_features(model, tables["intermediate_size"], config["intermediate_size"])
+    return model
 
 
 def layer_importances(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float]:
@@ -83,18 +98,20 @@ def layer_importances(model: PreTrainedModel, batches: Sequence[Batch]) -> list[
         cosine_BT = functional.cosine_similarity(given_BTD, output_BTD, dim=-1)
         return (1 - cosine_BT[real_BT].double()).sum()
 
-    return [mean.item() for mean in _means(model, supported_layers(model), batches, turned)]
+    return _shown([mean.item() for mean in _means(model, supported_layers(model), batches, turned)])
 
 
-def feature_importances(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Tensor]:
-    """How much every feature adds to the hidden states, by layer, float64 [F]."""
+def feature_importances(model: PreTrainedModel, batches: Sequence[Batch]) -> list[list[float]]:
+    """How much every feature adds to the hidden states, by layer."""
 
     def squares(given_BTF: Tensor, output_BTD: Tensor, real_BT: Tensor) -> Tensor:
         return given_BTF[real_BT].double().square().sum(0)
 
     downs = [layer.get_submodule("mlp.down_proj") for layer in supported_layers(model)]
     return [
-        mean_F.sqrt() * down.get_parameter("weight").detach().double().norm(dim=0)
+        _shown(
+            (mean_F.sqrt() * down.get_parameter("weight").detach().double().norm(dim=0)).tolist()
+        )
         for mean_F, down in zip(_means(model, downs, batches, squares), downs, strict=True)
     ]
 

@@ -16,7 +16,14 @@ from wrinklefree.models.exportable import llama_cpp_obstacles, require_gguf
 from wrinklefree.models.folder import load_model, save_model, write_json
 from wrinklefree.models.forward import require_embeddings, require_positions
 from wrinklefree.models.losses import mean_next_token_loss
-from wrinklefree.models.prune import check_prune, prune_features, prune_layers
+from wrinklefree.models.prune import (
+    IMPORTANCES,
+    check_prune,
+    feature_importances,
+    layer_importances,
+    prune_features,
+    prune_layers,
+)
 from wrinklefree.models.reconstruct import reconstruct_layers
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.models.surgery import entries_by_kind, insert_bitlinear, insert_subln
@@ -29,7 +36,10 @@ if TYPE_CHECKING:
 
     from wrinklefree.mixture.batch import Batch
 
-IMPORTANCES = "importances.json"
+_PRUNING: dict[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel]]] = {
+    "layers": (layer_importances, prune_layers),
+    "intermediate_size": (feature_importances, prune_features),
+}
 
 
 def make_ternary(stage: Stage) -> dict[str, Any]:
@@ -166,12 +176,12 @@ def _pruned(
     check_prune(settings, model)
     stations: dict[str, Any] = {}
     tables: dict[str, Any] = {}
-    for name, way in {"layers": prune_layers, "intermediate_size": prune_features}.items():
+    for name, (measure, prune) in _PRUNING.items():
         if (remaining := getattr(settings, name)) is None:
             continue
         before = model.num_parameters()
-        model, importances = way(model, training, remaining)
-        tables[name] = importances
+        tables[name] = measure(model, training)
+        model = prune(model, tables[name], remaining)
         stations[name] = {
             "remaining": remaining,
             "parameters_before": before,
