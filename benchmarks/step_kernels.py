@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import _peers
 import torch
 from _timing import (
     H100_BYTES_PER_SECOND,
@@ -15,16 +16,23 @@ from _timing import (
     require_close,
     time_on_gpu,
 )
-from torch import Tensor
-from torch.nn.functional import normalize
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.optim import Optimizer
 
 from wrinklefree.kernels.momentum_8bit import reference as average
+from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.kernels.symmetric_product import reference as product
+from wrinklefree.optim.adamw8bit import AdamW8bit
+from wrinklefree.optim.muon import Muon, scale_factor
+from wrinklefree.optim.newton_schulz import orthogonalize
 
 MODELS = {"SmolLM2-135M": (576, 1536), "Qwen3-0.6B": (1024, 3072), "Qwen3-4B": (2560, 9728)}
 H100_BFLOAT16, H100_FLOAT32 = 990e12, 67e12
 TOKENS, HEADS, SIZE = 2048, 32, 64
 RATE, B, C = 0.05, -4.7750, 2.0315
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+SIDE, LR, WORDS, WIDTH = 4096, 1e-3, 49152, 1024
 
 
 def floors(rows: int, columns: int) -> dict[str, float]:
@@ -115,6 +123,75 @@ def time_relations() -> None:
     time_on_gpu(f"relations, {HEADS} heads of {SIZE}, {TOKENS} tokens, both passes", calls, "torch")
 
 
+def time_steps(
+    title: str,
+    optimizers: dict[str, Callable[[list[nn.Parameter]], Optimizer]],
+    first: Callable[[Tensor], Tensor],
+) -> None:
+    """A step on a matrix of float32, whose first one from 0 is ``-LR * first(gradient)``."""
+    gradient, calls = torch.randn(SIDE, SIDE, device="cuda"), {}
+    for name, make in optimizers.items():
+        weight = nn.Parameter(torch.zeros_like(gradient))
+        weight.grad = gradient
+        calls[name] = make([weight]).step
+        calls[name]()
+        require_close(weight.detach() / -LR, first(gradient), 5e-2, f"first step of {name}")
+    time_on_gpu(f"{title}, {SIDE} x {SIDE}", calls, next(iter(calls)))
+
+
+def time_optimizers() -> None:
+    muons: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+        "torch.optim.Muon": lambda weights: torch.optim.Muon(
+            weights, lr=LR, adjust_lr_fn="match_rms_adamw"
+        ),
+        "ours": lambda weights: Muon(
+            weights, lr=LR, scale="match_rms", weight_decay=0.1, compute_dtype=torch.bfloat16
+        ),
+    }
+    factor = scale_factor(SIDE, SIDE, "match_rms")
+    time_steps("Muon in bfloat16", muons, lambda gradient: factor * orthogonalize(gradient))
+    settings = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    adams: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+        "torch.optim.AdamW": lambda weights: torch.optim.AdamW(weights, fused=True, **settings),
+        "ours, 8 bits": lambda weights: AdamW8bit([{"params": weights}], settings),
+    }
+    if peers := _peers.peer("torchao", "torchao.optim"):
+        adams["torchao, 8 bits"] = lambda weights: peers.AdamW8bit(weights, **settings)
+    time_steps("AdamW", adams, torch.sign)
+
+
+def time_cross_entropy() -> None:
+    hidden_TE = torch.randn(TOKENS, WIDTH, device="cuda", dtype=torch.bfloat16)
+    head_VE = torch.randn(WORDS, WIDTH, device="cuda", dtype=torch.bfloat16) / WIDTH**0.5
+    target_T = torch.randint(0, WORDS, (TOKENS,), device="cuda")
+
+    def plain(hidden_TE: Tensor, head_VE: Tensor, target_T: Tensor) -> Tensor:
+        return cross_entropy((hidden_TE @ head_VE.T).float(), target_T)
+
+    def by_blocks(hidden_TE: Tensor, head_VE: Tensor, target_T: Tensor) -> Tensor:
+        def total(rows: slice, hidden_TE: Tensor) -> Tensor:
+            logits_TV = (hidden_TE[rows] @ head_VE.T).float()
+            return cross_entropy(logits_TV, target_T[rows], reduction="sum")
+
+        size = block_size(WORDS, least=1)
+        return sum_by_blocks(total, [hidden_TE], [head_VE], rows=TOKENS, size=size) / TOKENS
+
+    losses: dict[str, Loss] = {"torch": plain, "ours, by blocks": by_blocks}
+    if peers := _peers.peer("liger-kernel", "liger_kernel.transformers.functional"):
+        losses["liger"] = peers.liger_fused_linear_cross_entropy
+
+    def both_ways(loss: Loss) -> tuple[Tensor, ...]:
+        leaves = [hidden_TE.requires_grad_(), head_VE.requires_grad_()]
+        return torch.autograd.grad(loss(hidden_TE, head_VE, target_T), leaves)
+
+    truth = both_ways(plain)
+    for name, loss in losses.items():
+        for actual, expected in zip(both_ways(loss), truth, strict=True):
+            require_close(actual, expected, 2e-2, f"gradient of {name}")
+    calls = {name: lambda loss=loss: both_ways(loss) for name, loss in losses.items()}
+    time_on_gpu(f"cross-entropy of {TOKENS} tokens, {WORDS} words, both passes", calls, "torch")
+
+
 def main() -> None:
     print_header("Kernels of the optimizers and of the relation loss")
     for model, (rows, columns) in MODELS.items():
@@ -126,6 +203,8 @@ def main() -> None:
             time_products(torch.randn(rows, columns, device="cuda"))
     if torch.cuda.is_available():
         time_relations()
+        time_optimizers()
+        time_cross_entropy()
     else:
         print("\nnot measured: no CUDA device")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import _peers
 import torch
 from _timing import (
     H100_BYTES_PER_SECOND,
@@ -16,12 +17,13 @@ from _timing import (
     require_close,
     time_on_gpu,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from wrinklefree.kernels.quantize_activation import reference as activations
 from wrinklefree.kernels.quantize_weights import reference as weights
 from wrinklefree.kernels.subln_quantize import reference as subln
 from wrinklefree.kernels.ternary_matmul import reference as products
+from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.packing import pack_ternary
 
 MODELS = {"SmolLM2-135M": (1536, 576), "Qwen3-0.6B": (3072, 1024), "Qwen3-4B": (9728, 2560)}
@@ -49,14 +51,15 @@ def floors(inputs: int, outputs: int) -> dict[str, float]:
 
 
 def compared(
-    title: str, reference: Callable[..., Any], triton: Callable[..., Any], *arguments: Any
+    title: str,
+    reference: Callable[..., Any],
+    triton: Callable[..., Any],
+    *arguments: Any,
+    peers: _peers.Calls | None = None,
 ) -> None:
     calls = {"torch": reference, "compiled": torch.compile(reference), "triton": triton}
-    time_on_gpu(
-        title,
-        {name: lambda call=call: call(*arguments) for name, call in calls.items()},
-        "compiled",
-    )
+    mine = {name: lambda call=call: call(*arguments) for name, call in calls.items()}
+    time_on_gpu(title, mine | (peers or {}), "compiled")
 
 
 def time_activations(activation_MN: Tensor) -> None:
@@ -72,6 +75,7 @@ def time_activations(activation_MN: Tensor) -> None:
         activations.quantize_activation,
         activations_triton.quantize_activation,
         activation_MN,
+        peers=_peers.activation_codes(activation_MN, truth[0] / truth[1]),
     )
     gain_N = 1 + 0.1 * torch.randn(activation_MN.shape[-1], device="cuda")
     operands = (activation_MN, gain_N, EPSILON)
@@ -81,7 +85,11 @@ def time_activations(activation_MN: Tensor) -> None:
     require_close(inverse, inverse_truth, 1e-6, "1 / RMS")
     require(bool((codes.int() - codes_truth.int()).abs().max() <= 1), "codes within one")
     compared(
-        f"SubLN and codes {shape}", subln.subln_quantize, subln_triton.subln_quantize, *operands
+        f"SubLN and codes {shape}",
+        subln.subln_quantize,
+        subln_triton.subln_quantize,
+        *operands,
+        peers=_peers.norm(*operands),
     )
     gradients = (torch.randn_like(activation_MN), activation_MN, gain_N, inverse)
     both = subln_triton.subln_gradients(*gradients), subln.subln_gradients(*gradients)
@@ -104,11 +112,36 @@ def time_weights(layers: list[Tensor]) -> None:
         )
         require(all(same), f"codes and scales of the reference ({scale})")
         calls = {"torch": weights.quantize_weights, "triton": triton.quantize_weights}
-        time_on_gpu(
-            f"{scale} codes of {len(layers)} weights {tuple(layers[0].shape)}",
-            {name: lambda call=call, s=scale: call(layers, s) for name, call in calls.items()},
-            "torch",
-        )
+        mine = {name: lambda call=call, s=scale: call(layers, s) for name, call in calls.items()}
+        codes_ON, weight_scale = both[0][0]
+        peers = _peers.weight_codes(layers, codes_ON * weight_scale) if scale == "absmean" else {}
+        title = f"{scale} codes of {len(layers)} weights {tuple(layers[0].shape)}"
+        time_on_gpu(title, mine | peers, "torch")
+
+
+def time_layer(tokens: int, inputs: int, outputs: int) -> None:
+    """Both passes of a layer whose weight has just changed, in bfloat16."""
+    plain = nn.Linear(inputs, outputs, bias=False, device="cuda", dtype=torch.bfloat16)
+    if (peers := _peers.peer("onebitllms", "onebitllms")) is None:
+        return
+    theirs = peers.BitNetLinear(inputs, outputs)
+    theirs.weight = nn.Parameter(plain.weight.detach().clone())
+    layers = {"ours": BitLinear.from_linear(plain), "onebitllms": theirs}
+    start = torch.randn(1, tokens, inputs, device="cuda", dtype=torch.bfloat16)
+
+    def update(layer: nn.Module) -> tuple[Tensor, Tensor]:
+        activation, weight = start.clone().requires_grad_(), layer.get_parameter("weight")
+        with torch.no_grad():
+            weight.mul_(1.0)
+        output = layer(activation)
+        return output, torch.autograd.grad(output.sum(), [activation, weight])[0]
+
+    results = [update(layer) for layer in layers.values()]
+    for name, mine, other in zip(("output", "gradient"), *results, strict=True):
+        # It rounds x * s and w / s to bfloat16 before they become codes.
+        require_close(other, mine, 0.1, f"{name} of onebitllms")
+    calls = {name: lambda layer=layer: update(layer) for name, layer in layers.items()}
+    time_on_gpu(f"a layer {inputs} -> {outputs}, {tokens} tokens, both passes", calls, "ours")
 
 
 def time_products(tokens: int, inputs: int, outputs: int) -> None:
@@ -142,6 +175,8 @@ def time_products(tokens: int, inputs: int, outputs: int) -> None:
     truth = products.ternary_matmul(codes, scale, weight_ON, *rest)
     for name, call in calls.items():
         require(torch.equal(call(), truth), f"the bits of the reference, {name}")
+    if tokens > 16:
+        calls |= _peers.products(halves_MN, codes, scale, weight_ON, rest[0], truth)
     calls = {"bfloat16 of torch": lambda: halves_MN @ dense_ON.T, **calls}
     time_on_gpu(f"{tokens} tokens through {inputs} -> {outputs}", calls, "bfloat16 of torch")
 
@@ -157,6 +192,7 @@ def main() -> None:
             time_weights([torch.randn(outputs, inputs, device="cuda") for _ in range(28)])
             for tokens in (*FEW, TOKENS):
                 time_products(tokens, inputs, outputs)
+            time_layer(TOKENS, inputs, outputs)
     if not torch.cuda.is_available():
         print("\nnot measured: no CUDA device")
 
