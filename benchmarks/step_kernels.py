@@ -31,6 +31,7 @@ MODELS = {"SmolLM2-135M": (576, 1536), "Qwen3-0.6B": (1024, 3072), "Qwen3-4B": (
 H100_BFLOAT16, H100_FLOAT32 = 990e12, 67e12
 TOKENS, HEADS, SIZE = 2048, 32, 64
 RATE, B, C = 0.05, -4.7750, 2.0315
+EXPERTS = (128, 768, 2048)
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 SIDE, LR, WORDS, WIDTH = 4096, 1e-3, 49152, 1024
 
@@ -160,6 +161,19 @@ def time_optimizers() -> None:
     time_steps("AdamW", adams, torch.sign)
 
 
+def time_stack() -> None:
+    """Newton-Schulz of a layer's experts, as many and as large as in Qwen3-30B-A3B."""
+    stack_KRC = torch.randn(*EXPERTS, device="cuda")
+    calls: dict[str, Callable[[], Tensor | list[Tensor]]] = {
+        "one by one": lambda: [orthogonalize(matrix, torch.bfloat16) for matrix in stack_KRC],
+        "at once": lambda: orthogonalize(stack_KRC, torch.bfloat16),
+    }
+    pairs = zip(*(call() for call in calls.values()), strict=True)
+    for alone, together in pairs:
+        require_close(together, alone, 2e-2, "a matrix of a stack")
+    time_on_gpu(f"Newton-Schulz in bfloat16, {EXPERTS}", calls, "one by one")
+
+
 def time_cross_entropy() -> None:
     hidden_TE = torch.randn(TOKENS, WIDTH, device="cuda", dtype=torch.bfloat16)
     head_VE = torch.randn(WORDS, WIDTH, device="cuda", dtype=torch.bfloat16) / WIDTH**0.5
@@ -204,6 +218,7 @@ def main() -> None:
     if torch.cuda.is_available():
         time_relations()
         time_optimizers()
+        time_stack()
         time_cross_entropy()
     else:
         print("\nnot measured: no CUDA device")
