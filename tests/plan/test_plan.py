@@ -24,6 +24,7 @@ from wrinklefree.config.resources import (
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
+from wrinklefree.models import attention
 from wrinklefree.models.calibration import first_layer_input
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.reconstruct import reconstruct_layers
@@ -137,11 +138,18 @@ def test_the_optimizer_state_is_that_of_a_step(name: str):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("family", "subln"), [("qwen3", True), ("qwen3", False), ("qwen3_moe", True)]
+    ("family", "subln", "queries"),
+    [("qwen3", True, 64), ("qwen3", True, 16), ("qwen3", False, 64), ("qwen3_moe", True, 64)],
 )
 def test_activations_are_what_autograd_keeps(
-    family: str, subln: bool, checkpointing: bool, precision: str
+    family: str,
+    subln: bool,
+    queries: int,
+    checkpointing: bool,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(attention, "QUERIES", queries)
     changes = {"precision": precision, "activation_checkpointing": checkpointing}
     training = Training("t", settings_of(**changes), 64, QUANTIZER, None, subln=subln)
     config = config_of(family, num_hidden_layers=5)

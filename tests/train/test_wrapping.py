@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
-from wrinklefree.models.attention import FLEX
+from wrinklefree.models.attention import BY_BLOCKS, FLEX
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.optim.attention_logits import RECORDING_ATTENTION
 from wrinklefree.quant import bitlinear
@@ -212,13 +212,16 @@ def test_attention_skips_hidden_pairs_unless_it_is_recorded_or_drops():
     dropping.config.attention_dropout = 0.1
     recorded = trainer_of(settings_of(optimizer={"name": "muonclip"})).model
     recorded.config.head_dim = 16
-    for model, expected in (
-        (plain, FLEX),
-        (dropping, "sdpa"),
-        (recorded, RECORDING_ATTENTION),
-        (model_of(1), "sdpa"),
+    for model, device, expected in (
+        (plain, "cuda", FLEX),
+        (dropping, "cuda", "sdpa"),
+        (dropping, "cpu", "sdpa"),
+        (recorded, "cuda", RECORDING_ATTENTION),
+        (recorded, "cpu", RECORDING_ATTENTION),
+        (model_of(1), "cuda", "sdpa"),
+        (model_of(1), "cpu", BY_BLOCKS),
     ):
-        skip_hidden_pairs(model)
+        skip_hidden_pairs(model, torch.device(device))
         assert model.config._attn_implementation == expected
 
 

@@ -99,10 +99,11 @@ def decoder_phases(
     run: Callable[[PreTrainedModel, Tensor, Tensor, AttentionRule], Tensor],
 ) -> Phases:
     """What a training step holds of the decoder; ``run`` gives its hidden states [R, S, D]."""
+    ids_RS = torch.zeros(rows, length, dtype=torch.int64)
+    mask = causal_document_mask(ids_RS)
+    assert mask.spans  # found here, where tensors have contents
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fill(model.train())
-        ids_RS = torch.zeros(rows, length, dtype=torch.int64)
-        mask = causal_document_mask(ids_RS)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:

@@ -34,7 +34,7 @@ from wrinklefree.train.distill_settings import (
 from wrinklefree.train.objectives.distillation import queries_at_once
 from wrinklefree.train.settings import TrainingSettings
 from wrinklefree.train.stage2_settings import Stage2Settings
-from wrinklefree.train.wrapping import checkpoint_activations
+from wrinklefree.train.wrapping import checkpoint_activations, skip_hidden_pairs
 
 _FLOAT, _BFLOAT16 = 4, 2
 COPIES_OF_LOGITS = 3
@@ -193,7 +193,7 @@ def _activations(training: Training, config: PreTrainedConfig) -> tuple[int, int
         training.views * settings.batch_size,
         training.read_length,
         settings.precision != "fp32",
-        settings.activation_checkpointing,
+        settings,
     )
     more_layers = config.num_hidden_layers - 1
     return one.kept + more_layers * (two.kept - one.kept), two.more
@@ -206,16 +206,18 @@ def _phases(
     rows: int,
     length: int,
     bfloat16: bool,
-    checkpointing: bool = False,
+    wrapped: TrainingSettings | None = None,
 ) -> list[Phases]:
-    """Of the model with one layer, and with two."""
+    """Of the model with one layer, and with two, wrapped as a training with these settings does."""
     found = []
     for layers in (1, 2):
         small = type(config).from_dict(
             config.to_dict() | {"num_hidden_layers": layers, "layer_types": None}
         )
         model = model_on_meta(small, quantizer, subln=subln)
-        if checkpointing:
+        if wrapped and not wrapped.compile:
+            skip_hidden_pairs(model, torch.device("cpu"))
+        if wrapped and wrapped.activation_checkpointing:
             checkpoint_activations(model)
         autocast = torch.bfloat16 if bfloat16 else None
         found.append(decoder_phases(model, rows, length, autocast, hidden_states))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import FLEX
+from wrinklefree.models.attention_by_blocks import attend_by_blocks
 from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.experts import layers_with_experts
 from wrinklefree.models.layers import decoder_layers, has_states
@@ -71,8 +72,8 @@ def wrap_for_training(
     """
     model = train_step.model
     for one in (model, *(teacher.model for _, teacher in train_step.objective.teachers)):
-        if one and one.device.type == "cuda":
-            skip_hidden_pairs(one)
+        if one and (one.device.type == "cuda" or not settings.compile):
+            skip_hidden_pairs(one, one.device)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     if settings.compile:
@@ -95,19 +96,23 @@ def wrap_for_training(
             _compile(layers[index], backend or "inductor")
 
 
-def skip_hidden_pairs(model: PreTrainedModel) -> None:
+def skip_hidden_pairs(model: PreTrainedModel, device: torch.device) -> None:
     """Let attention skip blocks of tokens that don't see each other; its mask is no tensor then.
 
     Changes nothing where attention is recorded (MuonClip) or drops weights at random, with heads of
     fewer features than FlexAttention can do, and where states or the choice of tokens read the
-    mask.
+    mask. Programs of ``torch.compile`` for processors don't have it: they know all pairs only.
     """
     if has_states(model.config) or skipping_layers(model):
         return
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     drops = getattr(config, "attention_dropout", 0.0)
-    if config._attn_implementation == "sdpa" and not drops and size >= LEAST_HEAD_SIZE:
+    if config._attn_implementation != "sdpa" or drops:
+        return
+    if device.type != "cuda":
+        attend_by_blocks(model)
+    elif size >= LEAST_HEAD_SIZE:
         model.set_attn_implementation(FLEX)
 
 

@@ -8,9 +8,10 @@ from test_accumulation import build, step
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from wrinklefree.models import forward
+from wrinklefree.models import attention, forward
 from wrinklefree.train.objectives import distillation
 from wrinklefree.train.objectives.objective import TrainStep
+from wrinklefree.train.wrapping import wrap_for_training
 
 LENGTH, VOCABULARY = 512, 1501
 
@@ -19,6 +20,7 @@ def set_blocks(monkeypatch, numbers, tokens, queries):
     monkeypatch.setattr("wrinklefree.kernels.sum_by_blocks.BLOCK_NUMBERS", numbers)
     monkeypatch.setattr(forward, "LEAST_TOKENS", tokens)
     monkeypatch.setattr(distillation, "LEAST_QUERIES", queries)
+    monkeypatch.setattr(attention, "QUERIES", queries)
 
 
 def close(actual, expected):
@@ -46,10 +48,7 @@ def test_small_blocks_give_the_loss_and_gradients_of_one(tiny_model, pack, monke
 
 
 class Watch(TorchDispatchMode):
-    """Notes all tensors of at least ``numbers`` that any operation makes.
-
-    But not the mask of attention, which is boolean, and what attention makes of it on a CPU.
-    """
+    """Notes all tensors of at least ``numbers`` that any operation makes."""
 
     def __init__(self, numbers):
         super().__init__()
@@ -59,9 +58,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for made in result if isinstance(result, tuple | list) else (result,):
-            if not isinstance(made, torch.Tensor) or made.dtype == torch.bool:
-                continue
-            if made.numel() >= self.numbers and func.__name__ != "where.self":
+            if isinstance(made, torch.Tensor) and made.numel() >= self.numbers:
                 self.large.add((func.__name__, tuple(made.shape)))
         return result
 
@@ -82,14 +79,18 @@ def wide_model(seed):
 
 
 @pytest.mark.parametrize("kind", ["distillation", "diffusion distillation"])
-def test_no_tensor_of_tokens_by_vocabulary_or_of_tokens_by_tokens_is_made(pack, monkeypatch, kind):
+def test_no_tensor_of_tokens_by_vocabulary_or_of_tokens_by_tokens_is_made(
+    pack, make_settings, monkeypatch, kind
+):
     model, target = wide_model(1), build(kind, "unit", True, wide_model(2))
     prepared = target.corruption.prepare(pack([[LENGTH - 101, 97]], LENGTH), 0)
+    train_step = TrainStep(model, target)
+    wrap_for_training(train_step, make_settings())
 
     def large(numbers):
         set_blocks(monkeypatch, numbers, 128, 32)
         with Watch(LENGTH * LENGTH) as watch:
-            target.loss(TrainStep(model, target)(prepared), prepared, 1.0).loss.backward()
+            target.loss(train_step(prepared), prepared, 1.0).loss.backward()
         return watch.large
 
     assert not large(2**16)
