@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
+from wrinklefree.errors import UserError
 from wrinklefree.evaluate.answers import score_tasks
 from wrinklefree.evaluate.task_scores import Answer, TaskScore, answers_jsonl, task_columns
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
@@ -133,6 +134,35 @@ def test_each_answer_is_lm_evals_of_our_files_and_of_its_own_definition_of_the_t
     assert (chosen_Q != with_blank_Q).any(), "the blank before a choice decides nowhere"
 
 
+def test_of_a_question_longer_than_the_positions_the_end_is_read(
+    tiny_llama, tokenizer_folder: Path, tasks: Path
+) -> None:
+    def score(positions: int, beginning: str = "") -> TaskScore:
+        question = Question([f"{beginning}It is"] * 2, [" the city", " a river of"], 1)
+        asked = question, Question(["a"] * 2, [" a"] * 2, 1)
+        rows = "\n".join(json.dumps(row_of(one)) for one in asked)
+        (tasks / "boolq.jsonl").write_text(rows)
+        model = tiny_llama(5)
+        model.config.max_position_embeddings = positions
+        return score_tasks(model, tokenizer_folder, tasks, batch_size=4)["boolq"]
+
+    for name in QUESTIONS:
+        if name != "boolq":
+            (tasks / f"offline_{name}.yaml").unlink()
+    encode = load_tokenizer(tokenizer_folder).encode
+    end, longest = (encode(text, add_special_tokens=False).ids for text in ("It is", " a river of"))
+    positions = len(end) + len(longest) - 1  # the last token is not read
+    assert score(64, "no " * 9).cut == score(64).cut == 0
+    plain, cut = score(64), score(positions, "no " * 9)
+    assert cut.cut == 1
+    assert cut.answers[0].log_likelihoods[1] == pytest.approx(
+        plain.answers[0].log_likelihoods[1], rel=1e-4
+    )
+    said = rf"task boolq: an answer has {len(longest)} tokens and .* tasks.names, or .*sequence_le"
+    with pytest.raises(UserError, match=said):
+        score(len(longest) - 1)
+
+
 def test_answers_are_lines_by_model_task_and_question() -> None:
     answers = [Answer([-1.5, -0.5], True, False), Answer([-2.0], False)]
     lines = answers_jsonl({"base": {"sciq": TaskScore(2, 0, 0, 0.5, 0.5, answers=answers)}})
@@ -150,11 +180,11 @@ def test_the_table_has_shares_by_length_where_there_are_any() -> None:
     scores = {
         "base": {
             "sciq": TaskScore(10, 5, 3, 0.25, 0.1, 0.5, 0.125),
-            "lambada": TaskScore(1, 0, 0, 1.0, None),
+            "lambada": TaskScore(1, 0, 0, 1.0, None, cut=1),
         },
         "stage2": {"sciq": TaskScore(10, 5, 3, 0.25, 0.1)},
     }
     assert task_columns(scores) == [
-        ["lambada", "100.0", "–", "0", "0 of 1"],
-        ["sciq", "50.0 ± 12.5", "25.0 ± 10.0", "5", "3 of 10"],
+        ["lambada", "100.0", "–", "0", "0 of 1", "1 of 1"],
+        ["sciq", "50.0 ± 12.5", "25.0 ± 10.0", "5", "3 of 10", "0 of 10"],
     ]

@@ -75,14 +75,15 @@ def test_benchmarks_are_shown_with_their_solved_examples_and_what_stands_in_the_
     *_, table, note = plain_table(model, {}, answers).split("\n\n")
     assert "in training text: questions" in " ".join(note.split())
     assert table.splitlines() == [
-        "model             lambada        sciq",
-        "-------------------------------------",
-        "dense base          100.0  25.0 ± 1.0",
-        "distilled               –  50.0 ± 1.0",
-        "solved examples         0           5",
-        "in training text  0 of 90   3 of 1000",
+        "model              lambada        sciq",
+        "--------------------------------------",
+        "dense base           100.0  25.0 ± 1.0",
+        "distilled                –  50.0 ± 1.0",
+        "solved examples          0           5",
+        "in training text   0 of 90   3 of 1000",
+        "without beginning  0 of 90   0 of 1000",
     ]
-    assert "| in training text | 0 of 90 |  3 of 1000 |" in markdown_table(model, {}, answers)
+    assert "| in training text  | 0 of 90 |  3 of 1000 |" in markdown_table(model, {}, answers)
     many = {"base": {f"benchmark_{i}": TaskScore(1000, 5, 3, 0.25, 0.01) for i in range(9)}}
     for lines, width in ((markdown_table, 100), (plain_table, 80)):
         assert max(map(len, lines(model, {}, many).splitlines())) <= width

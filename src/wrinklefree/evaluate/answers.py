@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from transformers import AutoTokenizer, PreTrainedModel
 
+from wrinklefree.errors import UserError
 from wrinklefree.evaluate.task_scores import Answer, TaskScore
 from wrinklefree.tasks.questions import DELIMITER
 from wrinklefree.tasks.registry import PREFIX
@@ -36,6 +37,11 @@ def score_tasks(
     tokenizer : a model folder.
     batch_size : rows at a time.
     say : is told a line for every task that is done.
+
+    Raises
+    ------
+    UserError : a continuation has more tokens than the model has positions, which lm-eval refuses.
+        Of a question that is longer with its context, the end is read, as there.
     """
     files = sorted(tasks.glob(f"{PREFIX}*.yaml"))
     if not files:
@@ -57,12 +63,16 @@ def score_tasks(
             Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index)
             for index, pair in enumerate(asked)
         ]
+        sizes = [tuple(map(len, reader._encode_pair(*pair))) for pair in asked]
+        _require_positions(name, max(size for _, size in sizes), reader.max_length)
+        too_long = (sum(size) > reader.max_length + 1 for size in sizes)  # the last is only asked
+        cut = sum(max(next(too_long) for _ in _pairs(row)) for row in rows)
         likelihoods = iter(reader.loglikelihood(requests, disable_tqdm=True))
         by_length = "acc_norm" in [scored["metric"] for scored in task["metric_list"]]
         answers = [
             _answer(row, [next(likelihoods) for _ in _pairs(row)], by_length) for row in rows
         ]
-        found[name] = score = _score(answers, **task["metadata"])
+        found[name] = score = _score(answers, cut, **task["metadata"])
         say(f"{name}: {score.acc:.1%} of {score.questions} questions")
     return found
 
@@ -87,11 +97,21 @@ def _answer(row: dict[str, Any], likelihoods: list[Likelihood], by_length: bool)
     return Answer(sums, right, int(np.argmax(np.divide(sums, lengths))) == row["label"])
 
 
-def _score(answers: list[Answer], few_shot: int, contaminated: int) -> TaskScore:
+def _require_positions(task: str, longest: int, positions: int) -> None:
+    if longest > positions:
+        raise UserError(
+            f"task {task}: an answer has {longest} tokens and the model {positions} positions, of"
+            f" which lm-eval gives no likelihood; leave {task} out of tasks.names, or train on"
+            " longer rows (mixture.sequence_length)"
+        )
+
+
+def _score(answers: list[Answer], cut: int, few_shot: int, contaminated: int) -> TaskScore:
     right = [answer.right for answer in answers]
     right_by_length = [found for answer in answers if (found := answer.right_by_length) is not None]
     by_length = _share(right_by_length) if right_by_length else (None, None)
-    return TaskScore(len(answers), few_shot, contaminated, *_share(right), *by_length, answers)
+    scores = (*_share(right), *by_length)
+    return TaskScore(len(answers), few_shot, contaminated, *scores, cut=cut, answers=answers)
 
 
 def _share(right: list[bool]) -> tuple[float, float | None]:

@@ -205,7 +205,8 @@ def evaluate_models(
         tasks      {autoregressive model: {task: {questions; few_shot: solved examples before
                     each; contaminated: questions that stand in the training text; acc,
                     acc_norm and their standard errors; acc_norm null where choices are not
-                    compared by length}}}
+                    compared by length; cut: questions longer than the model's positions, of
+                    which it read the end alone}}}
         samples    {model: [{prompt, text, tokens, forward_passes, ended; with heads for later
                     tokens guessed and accepted, too; of a diffusion model unmasked: [[part of the
                     text, pass of its block that committed it], of each token]}]}

@@ -42,6 +42,8 @@ Right answers in per cent, ± standard error over questions; of several choices 
 length in characters is taken; in BoolQ and WinoGrande, as in lm-eval, the likeliest. Of LAMBADA:
 whether greedy decoding gives the last word. solved examples: how many stand before each question.
 in training text: questions of which 70 % of the 8-grams stand there, so that models may know them.
+without beginning: questions longer than the model's positions, of which it reads the end, as in
+lm-eval.
 """
 
 _COST_ROWS = (

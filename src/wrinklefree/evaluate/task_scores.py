@@ -9,7 +9,7 @@ from typing import Any
 
 from wrinklefree.evaluate.columns import ABSENT, Column
 
-TASK_ROWS = ("solved examples", "in training text")
+TASK_ROWS = ("solved examples", "in training text", "without beginning")
 """What :func:`task_columns` says of a task below the models."""
 
 
@@ -38,6 +38,8 @@ class TaskScore:
     acc_norm: float | None = None
     """Where the likeliest continuation by its length is chosen; None where that is not asked."""
     acc_norm_standard_error: float | None = None
+    cut: int = 0
+    """Questions longer than the model's positions, of which it read the end alone."""
     answers: list[Answer] = field(default_factory=list, repr=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def task_columns(scores: Mapping[str, dict[str, TaskScore]]) -> list[Column]:
             *(_share(found.get(name)) for found in scores.values()),
             str(task.few_shot),
             f"{task.contaminated} of {task.questions}",
+            f"{task.cut} of {task.questions}",
         ]
         for name, task in sorted(tasks.items())
     ]
