@@ -35,6 +35,10 @@ def main() -> None:
     lineage.add_argument("folder", type=Path)
     compare = commands.add_parser("compare", help="runs of several seeds in one table")
     compare.add_argument("runs", type=Path, nargs="+", help="folders in which the pipeline ran")
+    answer = commands.add_parser("answer", help="what the run came to, as at the end of snakemake")
+    answer.add_argument(
+        "--when-whole", action="store_true", help="if results and export are of one model, for DVC"
+    )
     attach = commands.add_parser("attach", help="put a file beside the run's results in MLflow")
     attach.add_argument("file", type=Path)
     restore = commands.add_parser("restore", help="put back the last finished artifacts")
@@ -79,6 +83,7 @@ def main() -> None:
             "verify": _verify,
             "lineage": _lineage,
             "compare": _compare,
+            "answer": _answer,
             "attach": _attach,
             "restore": _restore,
             "continue": _continue,
@@ -210,6 +215,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     from wrinklefree.evaluate.runs import compare_runs
 
     print(compare_runs(arguments.runs))
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    from wrinklefree.engines.answer import is_whole
+    from wrinklefree.engines.what_next import what_next
+
+    if arguments.when_whole and not is_whole():
+        return
+    if not (lines := what_next(since=0.0)):
+        raise UserError("results, models/export: not made yet; run the stage evaluate or export")
+    print(*lines, sep="\n")
 
 
 def _attach(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wrinklefree.engines.answer import answer_of_run
+from wrinklefree.engines.answer import answer_of_run, is_whole
 from wrinklefree.engines.what_next import what_next
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
@@ -66,6 +66,14 @@ def test_sizes_are_those_of_the_files_that_were_written():
     assert answer_of_run()[-1].endswith("5.0 for transformers, 3.1 as TQ2_0 for llama.cpp.")
     make("models/export", facts | {"gguf": {}, "i2_s": {"bytes": 3065888}})
     assert answer_of_run()[-1].endswith("transformers, 3.1 as I2_S for bitnet.cpp.")
+
+
+def test_a_run_is_whole_when_results_and_export_are_of_one_model():
+    assert not is_whole()
+    make("models/export", {}, model="b" * 64)
+    assert not is_whole(), "one of them is of an earlier run"
+    make("models/export", {}, model="a" * 64)
+    assert is_whole()
 
 
 def test_a_run_ends_with_its_answer_within_80_columns():

@@ -16,6 +16,7 @@ import pytest
 from wrinklefree.errors import UserError
 from wrinklefree.tracking import progress as data_progress
 from wrinklefree.tracking import stage as frame
+from wrinklefree.tracking.artifact import Origin, writing_artifact
 from wrinklefree.tracking.kept import restore
 from wrinklefree.tracking.progress import Progress, progress
 from wrinklefree.tracking.stage import Stage, stage_main
@@ -113,6 +114,28 @@ def test_where_a_terminal_shows_bars_the_log_has_lines(
     assert lines[3].startswith("export: 1 of 2 steps") and lines[3].endswith("loss 3")
     shown = capsys.readouterr().err
     assert "read x: 100%|" in shown and "1 of 2 pages" not in shown and "1 of 2 steps" not in shown
+
+
+@pytest.mark.parametrize(("dvc", "last"), [(True, True), (True, False), (False, True)])
+def test_the_last_stage_of_dvc_says_what_the_run_came_to(
+    run_stage: RunStage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    dvc: bool,
+    last: bool,
+):
+    for folder, key in (("results", "distill_ar"), ("models/export", "model")):
+        with writing_artifact(tmp_path / folder, Origin("stage", {key: "a" * 64}, {})) as (made, _):
+            score = {"loss": 1.0, "loss_standard_error": None}
+            models = dict.fromkeys(("base", "naive", "distill_ar"), score)
+            cost = {"bytes_float16": 1, "picojoules": 1}
+            found = {"models": models, "cost": dict.fromkeys(("base", "distill_ar"), cost)}
+            (made / "evaluation.json").write_text(json.dumps(found))
+    if dvc:
+        monkeypatch.setenv("DVC_STAGE", "export")
+    assert run_stage(lambda stage: {}, last=last) == 0
+    assert ("Held-out loss in nats per token" in capfd.readouterr().out) == (dvc and last)
 
 
 def test_wrong_settings_are_in_the_log(run_stage: RunStage):

@@ -16,4 +16,4 @@ def export(stage: Stage) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    stage_main("export", export, inputs=["model", "mixture"])
+    stage_main("export", export, inputs=["model", "mixture"], last=True)

@@ -59,6 +59,14 @@ def answer_of_run() -> list[str]:
     return sentences
 
 
+def is_whole() -> bool:
+    """Whether results and the exported student are here, and of one model."""
+    results, student = _manifest(_RESULTS), _manifest(_EXPORT)
+    if not results or not student:
+        return False
+    return results.inputs[_STUDENT] == student.inputs["model"]
+
+
 def _loss(score: dict[str, Any]) -> str:
     error = score["loss_standard_error"]
     return f"{score['loss']:.3f}" + (f" ± {error:.3f}" if error is not None else "")

@@ -129,6 +129,7 @@ def stage_main(
     collections: Sequence[str] = (),
     members: str = "sources",
     instance: str | None = None,
+    last: bool = False,
 ) -> None:
     """Run one stage from the command line, and exit.
 
@@ -140,6 +141,8 @@ def stage_main(
     members : dotted path of the settings whose keys or items are the names of those artifacts.
     instance : name of the option that says which instance of the stage, where it has
         several.
+    last : whether a run may end with it. DVC calls nothing at its end, so that the stage then says
+        what the run came to, once the other last one is done too.
     """
     arguments = _parse(name, inputs, collections, instance)
     chosen = getattr(arguments, instance) if instance else None
@@ -178,6 +181,10 @@ def stage_main(
                 _say_what_is_kept(output, terminal)
                 raise
         else:
+            if last and IN_DVC in os.environ:
+                # In another process: an edit of what it prints must not rerun the stage.
+                answer = [sys.executable, "-P", "-m", _COMMAND_LINE, "answer", "--when-whole"]
+                subprocess.run(answer, check=False)
             return
         _say_what_is_kept(output, terminal)
         sys.exit(status)
