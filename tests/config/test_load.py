@@ -381,3 +381,11 @@ def test_groups_that_do_not_fit_the_model_from_scratch_are_refused(
     validate(changed(asked, "subln.quantizer", {"granularity": "row"}))
     with pytest.raises(UserError, match=rf"model\.{name} is 320, no multiple of .* 128"):
         validate(changed(asked, "subln.quantizer", {"granularity": "group"}))
+
+
+def test_a_licence_of_the_base_is_of_one_that_is_brought(parameters: dict[str, Any]):
+    asked = changed(parameters, "export", {"base_licence": "Apache-2.0"})
+    with pytest.raises(UserError, match=r"base_licence is Apache-2.0, but base.source.kind is scr"):
+        validate(asked)
+    asked = changed(changed(asked, "base", {"source": GGUF}), "tokenizer", {"kind": "base"})
+    assert validate(asked).export.base_licence == "Apache-2.0"

@@ -51,7 +51,7 @@ HEADER = "---\nlibrary_name: transformers\n---\n"
         (
             {"kind": "hub", "repository": "someone/model", "revision": "0a1b"},
             {"base_model": "someone/model", "base_model_relation": "quantized"},
-            "is `someone/model` of the Hugging Face hub, commit `0a1b`. What its licence asks for",
+            "is `someone/model` of the Hugging Face hub, commit `0a1b`. Its licence is MIT; what",
         ),
         (
             {
@@ -62,7 +62,7 @@ HEADER = "---\nlibrary_name: transformers\n---\n"
                 "sha256": "0" * 64,
             },
             {},
-            "is `b.gguf` of package a 1. What",
+            "is `b.gguf` of package a 1. Its licence is not known here (export.base_licence); what",
         ),
         ({"kind": "folder", "path": "/home/me", "sha256": "0" * 64}, {}, f"sha256 `{'0' * 64}`"),
     ],
@@ -75,7 +75,9 @@ def test_the_card_names_base_and_every_source_with_its_licence_and_the_last_weig
     facts = {"tokens": 285702, "weight_changes": [{"weights": first}, {"weights": last}]}
     model = make(tmp_path / "model", "distill", {"distill": {"ar": {"steps": 140}}}, facts)
     (tmp_path / "README.md").write_text(f"{HEADER}\n# A model\n", encoding="utf-8")
-    add_data_to_card(tmp_path, model, mixture, TypeAdapter(BaseSource).validate_python(source))
+    licence = "MIT" if source["kind"] == "hub" else None
+    base = TypeAdapter(BaseSource).validate_python(source)
+    add_data_to_card(tmp_path, model, mixture, base, licence)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     _, header, text = card.split("---\n", 2)
     own = {"library_name": "transformers", "datasets": ["someone/poems"]}

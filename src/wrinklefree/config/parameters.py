@@ -287,6 +287,15 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_licence_is_of_what_was_brought(self) -> Parameters:
+        if self.export.base_licence and self.base.source.kind == "scratch":
+            raise ValueError(
+                f"export.base_licence is {self.export.base_licence}, but base.source.kind is"
+                " scratch: no base is brought; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reconstruction_is_not_undone(self) -> Parameters:
         steps = self.stage2.lambda_warmup.warmup_steps
         if self.subln.reconstruct.kind != "none" and steps:

@@ -179,9 +179,11 @@ licences ask for something of those who pass on what was made of the text: read 
 """
 
 
-def add_data_to_card(folder: Path, model: Path, mixture: Path, base: BaseSource) -> None:
+def add_data_to_card(
+    folder: Path, model: Path, mixture: Path, base: BaseSource, licence: str | None = None
+) -> None:
     """Say in ``README.md`` of the folder what the model was trained on, from the manifests, and
-    what dense model it was made of."""
+    what dense model it was made of, of what ``licence``; None: not known."""
     trained, read = read_manifest(model), read_manifest(mixture)
     weights = trained.facts["weight_changes"][-1]["weights"]
     sources = read.settings["sources"]
@@ -201,7 +203,7 @@ def add_data_to_card(folder: Path, model: Path, mixture: Path, base: BaseSource)
         tokens=trained.facts["tokens"],
         length=read.settings["mixture"]["sequence_length"],
         rows="\n".join(rows),
-        origin=_origin(base),
+        origin=_origin(base, licence),
         settings=yaml.safe_dump(trained.settings, sort_keys=False),
     )
     _append(folder, text)
@@ -218,7 +220,7 @@ def _add_to_header(folder: Path, base: BaseSource, datasets: list[str]) -> None:
         card.write_text(f"---\n{header}{yaml.safe_dump(named)}---\n{text}", encoding="utf-8")
 
 
-def _origin(base: BaseSource) -> str:
+def _origin(base: BaseSource, licence: str | None) -> str:
     """A sentence on the dense model that it began as."""
     match base:
         case ScratchBaseSettings():
@@ -230,8 +232,9 @@ def _origin(base: BaseSource) -> str:
         case FolderBaseSettings():
             name = f"one in a folder whose files have the sha256 `{base.sha256}`"
     return (
-        f"The dense model that it was made of is {name}. What its licence asks for, which is not"
-        " known here, holds for what is made of it."
+        f"The dense model that it was made of is {name}. Its licence"
+        f" {f'is {licence}' if licence else 'is not known here (export.base_licence)'}; what that"
+        " asks for holds for what is made of it."
     )
 
 

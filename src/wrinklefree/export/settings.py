@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from wrinklefree.schema.section import Section
 
@@ -29,6 +29,9 @@ class ExportSettings(Section):
     dequantized: bool = False
     """Whether ``dequantized/`` holds the same model in plain bfloat16, codes times scales, for
     tools that know no ternary layers. Its activations are not quantized."""
+    base_licence: Annotated[str, Field(min_length=1)] | None = None
+    """Licence of a base that is brought (``base.source``), for the model card and the manifest;
+    null: not known."""
     gguf: Literal["if_possible"] | list[GgufType] = "if_possible"
     """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
     1.69, 2.25, 4.5, or in float32. Rows that are no multiple of 256, of 64 for ``Q2_0``, are Q4_0

@@ -57,5 +57,5 @@ def export_student(
     weights = {domain.name: domain.weight for domain in read_mixture(mixture).domains}
     score = score_model("export", student.model, student.format, held_out, weights, _SCORED, seed=0)
     add_losses_to_card(folder, score, _SCORED.rows_per_domain)
-    add_data_to_card(folder, model, mixture, base)
+    add_data_to_card(folder, model, mixture, base, settings.base_licence)
     return facts | {"held_out": score.overall.as_json()}
