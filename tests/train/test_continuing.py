@@ -347,6 +347,19 @@ def test_to_continue_what_has_no_checkpoint_is_an_error(
         )
 
 
+def test_a_stage_of_several_models_names_where_it_was_stopped(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run(stop_at=2) == 143
+    part = Path("work/architecture.moe/0123456789abcdef/distill_ar")
+    part.parent.mkdir(parents=True)
+    trainings(ROOT)[0].folder.rename(part)
+    assert ask(monkeypatch, "architecture.moe") == 2
+    said = capsys.readouterr().err
+    assert "goes on by itself where nothing differs; it can't be told" in said
+    assert f"{part} (step 2)" in said
+
+
 def test_the_newest_few_are_kept(run: Run):
     for steps in (5, 6, 7, 8, 9):
         assert run(steps=steps, stop_at=steps - 1 if steps == 6 else None) in (0, 143)

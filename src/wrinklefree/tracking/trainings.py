@@ -179,8 +179,16 @@ def ask_to_continue(label: str, key: str | None = None) -> Training:
     UserError : there is none, or none of this key.
     """
     root = WORK / label
-    found = trainings(root) if _LABEL.fullmatch(label) else []
+    is_label = _LABEL.fullmatch(label)
+    found = trainings(root) if is_label else []
     if not found:
+        parts = [part for work in root.glob("*") for part in trainings(work)] if is_label else []
+        if parts:
+            stopped = ", ".join(f"{part.folder} (step {part.step})" for part in parts)
+            raise UserError(
+                f"{label} trains several models, and goes on by itself where nothing differs; it"
+                f" can't be told to go on where something does. It was stopped in: {stopped}"
+            )
         stages = sorted(folder.name for folder in WORK.glob("*") if trainings(folder))
         raise UserError(
             f"{label}: no checkpoint of this stage is kept; there are of:"
