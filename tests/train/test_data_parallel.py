@@ -24,6 +24,7 @@ from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import gains
 from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.train.cached_teacher import LogitsCache, fill_cache, row_keys
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.hooks import Hook, Training
 from wrinklefree.train.loop import Trainer
@@ -220,9 +221,26 @@ def exchanged(mixture: Path, folder: Path) -> str:
     return f"{some.grad.tolist()} {none.grad} {runtime.precision}"
 
 
+def cached(mixture: Path, folder: Path) -> str:
+    """Logits that all write together: passes of the teacher in this process, and what is there."""
+    teacher, runtime, passes = model_of(8), Runtime.here("fp32"), []
+    runtime.place(teacher)
+    teacher.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    batches = list(TrainingData(mixture, seed=7).batches_of(20, 3))
+
+    def filled() -> LogitsCache:
+        cache = LogitsCache(folder)
+        fill_cache(cache, teacher, batches, runtime, rows=20, kept=8, temperature=2.0)
+        return cache
+
+    found = filled().read([key for batch in batches for key in row_keys(batch)])
+    filled()  # when there is nothing to do
+    return f"{len(passes)} of {len(batches)}, {[tensor.double().sum().item() for tensor in found]}"
+
+
 CASES: dict[str, Case] = {
-    **SAME, "skipped": skipped, "spiked": spiked, "stopped": stopped, "resumed": resumed,
-    "refused": refused, "apart": apart, "exchanged": exchanged,
+    **SAME, "cached": cached, "skipped": skipped, "spiked": spiked, "stopped": stopped,
+    "resumed": resumed, "refused": refused, "apart": apart, "exchanged": exchanged,
 }  # fmt: skip
 
 
@@ -345,6 +363,11 @@ def test_two_processes_go_on_from_what_one_has_left(alone: Alone, together: Toge
     assert_alike(processes)
     assert processes[0][0][:4] == alone("text")[0][:4]
     assert_close(processes[0], alone("text"))
+
+
+def test_the_passes_of_a_teacher_whose_logits_are_written_are_shared(together: Together):
+    one, other = together("cached")
+    assert one == other and one.startswith("4 of 8, ")
 
 
 def test_what_processes_cannot_do_together_is_said_by_each(together: Together):

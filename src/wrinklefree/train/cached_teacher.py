@@ -50,9 +50,13 @@ class LogitsCache:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.reread()
+
+    def reread(self) -> None:
+        """Find what is in the folder now, where other processes write too."""
         self._files: dict[Path, Any] = {}
         self._found: dict[bytes, tuple[Path, int]] = {}
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             self._open(path)
 
     def __contains__(self, key: bytes) -> bool:
@@ -105,13 +109,18 @@ def fill_cache(
     mask_token_id: int | None = None,
     label: str = "",
 ) -> None:
-    """Write what ``model`` says after every token of ``batches``, of ``rows`` rows in all."""
+    """Write what ``model`` says after every token of ``batches``, of ``rows`` rows in all.
+
+    Of several processes each writes its share of the batches, into one folder, and finds all.
+    """
     teacher, vocabulary = DenseTeacher(model), vocabulary_size(model)
-    with contextlib.closing(Progress(f"{label}: teacher", "rows", rows)) as progress:
+    shown = Progress(f"{label}: teacher", "rows", rows, shown=runtime.leads)
+    with contextlib.closing(shown) as progress:
         pending: list[tuple[bytes, Tensor, Tensor]] = []
-        for batch in batches:
+        for number, batch in enumerate(batches):
             keys = row_keys(batch)
-            if not all(key in cache for key in keys):
+            own = number % runtime.ranks == runtime.rank
+            if own and not all(key in cache for key in keys):
                 with runtime.computing():
                     moved = batch.to(runtime.device)
                     lesson = teacher.read(moved, moved.document_ids_BT, {})
@@ -128,6 +137,9 @@ def fill_cache(
                 _write(cache, pending)
             progress.advance(len(keys))
         _write(cache, pending)
+    if runtime.ranks > 1:
+        runtime.wait()
+        cache.reread()
 
 
 def _write(cache: LogitsCache, pending: list[tuple[bytes, Tensor, Tensor]]) -> None:
