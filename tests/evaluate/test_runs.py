@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,30 @@ from wrinklefree.evaluate.runs import compare_runs
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
 
-def write(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:
-    with writing_artifact(folder, Origin("stage", {}, settings)) as (_, found):
+def write(folder: Path, settings: dict[str, Any], facts: dict[str, Any], shares: Any = None):
+    with writing_artifact(folder, Origin("stage", {}, settings)) as (made, found):
         found.update(facts)
+        if shares is not None:
+            (made / "evaluation.json").write_text(json.dumps({"tasks": shares}))
 
 
-def a_run(folder: Path, loss: float, seed: int, rate: float = 0.1, cost: float | None = None):
+def a_run(
+    folder: Path,
+    loss: float,
+    seed: int,
+    rate: float = 0.1,
+    cost: float | None = None,
+    shares: Any = None,
+) -> Path:
     write(folder / "models/stage2", {"seed": seed, "optimizer": {"lr": rate}}, {})
-    write(folder / "results", {}, {"loss": {"distill_ar": loss, "base": 3.0}})
+    write(folder / "results", {}, {"loss": {"distill_ar": loss, "base": 3.0}}, shares)
     if cost is not None:
         write(folder / "research/control", {}, {"distill_ar": {"mean": cost}})
     return folder
+
+
+def acc(share: float, by_length: float | None = None) -> dict[str, float | None]:
+    return {"acc": share, "acc_norm": by_length}
 
 
 def row(table: str, name: str) -> list[str]:
@@ -31,7 +45,7 @@ def row(table: str, name: str) -> list[str]:
 def test_mean_deviation_and_extremes_are_those_of_the_runs(tmp_path: Path):
     runs = [a_run(tmp_path / str(seed), 3.0 + seed, seed) for seed in (1, 2, 6)]
     table = compare_runs(runs)
-    assert row(table, "distilled") == ["3", "6.000", "2.646", "4.000", "9.000"]
+    assert row(table, "distilled  ") == ["3", "6.000", "2.646", "4.000", "9.000"]
     assert row(table, "dense base") == ["3", "3.000", "0.000", "3.000", "3.000"]
     assert "cost" not in table
     assert table.endswith("The runs have other seeds and are alike in all other settings.")
@@ -41,6 +55,25 @@ def test_the_cost_is_of_the_runs_that_measured_it(tmp_path: Path):
     runs = [a_run(tmp_path / "a", 3.0, 1, cost=0.08), a_run(tmp_path / "b", 3.0, 2)]
     cost = row(compare_runs(runs), "cost of ternary weights, distilled")
     assert cost == ["1", "0.080", "–", "0.080", "0.080"]
+
+
+def test_right_answers_are_those_of_the_runs_with_tasks_and_differ_within_a_run(tmp_path: Path):
+    one = {"base": {"sciq": acc(0.1, 0.8)}, "distill_ar": {"sciq": acc(0.2, 0.7)}}
+    other = {"base": {"sciq": acc(0.3, 0.6)}, "distill_ar": {"sciq": acc(0.4, 0.3)}}
+    other["distill_ar"]["lambada"] = acc(0.5)
+    runs = [a_run(tmp_path / "0", 3.5, 1), a_run(tmp_path / "1", 3.1, 2, shares={})]
+    runs += [a_run(tmp_path / str(i), 3.1, i, shares=of) for i, of in ((3, one), (4, other))]
+    table = compare_runs(runs)
+    assert row(table, "sciq, dense base") == ["2", "0.700", "0.141", "0.600", "0.800"]
+    assert row(table, "sciq, distilled  ") == ["2", "0.500", "0.283", "0.300", "0.700"]
+    assert row(table, "sciq, distilled - dense base") == [
+        *("2", "-0.200", "0.141", "-0.300", "-0.100")
+    ]
+    assert row(table, "lambada, distilled  ") == ["1", "0.500", "–", "0.500", "0.500"]
+    assert "lambada, dense" not in table and "lambada, distilled -" not in table
+    assert row(table, "distilled - dense base") == ["4", "0.200", "0.200", "0.100", "0.500"]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "right answers" not in compare_runs(runs[:2])
 
 
 def test_settings_that_are_apart_are_named_and_seeds_are_not(tmp_path: Path):

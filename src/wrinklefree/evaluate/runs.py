@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ RESULTS = "results"
 CONTROL = "research/control"
 _ROOMS = ("data", "models", RESULTS)
 _NAMED = 8
+BASE, STUDENT = "base", "distill_ar"
 
 
 def compare_runs(runs: list[Path]) -> str:
-    """Losses of every model, and what ternary weights cost: means, deviations, extremes.
+    """Losses of every model, right answers of dense base and student, and what ternary weights
+    cost: means, deviations, extremes over runs.
+
+    What the student loses against the dense base is taken within each run.
 
     Parameters
     ----------
@@ -46,11 +51,46 @@ def compare_runs(runs: list[Path]) -> str:
     ]
     rows = [["held-out loss (nats per token)", "runs", "mean", "deviation", "lowest", "highest"]]
     rows += [_row(LABELS.get(name, name), values) for name, values in _by_name(losses)]
+    rows += _differences("", losses)
     rows += [
         _row(f"cost of ternary weights, {LABELS.get(name, name)}", values)
         for name, values in _by_name(costs)
     ]
-    return "\n".join([*plain_rows(rows), "", _apart(runs)])
+    tables = [plain_rows(rows)]
+    if tasks := _tasks(runs):
+        tables.append(plain_rows([["share of right answers", *rows[0][1:]], *tasks]))
+    return "\n".join([line for table in tables for line in (*table, "")] + [_apart(runs)])
+
+
+def _tasks(runs: list[Path]) -> list[list[str]]:
+    """Rows of every task that a run answered."""
+    found = [_shares(run) for run in runs]
+    rows = []
+    for task in sorted({task for of_run in found for task in of_run}):
+        shares = [of_run[task] for of_run in found if task in of_run]
+        for model in (BASE, STUDENT):
+            if values := [share[model] for share in shares if model in share]:
+                rows.append(_row(f"{task}, {LABELS[model]}", values))
+        rows += _differences(f"{task}, ", shares)
+    return rows
+
+
+def _shares(run: Path) -> dict[str, dict[str, float]]:
+    """By task and model; by the length of choices where that is asked."""
+    file = run / RESULTS / "evaluation.json"
+    found: dict[str, dict[str, float]] = {}
+    answers = json.loads(file.read_bytes()).get("tasks", {}) if file.is_file() else {}
+    for model, scores in answers.items():
+        for task, score in scores.items():
+            by_length = score["acc_norm"]
+            found.setdefault(task, {})[model] = score["acc"] if by_length is None else by_length
+    return found
+
+
+def _differences(prefix: str, runs: list[dict[str, float]]) -> list[list[str]]:
+    """A row of what the student has more than the dense base of its run, of the runs with both."""
+    values = [run[STUDENT] - run[BASE] for run in runs if STUDENT in run and BASE in run]
+    return [_row(f"{prefix}{LABELS[STUDENT]} - {LABELS[BASE]}", values)] if values else []
 
 
 def _row(name: str, values: list[float]) -> list[str]:
