@@ -16,7 +16,7 @@ import pytest
 from wrinklefree.errors import UserError
 from wrinklefree.tracking import progress as data_progress
 from wrinklefree.tracking import stage as frame
-from wrinklefree.tracking.artifact import Origin, writing_artifact
+from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
 from wrinklefree.tracking.kept import restore
 from wrinklefree.tracking.progress import Progress, progress
 from wrinklefree.tracking.stage import Stage, stage_main
@@ -114,6 +114,20 @@ def test_where_a_terminal_shows_bars_the_log_has_lines(
     assert lines[3].startswith("export: 1 of 2 steps") and lines[3].endswith("loss 3")
     shown = capsys.readouterr().err
     assert "read x: 100%|" in shown and "1 of 2 pages" not in shown and "1 of 2 steps" not in shown
+
+
+def test_sections_of_later_stages_are_foreseen_and_in_no_manifest(run_stage: RunStage):
+    given = {"seed": 1, "subln": {"gain": "ones"}, "export": {"gguf": ["F32"]}, "dlm": {}}
+    seen = []
+
+    def subln(stage: Stage) -> dict[str, Any]:
+        seen.append((stage.settings, stage.foreseen))
+        return {}
+
+    assert run_stage(subln, json.dumps(given), name="subln") == 0
+    own = {"seed": 1, "subln": {"gain": "ones"}}
+    assert seen == [(own, {"export": {"gguf": ["F32"]}})]
+    assert read_manifest(Path("out")).settings == own
 
 
 @pytest.mark.parametrize(("dvc", "last"), [(True, True), (True, False), (False, True)])
