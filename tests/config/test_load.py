@@ -63,6 +63,17 @@ def test_what_layers_with_a_state_cannot_do_is_refused_when_settings_are_read(
         validate(changed(hybrid, path, value))
 
 
+def test_layers_with_experts_leave_no_tokens_out_which_is_said_when_settings_are_read(
+    parameters: dict[str, Any],
+):
+    depths = changed(parameters, "subln.mixture_of_depths", {"every": 2})
+    depths = changed(changed(depths, "dlm.enabled", False), "export.linear_class", "none")
+    validate(depths)
+    experts = {"count": 4, "per_token": 2, "intermediate_size": 32}
+    with pytest.raises(UserError, match=r"depths can't be together with base.scratch.model.exp"):
+        validate(changed(depths, "base.scratch.model.experts", experts))
+
+
 GGUF = {"kind": "gguf", "package": "a", "version": "1", "sha256": "0" * 64, "member": "a.gguf"}
 STATES = {"attention_layers": [1], "heads": 4}
 DENSE = {"base": {"model": {"intermediate_size": 256, "layers": 2}}}

@@ -253,7 +253,11 @@ class Parameters(Section):
             "subln.prune": self.subln.prune != PruneSettings(),
             "subln.mixture_of_depths": depths,
         }
-        of_depths = {**either, "export.linear_class": self.export.linear_class != "none"}
+        of_depths = {
+            **either,
+            "export.linear_class": self.export.linear_class != "none",
+            "base.scratch.model.experts": scratch and scratch.model.experts,
+        }
         for path, given, wanted in (
             ("base.scratch.model.state_space", scratch and scratch.model.state_space, of_states),
             ("subln.mixture_of_depths", depths, of_depths),
