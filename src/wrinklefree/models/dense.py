@@ -92,7 +92,7 @@ def build_scratch(
     how = {"attn_implementation": "sdpa", **IN_ORDER}
     require_memory(config, "base.scratch.model")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how)
         start_steps(made)
     with torch.no_grad():

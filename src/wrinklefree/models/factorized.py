@@ -99,7 +99,7 @@ def factorize(
     """
     features = model.config.hidden_size
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model.set_input_embeddings(FactorizedEmbedding(sizes, features, embedding))
         model.set_output_embeddings(FactorizedHead(sizes, features, head))
     model.config.vocab_size = math.prod(sizes) + 1

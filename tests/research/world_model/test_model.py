@@ -113,10 +113,14 @@ def test_places_in_the_frame_are_told_apart_and_frames_are_not(
     assert len({tuple(vector.tolist()) for vector in vectors}) == 4
 
 
-def test_the_model_is_a_function_of_settings_and_seed(settings: WorldModelSettings) -> None:
+def test_the_model_is_a_function_of_settings_and_seed(
+    settings: WorldModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     before = torch.random.get_rng_state()
     states = [build(settings, seed).state_dict() for seed in (1, 1, 2)]
-    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(torch.random.get_rng_state(), before) and not seeded
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name])
     other = "model.embed_tokens.places.weight"

@@ -43,7 +43,7 @@ def build(settings: WorldModelSettings, seed: int) -> PreTrainedModel:
     tokens = model.get_input_embeddings()
     assert isinstance(tokens, FactorizedEmbedding)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
+        torch.default_generator.manual_seed(seed + 1)
         model.set_input_embeddings(PlacedEmbedding(tokens, places, deviation))
     return model
 
