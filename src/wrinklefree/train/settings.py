@@ -102,7 +102,8 @@ class TrainingSettings(Section):
     memory, about a third more time. Has no effect on the result."""
     compile: bool = False
     """Decoder layers as programs of ``torch.compile``: a minute or more at the start for faster
-    steps. Rounds otherwise, so the result differs as by another machine."""
+    steps. Rounds otherwise, so the result differs as by another machine. Without a GPU, attention
+    is over all pairs of tokens of a row then, where it else leaves out hidden ones of long rows."""
     checkpoint_interval: Steps = 40
     """Steps between resumable checkpoints. Has no effect on the result."""
     log_interval: Steps = 20
