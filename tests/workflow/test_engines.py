@@ -256,6 +256,7 @@ def candidates(value: Any) -> list[Any]:
         "text",
         "json",
         "mathematics",
+        [],
     ]
 
 
