@@ -28,7 +28,7 @@ def peer(package: str, module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise
-        print(f"not measured: {package} is not installed (pip install {package})")
+        print(f"not measured: {package} is missing: pip install -c constraints.txt -e '.[peers]'")
         return None
 
 

@@ -489,11 +489,13 @@ def test_without_llama_cpp_there_is_one_clear_sentence(
 ):
     llama_cpp._library.cache_clear()
     monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
-    with pytest.warns(settings.MissingLlamaCppWarning, match="export would end with an error"):
-        ExportSettings(gguf=["Q4_0"])
+    for asked in ({"gguf": [], "i2_s": True}, {"gguf": ["Q4_0"]}, {}):
+        with pytest.warns(settings.MissingLlamaCppWarning, match="export would end with an error"):
+            given = ExportSettings.model_validate(asked)
+    ExportSettings(gguf=[]), ExportSettings(linear_class="none")  # nothing to check: no warning
     monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
     with pytest.raises(UserError, match=r"llama.cpp, which is not installed: pip install"):
-        export_gguf(ExportSettings(), load_student(student), tmp_path, tokens_BT=rows)
+        export_gguf(given, load_student(student), tmp_path, tokens_BT=rows)
     llama_cpp._library.cache_clear()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from wrinklefree.models.attention import BY_BLOCKS
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
 from wrinklefree.optim.build import build_optimizer
@@ -16,6 +17,7 @@ from wrinklefree.optim.settings import MuonClipSettings, MuonSettings, Optimizer
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.quant.ternary import quantize_weight
+from wrinklefree.train.wrapping import skip_hidden_pairs
 
 Build = Callable[..., PreTrainedModel]
 KINDS = [
@@ -62,6 +64,16 @@ def measure(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     maxima = torch.stack(recorder.maxima_H())
     recorder.reset()
     return maxima
+
+
+def test_a_model_that_another_training_has_wrapped_is_measured_alike(
+    build_kind: Build, tokens_BT: Tensor
+) -> None:
+    model, wrapped = build_kind("llama", None), build_kind("llama", None)
+    wrapped.load_state_dict(model.state_dict())
+    skip_hidden_pairs(wrapped, torch.device("cpu"))
+    assert wrapped.config._attn_implementation == BY_BLOCKS
+    assert torch.equal(measure(wrapped, tokens_BT), measure(model, tokens_BT))
 
 
 @pytest.mark.parametrize(("family", "granularity"), EXACT)

@@ -138,19 +138,27 @@ def test_the_optimizer_state_is_that_of_a_step(name: str):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("family", "subln", "queries"),
-    [("qwen3", True, 64), ("qwen3", True, 16), ("qwen3", False, 64), ("qwen3_moe", True, 64)],
+    ("family", "subln", "queries", "optimizer"),
+    [
+        ("qwen3", True, 64, "adamw"),
+        ("qwen3", True, 16, "adamw"),
+        ("qwen3", True, 16, "muonclip"),
+        ("qwen3", False, 64, "adamw"),
+        ("qwen3_moe", True, 64, "adamw"),
+    ],
 )
 def test_activations_are_what_autograd_keeps(
     family: str,
     subln: bool,
     queries: int,
+    optimizer: str,
     checkpointing: bool,
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(attention, "QUERIES", queries)
     changes = {"precision": precision, "activation_checkpointing": checkpointing}
+    changes |= {"optimizer": {"name": optimizer}}
     training = Training("t", settings_of(**changes), 64, QUANTIZER, None, subln=subln)
     config = config_of(family, num_hidden_layers=5)
     planned = memory_of(training, config).activations

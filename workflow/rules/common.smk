@@ -34,9 +34,7 @@ except UserError as error:
     # The files were valid by themselves (settings.smk).
     sys.exit(f"error: {error}")
 
-if workflow.exec_mode == ExecMode.DEFAULT and (
-    said := missing_llama_cpp(checked.export.gguf_types)
-):
+if workflow.exec_mode == ExecMode.DEFAULT and (said := missing_llama_cpp(checked.export)):
     print(f"warning: {said}", file=sys.stderr)
 PARAMETERS = without_nulls(config)
 if any(word.split("=")[0] in ("--report", "--reporter") for word in sys.argv):

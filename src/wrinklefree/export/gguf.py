@@ -104,7 +104,8 @@ def write_gguf(
             if not _SMALLEST_SCALE <= scale <= _LARGEST_SCALE:
                 raise UserError(
                     f"{name} has a scale of {scale:.3g}, which float16 does not hold, and a GGUF"
-                    " block has no other; export.gguf: [] goes without such files"
+                    " block has no other; export.gguf: [] and export.i2_s: false go without such"
+                    " files"
                 )
             if kind == BlockType.I2_S:
                 own, data = kind, pack_i2_s(values, scale)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from wrinklefree.schema.section import Section
 
@@ -41,21 +40,23 @@ class ExportSettings(Section):
     ``if_possible``: TQ2_0; without a graph none, and the reason is said."""
     i2_s: bool = False
     """Whether ``model-I2_S.gguf`` is written for bitnet.cpp on x86: 2 bits a weight, one scale a
-    matrix, rows of multiples of 128; else the run ends before any training. No runtime of it was
-    there to run the file."""
+    matrix, rows of multiples of 128; else the run ends before any training. The file was not run in
+    bitnet.cpp."""
     gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
     """Type of the embedding in these files, and of the head, where the model has one beside it."""
 
     @field_validator("gguf")
     @classmethod
     def _each_once(cls, types: str | list[GgufType]) -> str | list[GgufType]:
-        if isinstance(types, str):
-            return types
-        if len(set(types)) < len(types):
+        if len(set(types)) < len(types) and not isinstance(types, str):
             raise ValueError("a type comes twice")
-        if said := missing_llama_cpp(types):
-            warnings.warn(said, MissingLlamaCppWarning, stacklevel=2)
         return types
+
+    @model_validator(mode="after")
+    def _what_checks_files_is_there(self) -> Self:
+        if said := missing_llama_cpp(self):
+            warnings.warn(said, MissingLlamaCppWarning, stacklevel=2)
+        return self
 
     @property
     def gguf_types(self) -> list[GgufType]:
@@ -63,11 +64,13 @@ class ExportSettings(Section):
         return ["TQ2_0"] if self.gguf == "if_possible" else self.gguf
 
 
-def missing_llama_cpp(types: Sequence[GgufType]) -> str | None:
+def missing_llama_cpp(export: ExportSettings) -> str | None:
     """What to say where GGUF files are asked for and nothing is installed to check them."""
-    if not types or importlib.util.find_spec("xllamacpp"):
+    asked = export.linear_class != "none" and (export.gguf_types or export.i2_s)
+    if not asked or importlib.util.find_spec("xllamacpp"):
         return None
     return (
         "export.gguf: llama.cpp, which checks these files, is not installed, and the stage export"
         " would end with an error: pip install -c constraints.txt -e '.[gguf]', or export.gguf: []"
+        " and no export.i2_s"
     )

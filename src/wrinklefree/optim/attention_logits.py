@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from wrinklefree.models.attention import BY_BLOCKS, FLEX
 from wrinklefree.models.layers import decoder_layers
 
 RECORDING_ATTENTION = "sdpa_recording"
@@ -38,12 +39,14 @@ class AttentionLogitRecorder:
 
     Parameters
     ----------
-    model : with ``sdpa`` attention; its configuration in memory (not its saved form) is changed.
+    model : with ``sdpa`` attention, or what a training put in its place; its configuration in
+        memory (not its saved form) is changed.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         current = model.config._attn_implementation
-        assert current in ("sdpa", RECORDING_ATTENTION), f"attention is {current}, not sdpa"
+        known = ("sdpa", BY_BLOCKS, FLEX, RECORDING_ATTENTION)
+        assert current in known, f"attention is {current}, not sdpa"
         AttentionInterface.register(RECORDING_ATTENTION, _record_and_attend)
         AttentionMaskInterface.register(RECORDING_ATTENTION, sdpa_mask)
         model.set_attn_implementation(RECORDING_ATTENTION)

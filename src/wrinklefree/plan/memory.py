@@ -215,7 +215,8 @@ def _phases(
             config.to_dict() | {"num_hidden_layers": layers, "layer_types": None}
         )
         model = model_on_meta(small, quantizer, subln=subln)
-        if wrapped and not wrapped.compile:
+        # MuonClip looks at all pairs.
+        if wrapped and not wrapped.compile and wrapped.optimizer.name != "muonclip":
             skip_hidden_pairs(model, torch.device("cpu"))
         if wrapped and wrapped.activation_checkpointing:
             checkpoint_activations(model)

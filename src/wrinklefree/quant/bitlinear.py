@@ -285,9 +285,9 @@ def codes_at_hand(layers: Iterable[TernaryLayer]) -> Iterator[None]:
     weights, where they would make them in every call; a layer that is not exact has none to read.
     """
     layers = [layer for layer in layers if layer.is_exact]
-    for layer in layers:
-        layer._at_hand = layer._weight_codes()
     try:
+        for layer in layers:
+            layer._at_hand = layer._weight_codes()
         yield
     finally:
         for layer in layers:

@@ -80,6 +80,8 @@ def _question(requests: list[dict[str, Any]]) -> Question:
         requests[0]["label"] if len(requests) > 1 else 0,
     )
     _ = question.contexts[question.label]  # an IndexError where the label is none of the choices
+    if not all(question.contexts):
+        raise ValueError("a context is empty")
     if not all(text.startswith(DELIMITER) for text in question.continuations):
         raise ValueError("a continuation has no space before it")
     return question

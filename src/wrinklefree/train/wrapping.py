@@ -99,9 +99,9 @@ def wrap_for_training(
 def skip_hidden_pairs(model: PreTrainedModel, device: torch.device) -> None:
     """Let attention skip blocks of tokens that don't see each other; its mask is no tensor then.
 
-    Changes nothing where attention is recorded (MuonClip) or drops weights at random, with heads of
-    fewer features than FlexAttention can do, and where states or the choice of tokens read the
-    mask. Programs of ``torch.compile`` for processors don't have it: they know all pairs only.
+    Changes nothing where attention is recorded (MuonClip) or drops weights at random, where states
+    or the choice of tokens read the mask, and on CUDA with heads of fewer features than
+    FlexAttention can do. Not for layers that are compiled for a processor.
     """
     if has_states(model.config) or skipping_layers(model):
         return
