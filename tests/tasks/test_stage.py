@@ -115,6 +115,7 @@ def test_a_limit_takes_questions_from_all_of_a_file(prepared) -> None:
         ({member_of("lambada", 0): b"no gzip"}, "can't be read"),
         ({member_of("lambada", 0): packed([requests_of(0, SCIENCE, 2)])}, "IndexError"),
         ({member_of("lambada", 0): packed([requests_of(0, [("a", "b")], 0)])}, "no space before"),
+        ({member_of("lambada", 0): packed([requests_of(0, [("", " b")], 0)])}, "context is empty"),
     ],
 )
 def test_what_is_no_benchmark_is_one_clear_error(prepared, content, message: str) -> None:
