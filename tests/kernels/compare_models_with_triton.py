@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from transformers.models.llama.modeling_llama import LlamaRMSNorm  # noqa: E402
 
 from wrinklefree.evaluate.generate import decode_greedily  # noqa: E402
+from wrinklefree.kernels import capabilities  # noqa: E402
 from wrinklefree.kernels.packed_matmul import triton as packed_matmul  # noqa: E402
 from wrinklefree.kernels.quantize_activation import triton as quantize_activation  # noqa: E402
 from wrinklefree.kernels.quantize_weights import triton as quantize_weights  # noqa: E402
@@ -253,7 +254,17 @@ def subln_model_cases() -> Cases:
     yield "telemetry", len(same) > 0 and all(same)
 
 
+def measuring_cases() -> Cases:
+    """What decides where the kernel multiplies: its own time, if its numbers are right."""
+    for enabled in (False, True):
+        with kernels(enabled):
+            found = capabilities.measure("cpu")
+        yield f"triton is measured {enabled}", (found["triton"] > 0) == enabled
+        yield f"launches {enabled}", (calls["ternary_matmul"] > 0) == enabled
+
+
 CASES: dict[str, Callable[[], Cases]] = {
+    "measuring": measuring_cases,
     "training": training_cases,
     "products": products_cases,
     "quantizing": quantizing_cases,

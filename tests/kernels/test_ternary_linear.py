@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import wrinklefree.quant.bitlinear  # noqa: F401, it registers operations
 from wrinklefree.errors import UserError
 from wrinklefree.kernels import capabilities
 from wrinklefree.kernels.ternary_linear import products, reference, ternary_linear
@@ -147,11 +148,12 @@ def test_the_back_end_is_what_is_measured_or_named(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(products.VARIABLE, raising=False)
     speeds: list[float] = []
+    triton = 0.0
     measured: list[float] = []
 
     def measure(device_type: str) -> dict[str, float]:
         measured.append(speeds[-1])
-        return {"int8": speeds[-1], "bfloat16": 1.0}
+        return {"int8": speeds[-1], "bfloat16": 1.0, "triton": triton}
 
     monkeypatch.setattr(capabilities, "measure", measure)
     device = torch.device("cpu")
@@ -166,6 +168,16 @@ def test_the_back_end_is_what_is_measured_or_named(
     capabilities.cache_file().write_text("[]", encoding="utf-8")
     capabilities.gains.cache_clear()
     assert chosen_back_end(device) == "float32"  # measured anew
+    for speed, triton_speed, expected in (
+        (0.1, 0.2, "float32"),
+        (0.1, 3.0, "triton"),
+        (3.1, 3.0, "int8"),
+    ):
+        speeds.append(speed)
+        triton = triton_speed
+        capabilities.cache_file().unlink()
+        capabilities.gains.cache_clear()
+        assert chosen_back_end(device) == expected
     monkeypatch.setenv(products.VARIABLE, "int8")
     assert chosen_back_end(device) == "int8"
     monkeypatch.setenv(products.VARIABLE, "int4")

@@ -14,12 +14,15 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Kind = Literal["int8", "bfloat16"]
+from wrinklefree.kernels.launch import has_triton
+from wrinklefree.kernels.ternary_matmul import ternary_matmul
+
+Kind = Literal["int8", "bfloat16", "triton"]
 Precision = Literal["fp32", "bfloat16"]
 """What products of floats are computed in."""
 
@@ -28,12 +31,14 @@ int8_product = torch.ops.aten._int_mm.default
 
 _LEAST_GAIN = 1.2
 """How many times faster a product must be: conversions eat what is gained by less."""
-_ROWS, _INPUTS, _OUTPUTS = 512, 512, 512
+_SHAPES = {"cpu": (512, 512, 512), "cuda": (4096, 2560, 2560)}
+"""Tokens, inputs and outputs; smaller ones would leave a GPU idle."""
 _REPEATS = 5
 
 
 def multiplies_faster(kind: Kind, device_type: str) -> bool:
-    """Whether products of int8 (with sums in int32) or bfloat16 beat those of float32 here.
+    """Whether products of int8 (with sums in int32), of bfloat16, or of int8 in our Triton kernel
+    beat those of float32 here.
 
     No instruction set says so: ``torch._int_mm`` without VNNI is a slow loop, and bfloat16 without
     AVX512-BF16 is emulated.
@@ -64,7 +69,7 @@ def gains(device_type: str) -> dict[Kind, float]:
     machine, file = _machine(device_type), cache_file()
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {kind: float(found[machine][kind]) for kind in ("int8", "bfloat16")}
+        return {kind: float(found[machine][kind]) for kind in get_args(Kind)}
     except (OSError, ValueError, KeyError, TypeError):
         rates = measure(device_type)
     # Where it can't be written it is measured in every process, which costs some hundredths of a
@@ -85,22 +90,30 @@ def gains(device_type: str) -> dict[Kind, float]:
 def measure(device_type: str) -> dict[Kind, float]:
     """How many times the rate of float32 each kind has; 0 where it has no product or a wrong one.
 
+    ``triton`` is timed with the scales that it multiplies by, the others without.
     The products take turns, so that a slow spell of the machine hits all, and the best time counts.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        codes = torch.randint(-127, 128, (_ROWS, _INPUTS), dtype=torch.int8).to(device_type)
-        weight = torch.randint(-1, 2, (_OUTPUTS, _INPUTS), dtype=torch.int8).to(device_type)
-    truth = (codes.cpu().double() @ weight.cpu().double().T).to(device_type)
+    rows, inputs, outputs = _SHAPES.get(device_type, _SHAPES["cpu"])
+    generator = torch.Generator().manual_seed(0)
+    codes, weight = (
+        torch.randint(-most, most + 1, (size, inputs), generator=generator, dtype=torch.int8)
+        for size, most in ((rows, 127), (outputs, 1))
+    )
+    codes, weight = codes.to(device_type), weight.to(device_type)
+    one = torch.ones((), device=device_type)
+    truth = codes.double() @ weight.double().T
     with torch.autocast(device_type, enabled=False):
         calls: dict[str, Callable[[], Tensor]] = {"float32": _product(torch.float32, codes, weight)}
         for kind, call in (
             ("int8", lambda: int8_product(codes, weight.T)),
             ("bfloat16", _product(torch.bfloat16, codes, weight)),
+            ("triton", lambda: ternary_matmul(codes, one.expand(rows, 1), weight, one)),
         ):
+            if kind == "triton" and not has_triton(codes):
+                continue
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 error = (call().double() - truth).abs().max().item()
-                if error <= (0 if kind == "int8" else 2**-8 * truth.abs().max().item()):
+                if error <= (2**-8 * truth.abs().max().item() if kind == "bfloat16" else 0):
                     calls[kind] = call
         best = dict.fromkeys(calls, float("inf"))
         for _ in range(_REPEATS):
@@ -111,8 +124,8 @@ def measure(device_type: str) -> dict[Kind, float]:
                     torch.cuda.synchronize()
                 best[kind] = min(best[kind], time.perf_counter() - started)
     return {
-        kind: round(best["float32"] / best[kind], 2) if kind in best else 0.0
-        for kind in ("int8", "bfloat16")
+        kind: round(best["float32"] / best[kind], 4) if kind in best else 0.0
+        for kind in get_args(Kind)
     }
 
 

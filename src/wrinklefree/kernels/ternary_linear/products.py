@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wrinklefree.errors import UserError
-from wrinklefree.kernels.capabilities import int8_product, multiplies_faster
+from wrinklefree.kernels.capabilities import gains, int8_product, multiplies_faster
 from wrinklefree.kernels.launch import FLOATS, block_of, has_triton
 from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
 
@@ -34,7 +34,7 @@ MOST_INPUTS = (2**24 - 1) // 127
 def chosen_back_end(device: torch.device) -> BackEnd:
     """What ternary products run in on this machine. Results do not depend on it.
 
-    ``triton`` runs where it is named: nobody has measured yet where it is faster.
+    That is what was measured as the fastest (``kernels/capabilities.py``), or what is named.
 
     Raises
     ------
@@ -47,6 +47,10 @@ def chosen_back_end(device: torch.device) -> BackEnd:
                 " or leave it unset for what this machine is fast at"
             )
         return cast(BackEnd, named)
+    if multiplies_faster("triton", device.type):
+        rates = gains(device.type)
+        if rates["triton"] >= rates["int8"]:
+            return "triton"
     return "int8" if multiplies_faster("int8", device.type) else "float32"
 
 
@@ -54,7 +58,7 @@ def quantizes_inside(activation_MN: Tensor) -> bool:
     """Whether the kernel that multiplies is to make codes of the activation too, to the same bits.
 
     It is for few tokens without gradients, of which no other layer needs the codes, where
-    ``triton`` is named.
+    ``triton`` is the back end.
     """
     tokens, inputs = activation_MN.numel() // activation_MN.shape[-1], activation_MN.shape[-1]
     rows = 1 if tokens == 1 else max(16, block_of(tokens))  # that a program multiplies at least
@@ -62,7 +66,7 @@ def quantizes_inside(activation_MN: Tensor) -> bool:
         not (torch.compiler.is_compiling() or torch.is_grad_enabled())
         and has_triton(activation_MN, *FLOATS)
         and rows * inputs <= MOST_ROUNDED
-        and os.environ.get(VARIABLE) == "triton"
+        and chosen_back_end(activation_MN.device) == "triton"
     )
 
 
