@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import wrap
 
 from wrinklefree.engines.answer import answer_of_run
+from wrinklefree.export.settings import I2_S_FILE
 
 _WIDTH = 80
 _STUDENT = Path("models/export")
-_I2_S = "model-I2_S.gguf"
 
 
 def what_next(since: float) -> list[str]:
@@ -22,9 +22,9 @@ def what_next(since: float) -> list[str]:
         lines += [line for sentence in answer_of_run() for line in wrap(sentence, _WIDTH)]
         lines.append("results/: table.txt, samples.md, plots/; make report puts all into one page")
     if _is_new(_STUDENT, since) and (_STUDENT / "config.json").is_file():
-        files = sorted(path.name for path in _STUDENT.glob("*.gguf") if path.name != _I2_S)
+        files = sorted(path.name for path in _STUDENT.glob("*.gguf") if path.name != I2_S_FILE)
         runs = f"; {', '.join(files)} for llama.cpp" if files else ""
-        runs += f"; {_I2_S} for bitnet.cpp" * (_STUDENT / _I2_S).is_file()
+        runs += f"; {I2_S_FILE} for bitnet.cpp" * (_STUDENT / I2_S_FILE).is_file()
         lines += wrap(f"{_STUDENT}/: the student for transformers{runs}", _WIDTH)
     if lines:
         lines.append("mlflow ui: every run with its settings, metrics and inputs")

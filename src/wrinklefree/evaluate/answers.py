@@ -46,8 +46,7 @@ def score_tasks(
     files = sorted(tasks.glob(f"{PREFIX}*.yaml"))
     if not files:
         return {}
-    from lm_eval.api.instance import Instance  # heavy, as the next, and optional
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM  # heavy and optional
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of models that are no name
     words = AutoTokenizer.from_pretrained(tokenizer)
@@ -58,16 +57,12 @@ def score_tasks(
         name, task = file.stem.removeprefix(PREFIX), yaml.safe_load(file.read_text("utf-8"))
         lines = (tasks / task["dataset_kwargs"]["data_files"]["test"]).read_text("utf-8")
         rows = [json.loads(line) for line in lines.splitlines()]
-        asked = [pair for row in rows for pair in _pairs(row)]
-        requests = [
-            Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index)
-            for index, pair in enumerate(asked)
-        ]
-        sizes = [tuple(map(len, reader._encode_pair(*pair))) for pair in asked]
-        _require_positions(name, max(size for _, size in sizes), reader.max_length)
-        too_long = (sum(size) > reader.max_length + 1 for size in sizes)  # the last is only asked
+        asked = [(pair, *reader._encode_pair(*pair)) for row in rows for pair in _pairs(row)]
+        _require_positions(name, max(len(answer) for *_, answer in asked), reader.max_length)
+        most = reader.max_length + 1  # the last token is only asked
+        too_long = (len(context) + len(answer) > most for _, context, answer in asked)
         cut = sum(max(next(too_long) for _ in _pairs(row)) for row in rows)
-        likelihoods = iter(reader.loglikelihood(requests, disable_tqdm=True))
+        likelihoods = iter(reader._loglikelihood_tokens(asked, disable_tqdm=True))
         by_length = "acc_norm" in [scored["metric"] for scored in task["metric_list"]]
         answers = [
             _answer(row, [next(likelihoods) for _ in _pairs(row)], by_length) for row in rows

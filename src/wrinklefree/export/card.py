@@ -16,6 +16,7 @@ from wrinklefree.downloads.settings import (
     ScratchBaseSettings,
 )
 from wrinklefree.evaluate.scores import ModelScore, Score
+from wrinklefree.export.settings import I2_S_FILE
 from wrinklefree.tracking.artifact import read_manifest
 
 CARD = """---
@@ -120,7 +121,6 @@ activations in floats, and tokens were chosen one by one as this model would, bu
 nearly as likely. llama.cpp quantizes activations in blocks, as in the table.
 """
 
-I2_S_FILE = "model-I2_S.gguf"
 I2_S = f"""
 ## In bitnet.cpp
 

@@ -32,11 +32,11 @@ from wrinklefree.export.student import Student
 from wrinklefree.models.exportable import (
     I2_S_BLOCK,
     SMALLEST_BLOCK,
-    head_size,
     llama_cpp_obstacles,
     pretokenizer_of,
 )
 from wrinklefree.models.folder import stored_tensors
+from wrinklefree.models.layers import head_size
 from wrinklefree.models.surgery import has_subln
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.tokens.tokenizer import TOKENIZER_FILE, end_of_text_id
@@ -64,7 +64,7 @@ NAMES = {
 }
 """What llama.cpp calls the parts of a tensor's name."""
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-_I2_S_FILE = 40
+_I2_S_FILE_TYPE = 40
 """bitnet.cpp's number of such files."""
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
 """Of float16 with all of its bits."""
@@ -95,7 +95,7 @@ def write_gguf(
         raise UserError(f"llama.cpp cannot run this model: {'; '.join(reasons)}")
     writer = GGUFWriter(path, graph_of(model))
     if kind == BlockType.I2_S:
-        writer.add_file_type(_I2_S_FILE)
+        writer.add_file_type(_I2_S_FILE_TYPE)
     _write_shape(writer, model.config)
     _write_tokenizer(writer, student.folder, model.config.vocab_size)
     counts: dict[str, int] = {}

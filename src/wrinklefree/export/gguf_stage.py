@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from wrinklefree.export.blocks import BlockType
-from wrinklefree.export.card import I2_S_FILE, add_gguf_to_card, add_i2_s_to_card
+from wrinklefree.export.card import add_gguf_to_card, add_i2_s_to_card
 from wrinklefree.export.gguf import write_gguf
 from wrinklefree.export.gguf_gate import (
     Reference,
@@ -19,7 +19,7 @@ from wrinklefree.export.gguf_gate import (
     check_tokens,
 )
 from wrinklefree.export.i2_s import check_i2_s
-from wrinklefree.export.settings import ExportSettings
+from wrinklefree.export.settings import I2_S_FILE, ExportSettings
 from wrinklefree.export.student import Student
 from wrinklefree.models.exportable import llama_cpp_obstacles, require_gguf
 from wrinklefree.models.surgery import has_subln
@@ -48,7 +48,7 @@ def export_gguf(
         by name.
     RuntimeError : a file does not hold our codes, or llama.cpp does not compute what ours does.
     """
-    if not settings.gguf_types and not settings.i2_s:
+    if not settings.asks_for_gguf:
         return {}
     model = student.model
     require_gguf(settings.model_dump(), model, student.folder, subln=has_subln(model))

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from wrinklefree.schema.section import Section
 
 GgufType = Literal["TQ2_0", "TQ1_0", "Q2_0", "Q4_0", "F32"]
+I2_S_FILE = "model-I2_S.gguf"
+"""The file for bitnet.cpp."""
 
 
 class MissingLlamaCppWarning(UserWarning):
@@ -48,7 +50,7 @@ class ExportSettings(Section):
     @field_validator("gguf")
     @classmethod
     def _each_once(cls, types: str | list[GgufType]) -> str | list[GgufType]:
-        if len(set(types)) < len(types) and not isinstance(types, str):
+        if isinstance(types, list) and len(set(types)) < len(types):
             raise ValueError("a type comes twice")
         return types
 
@@ -63,11 +65,15 @@ class ExportSettings(Section):
         """Of the files that are written where llama.cpp has a graph for the model."""
         return ["TQ2_0"] if self.gguf == "if_possible" else self.gguf
 
+    @property
+    def asks_for_gguf(self) -> bool:
+        """Whether any GGUF file is to be written, which llama.cpp then checks."""
+        return self.linear_class != "none" and bool(self.gguf_types or self.i2_s)
+
 
 def missing_llama_cpp(export: ExportSettings) -> str | None:
     """What to say where GGUF files are asked for and nothing is installed to check them."""
-    asked = export.linear_class != "none" and (export.gguf_types or export.i2_s)
-    if not asked or importlib.util.find_spec("xllamacpp"):
+    if not export.asks_for_gguf or importlib.util.find_spec("xllamacpp"):
         return None
     return (
         "export.gguf: llama.cpp, which checks these files, is not installed, and the stage export"

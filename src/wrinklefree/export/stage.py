@@ -41,7 +41,7 @@ def export_student(
             "Nothing is exported: export.linear_class is none.\n", "utf-8"
         )
         return {}
-    if settings.gguf_types or settings.i2_s:
+    if settings.asks_for_gguf:
         require_llama_cpp()
     held_out = HeldOutData(mixture)
     rows = [

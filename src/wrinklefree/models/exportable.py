@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.depths import skipping_layers
-from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.layers import decoder_layers, head_size
 from wrinklefree.quant.bitlinear import BitLinear, TernaryLayer
 from wrinklefree.quant.packing import CODES_PER_BYTE
 from wrinklefree.tokens.tokenizer import TOKENIZER_FILE
@@ -90,11 +90,6 @@ def require_gguf(
             f" of this model: {'; '.join(reasons)}. Expected another model,"
             f" shape or quantizer; else {advice}"
         )
-
-
-def head_size(config: PreTrainedConfig) -> int:
-    """Features of an attention head, which not every configuration says (Qwen2's doesn't)."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def fits_bitnet(model: PreTrainedModel) -> bool:

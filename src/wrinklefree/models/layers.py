@@ -1,4 +1,4 @@
-"""Where the decoder layers of a model are."""
+"""Where the decoder layers of a model are, and what their configuration says of them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise UserError(f"{type(model).__name__} has no list of decoder layers named 'layers'")
     return list(layers)
+
+
+def head_size(config: PreTrainedConfig) -> int:
+    """Features of an attention head, which not every configuration says (Qwen2's doesn't)."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.layers import decoder_layers, head_size
 
 Kind = Literal["matrix", "expert_stack", "router", "embedding", "head", "norm", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -92,8 +92,7 @@ def _fused_rows(
         return [rows // 2] * 2
     if not _FUSED_QKV.intersection(names):
         return None
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, size = config.num_attention_heads, head_size(config)
     key_rows = size * (getattr(config, "num_key_value_heads", None) or heads)
     if heads * size + 2 * key_rows != rows:
         raise ValueError(

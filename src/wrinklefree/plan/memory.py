@@ -20,7 +20,7 @@ from wrinklefree.distill.relations import relations_divergence
 from wrinklefree.distill.settings import RelationSettings
 from wrinklefree.models.forward import hidden_states, tokens_at_once
 from wrinklefree.models.future_heads import attach_future_heads
-from wrinklefree.models.layers import decoder_layers
+from wrinklefree.models.layers import decoder_layers, head_size
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import Phases, decoder_phases, model_on_meta, phases_of
@@ -216,8 +216,8 @@ def _phases(
         )
         model = model_on_meta(small, quantizer, subln=subln)
         # MuonClip looks at all pairs.
-        if wrapped and not wrapped.compile and wrapped.optimizer.name != "muonclip":
-            skip_hidden_pairs(model, torch.device("cpu"))
+        if wrapped and wrapped.optimizer.name != "muonclip":
+            skip_hidden_pairs(model, torch.device("cpu"), compiled=wrapped.compile)
         if wrapped and wrapped.activation_checkpointing:
             checkpoint_activations(model)
         autocast = torch.bfloat16 if bfloat16 else None
@@ -250,8 +250,7 @@ def _wanted(distillation: DistillationSettings, term: str) -> bool:
 
 
 def _relations(settings: RelationSettings, config: PreTrainedConfig, rows: int, length: int) -> int:
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads, causal = settings.heads, settings.causal
+    size, heads, causal = head_size(config), settings.heads, settings.causal
     query = (rows, heads, length, config.num_attention_heads * size // heads)
     key = (rows, heads, length, config.num_key_value_heads * size // heads)
     block = min(length, queries_at_once(rows, heads, length))

@@ -11,7 +11,7 @@ from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.resources import model_shape, reconstruction_bytes
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.columns import plain
-from wrinklefree.models.layers import has_states
+from wrinklefree.models.layers import has_states, head_size
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.plan.live import model_on_meta
 from wrinklefree.plan.memory import (
@@ -145,8 +145,7 @@ def operations_per_token(training: Training, config: PreTrainedConfig) -> float:
 
 def _decoder(config: PreTrainedConfig, length: int) -> float:
     """Operations of the layers in a forward pass over a row of ``length`` tokens, per token."""
-    heads, keys = config.num_attention_heads, config.num_key_value_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, keys, size = config.num_attention_heads, config.num_key_value_heads, head_size(config)
     routers = getattr(config, "num_experts", None) or 0
     weights = config.hidden_size * (2 * (heads + keys) * size + 3 * _features(config) + routers)
     return config.num_hidden_layers * (2 * weights + 4 * heads * size * length)

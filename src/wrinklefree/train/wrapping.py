@@ -17,7 +17,7 @@ from wrinklefree.models.attention import FLEX
 from wrinklefree.models.attention_by_blocks import attend_by_blocks
 from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.experts import layers_with_experts
-from wrinklefree.models.layers import decoder_layers, has_states
+from wrinklefree.models.layers import decoder_layers, has_states, head_size
 from wrinklefree.models.state_space import refuse_states
 from wrinklefree.quant.bitlinear import codes_at_hand, ternary_layers_by_name
 from wrinklefree.train.objectives.next_token import NextToken
@@ -72,8 +72,8 @@ def wrap_for_training(
     """
     model = train_step.model
     for one in (model, *(teacher.model for _, teacher in train_step.objective.teachers)):
-        if one and (one.device.type == "cuda" or not settings.compile):
-            skip_hidden_pairs(one, one.device)
+        if one:
+            skip_hidden_pairs(one, one.device, compiled=settings.compile)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     if settings.compile:
@@ -96,23 +96,25 @@ def wrap_for_training(
             _compile(layers[index], backend or "inductor")
 
 
-def skip_hidden_pairs(model: PreTrainedModel, device: torch.device) -> None:
+def skip_hidden_pairs(
+    model: PreTrainedModel, device: torch.device, *, compiled: bool = False
+) -> None:
     """Let attention skip blocks of tokens that don't see each other; its mask is no tensor then.
 
     Changes nothing where attention is recorded (MuonClip) or drops weights at random, where states
     or the choice of tokens read the mask, and on CUDA with heads of fewer features than
-    FlexAttention can do. Not for layers that are compiled for a processor.
+    FlexAttention can do, and on a processor where layers are compiled.
     """
     if has_states(model.config) or skipping_layers(model):
         return
     config = model.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     drops = getattr(config, "attention_dropout", 0.0)
     if config._attn_implementation != "sdpa" or drops:
         return
     if device.type != "cuda":
-        attend_by_blocks(model)
-    elif size >= LEAST_HEAD_SIZE:
+        if not compiled:
+            attend_by_blocks(model)
+    elif head_size(config) >= LEAST_HEAD_SIZE:
         model.set_attn_implementation(FLEX)
 
 

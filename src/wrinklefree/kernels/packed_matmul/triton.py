@@ -12,8 +12,8 @@ from torch import Tensor
 
 from wrinklefree.kernels.launch import launch
 from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
-from wrinklefree.kernels.quantize_activation.triton import codes_at
-from wrinklefree.kernels.ternary_matmul.triton import ROUNDING, scaled, scales
+from wrinklefree.kernels.quantize_activation.triton import ROUNDING, codes_at
+from wrinklefree.kernels.ternary_matmul.triton import scaled, scales
 
 
 @triton.jit

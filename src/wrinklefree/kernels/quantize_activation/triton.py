@@ -13,6 +13,8 @@ from torch import Tensor
 from wrinklefree.kernels.launch import block_of, launch, warps_for
 from wrinklefree.kernels.quantize_activation.reference import LARGEST_CODE, MINIMUM_ABSMAX
 
+ROUNDING = {"LARGEST": float(LARGEST_CODE), "MINIMUM": MINIMUM_ABSMAX}
+"""The constants of every kernel that makes codes of activations."""
 INTEGERS_FROM = tl.constexpr(1.5 * 2.0**23)
 """Around it float32 has the integers and nothing between them."""
 
@@ -80,8 +82,7 @@ def quantize_activation(activation_MN: Tensor) -> tuple[Tensor, Tensor]:
         codes_MN,
         scale_M1,
         features,
-        LARGEST=float(LARGEST_CODE),
-        MINIMUM=MINIMUM_ABSMAX,
+        **ROUNDING,
         BLOCK=block,
         num_warps=warps_for(block),
     )

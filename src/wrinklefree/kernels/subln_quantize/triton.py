@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wrinklefree.kernels.launch import block_of, launch, warps_for
-from wrinklefree.kernels.quantize_activation.reference import LARGEST_CODE, MINIMUM_ABSMAX
-from wrinklefree.kernels.quantize_activation.triton import token_codes
+from wrinklefree.kernels.quantize_activation.triton import ROUNDING, token_codes
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 ROWS, LARGEST_CHUNK = 4, 1024
@@ -114,8 +113,7 @@ def subln_quantize(
         features,
         epsilon,
         NORMED=DTYPES[torch.promote_types(activation_MN.dtype, gain_N.dtype)],
-        LARGEST=float(LARGEST_CODE),
-        MINIMUM=MINIMUM_ABSMAX,
+        **ROUNDING,
         BLOCK=block,
         num_warps=warps_for(block),
     )

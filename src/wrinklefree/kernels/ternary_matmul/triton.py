@@ -13,12 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from wrinklefree.kernels.launch import block_of, launch
-from wrinklefree.kernels.quantize_activation.reference import LARGEST_CODE, MINIMUM_ABSMAX
-from wrinklefree.kernels.quantize_activation.triton import codes_at, magnitude, scale_of
+from wrinklefree.kernels.quantize_activation.triton import ROUNDING, codes_at, magnitude, scale_of
 
 BLOCK_N = 64
 GROUP = 8
-ROUNDING = {"LARGEST": float(LARGEST_CODE), "MINIMUM": MINIMUM_ABSMAX}
 
 
 @triton.jit
