@@ -4,7 +4,7 @@ pass: at the default model's shape, and a decoder layer at those of SmolLM2-135M
 ``general`` is a ternary layer that multiplies floats and quantizes its weight and input in every
 pass, as layers with learned scales do. All are at full strength, an update is two micro-batches and
 the cheapest optimizer, and precisions are compared like with like. At the default shape the student
-is also timed as `activation_checkpointing` and `compile` make it.
+is also timed as `activation_checkpointing` and `compile` make it, and the dense model compiled.
 
 Shapes: B rows, T tokens, D hidden size.
 """
@@ -17,6 +17,8 @@ import types
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import wrinklefree  # noqa: F401  # isort: skip  # first, for it sets what OpenMP's threads do
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,7 @@ from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.quant.ternary import quantize_activation
+from wrinklefree.train.allocator import keep_freed_memory
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 from wrinklefree.train.wrapping import wrap_for_training
@@ -39,6 +42,7 @@ MICRO_BATCHES = 2
 PRECISIONS = {"fp32": False, "bfloat16": True}
 LAYER_TOKENS = 512
 WRAPPINGS = ("activation_checkpointing", "compile")
+DENSE_COMPILED = "dense, compile"
 COMMON: dict[str, Any] = {"num_hidden_layers": 1, "vocab_size": 8, "max_position_embeddings": 4096}
 SHAPES = {
     "SmolLM2-135M": LlamaConfig(
@@ -104,11 +108,15 @@ def default_case() -> Case:
 
 
 def wrapped_case(case: Case) -> Case:
-    """The student of ``case`` as it is, and as each setting that wraps its layers makes it."""
+    """The student of ``case`` as it is, and as each setting that wraps its layers makes it; the
+    dense model compiled, too."""
     models = {"ternary": case.models["ternary"]}
-    for name in WRAPPINGS:
-        models[name] = copy.deepcopy(case.models["ternary"]).train()
-        settings = default_settings()[0].stage2.model_copy(update={name: True})
+    for name, setting, of in [
+        *((setting, setting, "ternary") for setting in WRAPPINGS),
+        (DENSE_COMPILED, "compile", "dense"),
+    ]:
+        models[name] = copy.deepcopy(case.models[of]).train()
+        settings = default_settings()[0].stage2.model_copy(update={setting: True})
         wrap_for_training(TrainStep(models[name], Objective(NextToken())), settings)
     return case._replace(models=models)
 
@@ -222,6 +230,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="turns that are timed")
     repeats = parser.parse_args().repeats
     torch.manual_seed(0)
+    keep_freed_memory()  # as every training does
     cases = {"default model": default_case()}
     cases |= {f"a layer of {name}": layer_case(config) for name, config in SHAPES.items()}
     print_header(f"An update of {MICRO_BATCHES} micro-batches, ternary and dense")
@@ -231,7 +240,7 @@ def main() -> None:
         print_saved(title, case)
         print_times(title, case, repeats, ["dense", "general"])
     wrapped = wrapped_case(cases["default model"])
-    print_times("default model, its layers wrapped", wrapped, repeats, ["ternary"])
+    print_times("default model, its layers wrapped", wrapped, repeats, ["ternary", DENSE_COMPILED])
 
 
 if __name__ == "__main__":

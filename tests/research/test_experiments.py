@@ -208,6 +208,7 @@ def test_every_difference_of_a_variant_has_an_effect(
         {"experiments.runs.model.hidden_size": 32},
         {"experiments.runs.steps": 13},
         {"experiments.runs.batch_size": 5},
+        {"experiments.runs.precision": "bfloat16"},
         {"experiments.runs.measure.rows_per_domain": 3},
         {"seed": 2},
     ],
@@ -217,6 +218,14 @@ def test_every_setting_changes_what_is_measured(
     losses: Callable[..., list[float]], changes: dict[str, Any]
 ):
     assert losses(tried()) != losses(tried(), changes)
+
+
+def test_a_dense_model_of_more_steps_starts_its_ternary_ones_lower(
+    losses: Callable[..., list[float]],
+):
+    described = tried("ternary")
+    (short,), (long,) = losses(described), losses(described, {"experiments.runs.base_steps": 120})
+    assert long < short - 0.1
 
 
 def test_a_seed_varies_initial_weights_and_rows(

@@ -8,11 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from wrinklefree.quant.settings import QuantizerSettings
-from wrinklefree.schema.section import (
-    Heads,
-    RowsAtOnce,
-    Section,
-)
+from wrinklefree.schema.section import Heads, Precision, RowsAtOnce, Section
 
 
 class ExpertsSettings(Section):
@@ -155,7 +151,7 @@ class ReconstructSettings(Section):
     """Rows of a step."""
     lr: Annotated[float, Field(gt=0, le=0.1)] = 0.004
     """Learning rate of AdamW: there after 5 steps of a layer, and 0 at the end of them."""
-    precision: Literal["auto", "fp32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """What products are computed in; ``auto``: bfloat16 where the machine multiplies it faster."""
 
 

@@ -252,13 +252,7 @@ def _ingredients() -> Experiment:
     best: dict[str, Any] = {"quantizer": {"scale": "least_squares"}}
     by_row: dict[str, Any] = {"quantizer": {"scale": "least_squares", "granularity": "row"}}
     layers: dict[str, Any] = best | {
-        "reconstruct": {
-            "kind": "layers",
-            "rows": 128,
-            "epochs": 1,
-            "lr": 0.008,
-            "precision": "fp32",
-        }
+        "reconstruct": {"kind": "layers", "rows": 128, "epochs": 1, "lr": 0.008}
     }
     own = {
         "text": Variant(**best),

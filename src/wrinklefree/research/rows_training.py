@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import model_validator
 
 from wrinklefree.optim.settings import OptimizerSettings, ScheduleSettings
 from wrinklefree.quant.settings import LambdaWarmupSettings
-from wrinklefree.schema.section import RowsAtOnce, Section, Steps
+from wrinklefree.schema.section import Precision, RowsAtOnce, Section, Steps
 from wrinklefree.train.settings import QuantizedTrainingSettings, TrainingSettings
 
 Training = TypeVar("Training", bound=TrainingSettings)
@@ -29,7 +29,7 @@ class RowsTraining(Section):
     """The learning rate over steps."""
     lambda_warmup: LambdaWarmupSettings
     """Quantization strength over steps."""
-    precision: Literal["auto", "fp32", "bfloat16"] = "fp32"
+    precision: Precision = "fp32"
     """Type that products are computed in; see ``stage2.precision``."""
     checkpoint_interval: Steps = 40
     """Steps between resumable checkpoints. Has no effect on the result."""

@@ -14,6 +14,7 @@ from wrinklefree.schema.section import (
     Name,
     NonNegativeFloat,
     NonNegativeInt,
+    Precision,
     RowsAtOnce,
     Section,
     Workers,
@@ -207,8 +208,12 @@ class ExperimentRunsSettings(Section):
     """Shape of the model that is trained."""
     steps: Annotated[int, Field(ge=10, le=MOST_STEPS)]
     """Steps of a training. Variants with other batches take as many tokens, not as many steps."""
+    base_steps: Annotated[int, Field(ge=10, le=MOST_STEPS)] | None = None
+    """Steps of the dense model that ternary ones are made of, and teach. Without: ``steps``."""
     batch_size: RowsAtOnce
     """Rows of a step."""
+    precision: Precision = "fp32"
+    """Type that products are computed in; see ``stage2.precision``."""
     measure: MeasureSettings
     """Held-out loss before and after each training."""
 

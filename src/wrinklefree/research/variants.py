@@ -153,7 +153,9 @@ class Trials:
         """The dense model that ternary ones of this seed are made of; its checkpoints stay."""
         part = part_of(self._stage, folder_of("base", seed), f"the dense model of seed {seed}")
         dense = Experiment("", "dense", "base", {"base": Variant()})
-        training = training_settings(dense, Variant(), self.settings)
+        steps = self.settings.base_steps or self.settings.steps
+        runs = self.settings.model_copy(update={"steps": steps})
+        training = training_settings(dense, Variant(), runs)
         data = open_data(part, training, seed=self._seed("base order", seed))
         model = self._untrained(seed, data)
         stage_trainer(part, model, data, training).run()
@@ -170,7 +172,8 @@ class Trials:
                 rows = first_training_rows(data, CALIBRATION_ROWS)
                 calibrate_subln(model, list(rows), variant.subln)
             if variant.reconstruct:
-                chosen = ReconstructSettings.model_validate(dict(variant.reconstruct))
+                precision = {"precision": self.settings.precision}
+                chosen = ReconstructSettings.model_validate(precision | dict(variant.reconstruct))
                 batches = data.batches_of(chosen.rows, chosen.batch_size)
                 with tempfile.TemporaryDirectory() as kept:
                     reconstruct_layers(model, batches, chosen, Path(kept))
@@ -221,7 +224,11 @@ def training_settings(
     experiment: Experiment, variant: Variant, runs: ExperimentRunsSettings
 ) -> TrainingSettings:
     """How a variant is trained: as many tokens as every other one."""
-    given = {"batch_size": runs.batch_size, "gradient_accumulation_steps": 1}
+    given: dict[str, Any] = {
+        "batch_size": runs.batch_size,
+        "gradient_accumulation_steps": 1,
+        "precision": runs.precision,
+    }
     for layer in (SHARED_TRAINING, experiment.training, variant.training):
         given = overlay(given, dict(layer))
     rows = given["batch_size"] * given["gradient_accumulation_steps"]

@@ -7,7 +7,7 @@ what makes sense; fields whose meaning asks for it have narrower ones.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,8 @@ LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
 """Added to a denominator; below, it would vanish in fp32."""
 Temperature = Annotated[float, Field(ge=0.01, le=100.0)]
+Precision = Literal["auto", "fp32", "bfloat16"]
+"""Of products; ``auto``: bfloat16 where the machine multiplies it faster."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST_NAME)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PackageWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=128)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from wrinklefree.schema.reads import AveragingName
 from wrinklefree.schema.section import (
     Decay,
     NonNegativeFloat,
+    Precision,
     Rows,
     RowsAtOnce,
     Section,
@@ -94,7 +95,7 @@ class TrainingSettings(Section):
     """Whether the finished model is an average of parameters."""
     data: DataSettings = DataSettings()
     """Which rows are read, and in which order."""
-    precision: Literal["auto", "fp32", "bfloat16"] = "fp32"
+    precision: Precision = "fp32"
     """Type that products are computed in; parameters and optimizer state stay fp32. ``auto``:
     bfloat16 where the machine multiplies it faster."""
     activation_checkpointing: bool = False
