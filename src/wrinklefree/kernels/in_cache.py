@@ -8,10 +8,14 @@ AT_ONCE = 2**16
 """Values that a cache holds beside what is made of them."""
 
 
-def outgrows_cache(tensor: Tensor) -> bool:
-    """Whether blocks of ``AT_ONCE`` values are faster: fresh memory is most of the time else.
+def is_on_processor(tensor: Tensor) -> bool:
+    """Whether the values lie in a processor's memory.
 
     Tensors of other classes may have no memory at all, such as those that a plan is made with.
     """
-    has_memory = tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
-    return has_memory and tensor.numel() > AT_ONCE
+    return tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
+
+
+def outgrows_cache(tensor: Tensor) -> bool:
+    """Whether blocks of ``AT_ONCE`` values are faster: fresh memory is most of the time else."""
+    return is_on_processor(tensor) and tensor.numel() > AT_ONCE

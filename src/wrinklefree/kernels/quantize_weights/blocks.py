@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wrinklefree.kernels.in_cache import AT_ONCE, outgrows_cache
+from wrinklefree.kernels.in_cache import AT_ONCE, is_on_processor, outgrows_cache
+from wrinklefree.kernels.quantize_weight.reference import MINIMUM_SCALE
 from wrinklefree.kernels.quantize_weights import reference
 
 
@@ -30,10 +31,10 @@ def least_squares_scale(weight_VL: Tensor) -> Tensor:
 def _by_blocks(
     weight_VL: Tensor, of_one: Callable[[Tensor], Tensor], fit: Callable[[Tensor], Tensor]
 ) -> Tensor:
+    if len(weight_VL) == 1 and is_on_processor(weight_VL):
+        return of_one(weight_VL[0]).reshape(1, 1)
     if not outgrows_cache(weight_VL):
         return fit(weight_VL)
-    if len(weight_VL) == 1:
-        return of_one(weight_VL[0]).reshape(1, 1)
     vectors = max(1, AT_ONCE // weight_VL.shape[1])
     return torch.cat([fit(block_VL) for block_VL in weight_VL.split(vectors)])
 
@@ -44,24 +45,34 @@ def _absmean_of_one(weight_L: Tensor) -> Tensor:
 
 
 def _least_squares_of_one(weight_L: Tensor) -> Tensor:
-    """Blocks are sorted once: from one fit to the next only the weights in between are summed."""
+    """Blocks are sorted once: from one fit to the next only the weights in between are summed.
+
+    All in numpy, whose operations on few numbers take a tenth of the time of torch's.
+    """
     compared = torch.promote_types(weight_L.dtype, torch.float32)
-    blocks = [part.abs().to(compared).numpy() for part in weight_L.detach().split(AT_ONCE)]
+    blocks = [np.abs(part.to(compared).numpy()) for part in weight_L.detach().split(AT_ONCE)]
+    number = blocks[0].dtype.type
+    starts, count = [0] * len(blocks), len(weight_L)
+    total = sum(block.sum(dtype=np.float64) for block in blocks)
     for block in blocks:
         block.sort()
-    starts, total = [0] * len(blocks), sum(block.sum(dtype=np.float64) for block in blocks)
-    count = len(weight_L)
-    scale = reference.rounded_scale(torch.tensor(total / count), weight_L)
+    scale = _rounded(total / count, number)
     for _ in range(reference.ITERATIONS):
-        threshold = (scale / 2).numpy()
         for index, (block, start) in enumerate(zip(blocks, starts, strict=True)):
-            starts[index] = found = int(block.searchsorted(threshold, side="right"))
+            starts[index] = found = int(block.searchsorted(scale / 2, side="right"))
+            if found > start:  # as nearly always: the mean of what is above a threshold grows
+                total -= block[start:found].sum(dtype=np.float64)
+            elif found < start:
+                total += block[found:start].sum(dtype=np.float64)
             count -= found - start
-            total += block[found:start].sum(dtype=np.float64)
-            total -= block[start:found].sum(dtype=np.float64)
         if count:
-            scale = reference.rounded_scale(torch.tensor(total / count), weight_L)
-    return scale
+            scale = _rounded(total / count, number)
+    return torch.tensor(scale)
+
+
+def _rounded(scale: float, number: type[np.floating]) -> np.floating:
+    """What ``reference.rounded_scale`` makes of it."""
+    return max(number(scale), number(MINIMUM_SCALE))  # NaN stays, being the first
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:
