@@ -235,10 +235,10 @@ def _attach(arguments: argparse.Namespace) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    from wrinklefree.tracking.kept import has_copy, kept_artifacts, restore
+    from wrinklefree.tracking.kept import has_copy, kept_artifacts, restore_alone
 
     for folder in arguments.folders:
-        stage = restore(folder)
+        stage = restore_alone(folder)
         print(f"{folder}: put back as stage {stage} left it")
     if arguments.folders:
         print("an engine makes it again only where inputs, settings or code are other than then")

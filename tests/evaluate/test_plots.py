@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -23,6 +24,8 @@ from wrinklefree.evaluate.scores import (
     overall_score,
 )
 from wrinklefree.evaluate.ternary import HISTOGRAM_EDGES, LayerTernary
+from wrinklefree.quant.settings import Scale
+from wrinklefree.quant.ternary import ternary_codes
 
 STEPS = list(range(1, 41))
 HISTORY = History(
@@ -206,8 +209,13 @@ def test_ternary_shares_of_a_layer_fill_the_bar():
     assert tops == {1.0}
 
 
-def test_the_reference_line_is_the_share_of_zeros_of_gaussian_weights():
-    assert pytest.approx(0.3101, abs=1e-4) == ternary_plots.GAUSSIAN_ZERO_SHARE
+@pytest.mark.parametrize("fit", ["absmean", "least_squares"])
+def test_the_reference_line_is_the_share_of_zeros_of_gaussian_weights(fit: Scale):
+    codes, _ = ternary_codes(torch.randn(1000, 1000), fit)
+    found = (codes == 0).double().mean().item()
+    layers = [replace(layer, fit=fit) for layer in _layers()]
+    axes = ternary_plots.ternary_shares(layers, "stage2").axes[0]
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([found] * 2, abs=3e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5000])

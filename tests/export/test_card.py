@@ -34,8 +34,11 @@ def mixture(tmp_path: Path) -> Path:
         "manuals": {"licence": "MIT", "kind": "package"},
     }
     domains = {
-        "prose": {"sources": {"poems": {"train": 1234}, "notes": {"train": 5}}},
-        "code": {"sources": {"manuals": {"train": 9}}},
+        "prose": {
+            "sources": {"poems": {"train": 1234}, "notes": {"train": 5}},
+            "train": {"tokens": 4000},
+        },
+        "code": {"sources": {"manuals": {"train": 9}}, "train": {"tokens": 1000}},
     }
     settings = {"sources": sources, "mixture": {"sequence_length": 2048}}
     return make(tmp_path / "mixture", "mixture", settings, {"domains": domains})
@@ -68,11 +71,12 @@ HEADER = "---\nlibrary_name: transformers\n---\n"
     ],
     ids=lambda one: one.get("kind") if isinstance(one, dict) else None,
 )
-def test_the_card_names_base_and_every_source_with_its_licence_and_the_last_weights(
+def test_the_card_names_base_and_every_source_with_its_licence_and_its_share_of_what_was_read(
     mixture: Path, tmp_path: Path, source: dict[str, str], named: dict[str, str], said: str
 ):
-    first, last = ({"prose": 0.5, "code": 0.5}, {"prose": 0.75, "code": 0.25})
-    facts = {"tokens": 285702, "weight_changes": [{"weights": first}, {"weights": last}]}
+    epochs = {"prose": 0.75, "code": 1.0}  # of 4,000 and of 1,000 tokens
+    last = {"first_sample": 90, "weights": {"prose": 0.0, "code": 1.0}}
+    facts = {"tokens": 285702, "epochs": epochs, "weight_changes": [last]}
     model = make(tmp_path / "model", "distill", {"distill": {"ar": {"steps": 140}}}, facts)
     (tmp_path / "README.md").write_text(f"{HEADER}\n# A model\n", encoding="utf-8")
     licence = "MIT" if source["kind"] == "hub" else None

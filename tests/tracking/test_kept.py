@@ -118,6 +118,7 @@ def test_outside_of_the_project_nothing_is_kept(tmp_path_factory: pytest.TempPat
         ("/env/bin/python /env/bin/dvc repro --force stage2", True),
         ("python -m dvc repro -f", True),
         ("dvc exp run -sf export", True),
+        ("dvc repro -fs stage2", True),
         ("dvc repro --force-downstream", True),
         ("dvc repro stage2 -S a.b=f", False),
         ("dvc repro fetch@forest", False),

@@ -7,7 +7,7 @@ from typing import Any
 
 from wrinklefree.engines.described import stage_of
 from wrinklefree.errors import UserError
-from wrinklefree.schema.reads import READS, narrow
+from wrinklefree.schema.reads import READS, narrow, shaping
 from wrinklefree.tracking.artifact import Artifact
 from wrinklefree.tracking.code import code_digest
 from wrinklefree.tracking.provenance import read_provenance, record_of
@@ -31,7 +31,7 @@ def check_current(artifact: Artifact, parameters: dict[str, Any]) -> None:
             f" {stage_of(path, manifest)} again"
         )
     several = any("{instance}" in reads for reads in READS.get(manifest.stage, ()))
-    settings = narrow(parameters, manifest.stage, path.name if several else None)
+    settings = shaping(narrow(parameters, manifest.stage, path.name if several else None))
     script = (SCRIPTS / f"{manifest.stage}.py").resolve()
     for what, made, present in (
         ("settings", manifest.settings, settings),

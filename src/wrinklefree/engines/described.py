@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
-from wrinklefree.schema.reads import narrow, reads, with_whole_architectures
+from wrinklefree.schema.reads import narrow, reads, shaping, with_whole_architectures
 from wrinklefree.tracking.artifact import MANIFEST, Manifest, read_manifest
 
 RESULTS = ("results", "models/export", "data/report", "research/*", "research/architecture/*")
@@ -36,7 +36,7 @@ def settings_of_run(parameters: dict[str, Any]) -> dict[str, Any]:
     for keys, settings in sorted(sections, key=lambda section: len(section[0])):
         _lay(made, keys, settings)
     for folder, manifest in run.items():
-        if narrow(made, manifest.stage, folder.name) != manifest.settings:
+        if shaping(narrow(made, manifest.stage, folder.name)) != manifest.settings:
             raise UserError(
                 f"{folder} was made with other settings than other artifacts of this folder, so"
                 " that no one run is there to describe; run stage"

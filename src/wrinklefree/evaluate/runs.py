@@ -14,7 +14,7 @@ from wrinklefree.tracking.artifact import MANIFEST, flatten, read_manifest
 
 RESULTS = "results"
 CONTROL = "research/control"
-_ROOMS = ("data", "models", RESULTS)
+_ROOMS = ("data", "models", RESULTS, CONTROL)
 _NAMED = 8
 BASE, STUDENT = "base", "distill_ar"
 

@@ -35,7 +35,7 @@ def decode_speculatively(
 ) -> Speculation:
     """As ``decode_greedily``; ``model`` has heads for later tokens."""
     found, guesses, pending, cache = Speculation(), list[int](), prompt, None
-    while True:
+    while len(found.tokens) < new_tokens:
         output = model.get_decoder()(
             input_ids=torch.tensor([pending], device=model.device),
             past_key_values=cache,
@@ -59,3 +59,4 @@ def decode_speculatively(
         room = new_tokens - len(found.tokens) - 1
         guesses = logits_of(model, states).argmax(-1).tolist()[:room]
         pending = [own[right], *guesses]
+    return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wrinklefree.errors import UserError
 from wrinklefree.quant.bitlinear import TernaryLayer
+from wrinklefree.quant.settings import Scale
 
 HISTOGRAM_EDGES = tuple(index / 8 for index in range(-24, 25))
 """Edges of the bins of :attr:`LayerTernary.histogram`: latent weight / scale, from -3 to 3."""
@@ -32,6 +33,8 @@ class LayerTernary:
     """What a code of 1 stands for, as a mean over the weights where there are several scales."""
     histogram: tuple[int, ...] = ()
     """Latent weights between :data:`HISTOGRAM_EDGES`; those beyond are in the outermost bins."""
+    fit: Scale = "absmean"
+    """How the scale follows from the weights."""
 
     @property
     def depth(self) -> int:
@@ -69,7 +72,8 @@ def ternary_layers(model: nn.Module, name: str) -> list[LayerTernary]:
         minus, zero, plus = ((codes == code).sum().item() for code in (-1, 0, 1))
         count, scale = codes.numel(), scales.double().mean().item()
         shares = (minus / count, zero / count, plus / count)
-        layers.append(LayerTernary(path, count, *shares, scale, _histogram(module, scales)))
+        bins = _histogram(module, scales)
+        layers.append(LayerTernary(path, count, *shares, scale, bins, module.scale))
     return layers
 
 

@@ -24,13 +24,12 @@ from wrinklefree.evaluate.curves import points, reported
 from wrinklefree.evaluate.history import History
 from wrinklefree.evaluate.scores import LABELS
 from wrinklefree.evaluate.ternary import HISTOGRAM_EDGES, LayerTernary
+from wrinklefree.kernels.quantize_weights.reference import ITERATIONS
+from wrinklefree.quant.settings import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-GAUSSIAN_ZERO_SHARE = math.erf(0.5 * math.sqrt(2.0 / math.pi) / math.sqrt(2.0))
-"""Share of zero codes of normally distributed weights: P(|w| < mean|w| / 2), about 0.31."""
 
 _STATISTICS = {
     "ternary/flipped": "codes that\nan update\nchanges",
@@ -41,6 +40,15 @@ _STATISTICS = {
     "ternary/scale": "scale",
 }
 """Lines of :func:`code_changes`, and what they are of: shares where no unit is named."""
+
+
+def gaussian_zero_share(fit: Scale) -> float:
+    """Share of zero codes of normally distributed weights, P(|w| < s / 2): 0.31 under absmean, 0.46
+    under the scale of least squares, which a learned one begins with."""
+    scale = absmean = math.sqrt(2.0 / math.pi)
+    for _ in range(ITERATIONS if fit != "absmean" else 0):
+        scale = absmean * math.exp(-(scale**2) / 8.0) / math.erfc(scale / math.sqrt(8.0))
+    return math.erf(scale / math.sqrt(8.0))
 
 
 @styled
@@ -59,13 +67,14 @@ def ternary_shares(layers: Sequence[LayerTernary], model: str) -> Figure:
             depths = [layer.depth for layer in chosen]
             axes.bar(depths, heights, width=0.86, bottom=floor, color=color)
             floor = [low + height for low, height in zip(floor, heights, strict=True)]
-        axes.axhline(GAUSSIAN_ZERO_SHARE, color=INK, linewidth=1.0, linestyle="--")
+        axes.axhline(gaussian_zero_share(chosen[0].fit), color=INK, linewidth=1.0, linestyle="--")
         axes.set_ylim(0.0, 1.0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _label(kinds, "decoder layer", "share of weights")
     named = {"zero": "code 0", "minus": "code −1", "plus": "code +1"}
     handles = [Patch(facecolor=colors[share], label=label) for share, label in named.items()]
-    line = Line2D([], [], color=INK, linestyle="--", label="zeros of Gaussian weights (31 %)")
+    zeros = f"zeros of Gaussian weights ({100 * gaussian_zero_share(layers[0].fit):.0f} %)"
+    line = Line2D([], [], color=INK, linestyle="--", label=zeros)
     figure.legend(handles=[*handles, line], loc="outside lower left", ncols=4)
     return figure
 

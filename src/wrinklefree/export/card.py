@@ -185,15 +185,17 @@ def add_data_to_card(
     """Say in ``README.md`` of the folder what the model was trained on, from the manifests, and
     what dense model it was made of, of what ``licence``; None: not known."""
     trained, read = read_manifest(model), read_manifest(mixture)
-    weights = trained.facts["weight_changes"][-1]["weights"]
+    tokens = {
+        domain: trained.facts["epochs"][domain] * counted["train"]["tokens"]
+        for domain, counted in read.facts["domains"].items()
+    }
     sources = read.settings["sources"]
     rows, hub = [], []
     for domain, counted in read.facts["domains"].items():
         for name, documents in counted["sources"].items():
-            source = sources[name]
+            source, share = sources[name], tokens[domain] / sum(tokens.values())
             rows.append(
-                f"| {name} | {domain}, {weights[domain]:.1%} | {documents['train']:,}"
-                f" | {source['licence']} |"
+                f"| {name} | {domain}, {share:.1%} | {documents['train']:,} | {source['licence']} |"
             )
             if source["kind"] == "hub" and not Path(source["dataset"]).is_dir():
                 hub.append(source["dataset"])

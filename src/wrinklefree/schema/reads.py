@@ -76,6 +76,8 @@ ALTERNATIVES: dict[str, tuple[str, ...]] = {
 
 WITHOUT_EFFECT = ("checkpoint_interval", "log_interval", "activation_checkpointing")
 """Settings of a training that leave its result as it is: a resumed run may have others."""
+_ELSEWHERE = {"tokenize": ("processes",), "engine": ("executor", "workers", "slurm")}
+"""The same of data stages, by the section that they are in."""
 
 
 def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) -> dict[str, Any]:
@@ -109,6 +111,19 @@ def narrow(parameters: dict[str, Any], stage: str, instance: str | None = None) 
             target = target.setdefault(key, {})
         target[last] = _without_unchosen(value)
     return narrowed
+
+
+def shaping(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` without those that leave the result as it is: what an artifact is known by."""
+    return {
+        key: shaping(_without(value, _ELSEWHERE.get(key, ()))) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if not (key in WITHOUT_EFFECT and isinstance(value, int))
+    }
+
+
+def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 def foreseen(parameters: dict[str, Any], stage: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from wrinklefree.tracking.artifact import (
     replace_folder,
 )
 from wrinklefree.tracking.files import write_atomically
+from wrinklefree.tracking.locks import LOCKS, exclusive_lock
 from wrinklefree.tracking.provenance import read_provenance, record_of
 
 KEPT = Path("work/kept")
@@ -81,6 +82,23 @@ def restore(path: Path) -> str:
     return kept.manifest.stage
 
 
+def restore_alone(path: Path) -> str:
+    """:func:`restore`, while the stage that makes ``path`` is kept from running.
+
+    Raises
+    ------
+    UserError : it runs, or what ``restore`` raises.
+    """
+    place = _place(path)
+    with contextlib.ExitStack() as held:
+        if place is not None and (place / MANIFEST).is_file():
+            stage = read_manifest(place).stage
+            for label in (stage, f"{stage}.{path.name}"):  # of a stage with several instances
+                busy = f"{path}: {label} is running"
+                held.enter_context(exclusive_lock(LOCKS / f"{label}.lock", busy=busy))
+        return restore(path)
+
+
 def made_already(output: Path, origin: Origin, code: str, versions: dict[str, str]) -> bool:
     """Whether the kept copy of ``output`` is what a stage would make."""
     if not has_copy(output):
@@ -127,7 +145,7 @@ def is_forced_dvc(command: list[str]) -> bool:
     names = [Path(word).name for word in command[:3]]
     if "dvc" not in names[:2] and names[1:] != ["-m", "dvc"]:
         return False
-    return any(re.fullmatch("--force.*|-[a-zA-Z]*f", word) for word in command)
+    return any(re.fullmatch("--force.*|-[a-zA-Z]*f[a-zA-Z]*", word) for word in command)
 
 
 def is_kept(path: Path) -> bool:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from wrinklefree.errors import UserError
 
+LOCKS = Path("work/locks")
+"""Where a stage has its lock file, by its label."""
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 

@@ -14,8 +14,10 @@ import platform
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from wrinklefree.errors import UserError
 from wrinklefree.tracking.artifact import MANIFEST, Artifact, Manifest, read_manifest
@@ -27,8 +29,10 @@ _RECORDED_LIBRARIES = (
     "datasets",
     "datatrove",
     "gguf",
+    "lm-eval",
     "matplotlib",
     "numpy",
+    "optuna",
     "py3langid",
     "pyarrow",
     "safetensors",
@@ -38,6 +42,7 @@ _RECORDED_LIBRARIES = (
     "torch",
     "transformers",
     "triton",
+    "xllamacpp",
 )
 """What can change the bytes of an artifact."""
 
@@ -181,22 +186,45 @@ def _branch(
     return lines
 
 
+_FROM_OUTSIDE = {
+    "fetch": "sources",
+    "clean": "cleaning.references",
+    "tokenizer": "base.source",
+    "base": "base.source",
+    "teachers": "teachers",
+    "finetune": "finetune",
+    "synthesize": "synthesize.teacher",
+}
+"""Where the settings of a stage name what it brings from outside of the project."""
+_NAMING = ("package", "dataset", "repository", "path", "paths", "generator", "version", "revision")
+
+
 def _downloads(manifest: Manifest) -> list[str]:
     """What came from outside of the project, by the settings of the stage."""
-    if manifest.stage == "fetch":
-        sources = list(manifest.settings["sources"].values())
-    elif manifest.stage == "base":
-        sources = [manifest.settings["base"]["source"]]
-    else:
+    place = _FROM_OUTSIDE.get(manifest.stage)
+    if not place or manifest.settings.get("tokenizer", {}).get("kind", "base") != "base":
         return []
-    keys = ("package", "dataset", "repository", "path", "paths", "generator", "version", "revision")
+    value: Any = manifest.settings
+    for key in place.split("."):
+        value = value.get(key, {})
     return [
         " ".join(
             [
-                source["kind"],
-                *(f"{source[key]!s:.60}" for key in keys if key in source),
+                *([source["kind"]] if "kind" in source else []),
+                *(f"{source[key]!s:.60}" for key in _NAMING if key in source),
                 *([f"sha256 {source['sha256'][:12]}"] if "sha256" in source else []),
             ]
         )
-        for source in sources
+        for source in _sources(value)
     ]
+
+
+def _sources(value: Any) -> Iterator[dict[str, Any]]:
+    """The settings of what can be brought, at any depth of ``value``."""
+    if not isinstance(value, dict):
+        return
+    if value.get("kind") == "scratch" or not value.keys().isdisjoint(_NAMING):
+        yield value
+    else:
+        for item in value.values():
+            yield from _sources(item)

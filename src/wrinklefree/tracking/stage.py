@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import read_yaml, validate_section, without_nulls
-from wrinklefree.schema.reads import foreseen, narrow
+from wrinklefree.schema.reads import foreseen, narrow, shaping
 from wrinklefree.tracking.artifact import (
     Origin,
     check_replaceable,
@@ -42,7 +42,7 @@ from wrinklefree.tracking.kept import (
     made_already,
     restore,
 )
-from wrinklefree.tracking.locks import exclusive_lock
+from wrinklefree.tracking.locks import LOCKS, exclusive_lock
 from wrinklefree.tracking.provenance import library_versions, write_provenance
 from wrinklefree.tracking.runs import Outcome, StageRun
 from wrinklefree.tracking.terminal import Terminal
@@ -155,7 +155,7 @@ def stage_main(
         try:
             _require_one_process()
             busy = f"{label} is already running here,"
-            with exclusive_lock(WORK / "locks" / f"{label}.lock", busy=busy):
+            with exclusive_lock(LOCKS / f"{label}.lock", busy=busy):
                 # Before anything fails or warns, but not into the log of whoever holds the lock.
                 terminal.open_log()
                 given = _settings(arguments.settings)
@@ -204,7 +204,7 @@ def _run(
     artifacts = {key: open_artifact(path) for key, path in paths.items()}
     script = Path(sys.argv[0]).resolve()
     digests = {key: artifact.manifest.digest for key, artifact in artifacts.items()}
-    origin = Origin(stage=name, inputs=digests, settings=settings)
+    origin = Origin(stage=name, inputs=digests, settings=shaping(settings))
     code = code_digest(script, Path(__file__).resolve().parents[2])
     versions = library_versions()
     check_replaceable(output)  # now rather than after days of work
@@ -230,7 +230,6 @@ def _run(
             facts.update(function(stage))
             if event := continued_from(work):
                 facts["continued_from"] = event
-        finish(work)
         seconds = time.monotonic() - started
         write_provenance(
             output, artifacts, code=code, versions=versions, mlflow_run=run.id, seconds=seconds
@@ -238,6 +237,7 @@ def _run(
         change = "no change" if is_kept(output) else "done"
         if reason := keep(output):
             terminal.say(f"{label}: no second copy is kept: {reason}")
+        finish(work)  # only now: until here, what fails leaves a checkpoint to go on from
         run.log_output(open_artifact(output))
         outcome = "FINISHED"
     except (KeyboardInterrupt, _Terminated):

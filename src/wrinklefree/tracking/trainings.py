@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
-from wrinklefree.schema.reads import WITHOUT_EFFECT
-from wrinklefree.tracking.artifact import MANIFEST
+from wrinklefree.schema.reads import shaping
+from wrinklefree.tracking.artifact import MANIFEST, flatten
 from wrinklefree.tracking.files import sha256_of_json, write_atomically
 
 WORK = Path("work")
@@ -114,7 +114,7 @@ def begin(root: Path, made_from: dict[str, Any]) -> tuple[Path, Continuation | N
     ------
     UserError : it was asked to go on from a training that is gone.
     """
-    work = root / sha256_of_json(_shaping(made_from))[:_KEY_LENGTH]
+    work = root / sha256_of_json(shaping(made_from))[:_KEY_LENGTH]
     wanted = None
     if (root / _REQUEST).is_file():
         request = _read(root / _REQUEST) or {}
@@ -241,7 +241,7 @@ def _changes(training: Training, made_from: dict[str, Any]) -> list[str]:
     before = _read(training.folder / _ORIGIN)
     if before is None:
         return ["unknown"]
-    one, other = _flat(_shaping(before)), _flat(_shaping(made_from))
+    one, other = flatten(shaping(before)), flatten(shaping(made_from))
     changed = []
     for name in sorted(one.keys() | other.keys()):
         if one.get(name) == other.get(name):
@@ -254,27 +254,6 @@ def _changes(training: Training, made_from: dict[str, Any]) -> list[str]:
 
 def _told(values: dict[str, Any], name: str) -> str:
     return json.dumps(values[name]) if name in values else "absent"
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
-def _shaping(value: Any) -> Any:
-    """Settings without those that have no effect on the result."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _shaping(item)
-        for key, item in value.items()
-        if not (key in WITHOUT_EFFECT and isinstance(item, int))
-    }
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -98,4 +98,4 @@ def _train(stage: Stage, settings: ScratchSettings) -> dict[str, Any]:
     )
     facts = trainer.run()
     save_model(stage.folder, model, ModelFormat(), stage.inputs["tokenizer"])
-    return {"parameters": model.num_parameters(), **facts, **data_facts}
+    return {"parameters": model.num_parameters(), **data_facts, **facts}

@@ -65,7 +65,7 @@ def distill_student(stage: Stage) -> dict[str, Any]:
     facts = stage_trainer(stage, student, data, settings, objective).run()
     write_future_heads(stage.folder, student)
     save_model(stage.folder, student, student_format, stage.inputs["model"])
-    return {**facts, **data_facts}
+    return {**data_facts, **facts}
 
 
 def _corruption(stage: Stage, student: ModelFormat) -> Corruption:

@@ -42,4 +42,4 @@ def convert_to_diffusion(stage: Stage) -> dict[str, Any]:
     objective = Objective(BlockDiffusion(diffusion, mask_token_id, stage.seed))
     facts = stage_trainer(stage, model, data, settings, objective).run()
     save_model(stage.folder, model, model_format.then(diffuse), tokenizer)
-    return {"mask_token_id": mask_token_id, **facts, **data_facts}
+    return {"mask_token_id": mask_token_id, **data_facts, **facts}

@@ -26,7 +26,7 @@ def continue_pretraining(stage: Stage) -> dict[str, Any]:
     facts = trainer.run()
     write_future_heads(stage.folder, trainer.model)
     save_model(stage.folder, trainer.model, model_format, stage.inputs["model"])
-    return {**facts, **data_facts}
+    return {**data_facts, **facts}
 
 
 def stage2_trainer(

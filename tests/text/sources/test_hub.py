@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wrinklefree.downloads.local_files import digest_of_files, files_of_folder
 from wrinklefree.errors import UserError
 from wrinklefree.text.documents.document import Document
 from wrinklefree.text.documents.settings import HubSource
@@ -27,6 +28,8 @@ from wrinklefree.text.sources.hub import documents
 
 def source(dataset: Path | str, **settings: Any) -> HubSource:
     fixed = {"kind": "hub", "domain": "d", "licence": "l", "dataset": str(dataset)}
+    if Path(dataset).is_dir():
+        fixed["sha256"] = digest_of_files(files_of_folder(Path(dataset)))
     return HubSource(**{**fixed, "revision": "main", **settings})
 
 
@@ -221,6 +224,17 @@ for dataset in ("owner/gone", "owner/there"):
     except UserError as error:
         print(" ".join(str(error).split()))
 """
+
+
+def test_a_local_folder_is_pinned_by_the_hash_of_its_files(repository: Path) -> None:
+    pinned = source(repository, subset="web").sha256
+    with pytest.raises(UserError, match=f"whose files may change .* sha256: {pinned}"):
+        read(repository, subset="web", sha256=None)
+    (repository / "web" / "train-1.parquet").unlink()
+    with pytest.raises(UserError, match=f"expected {pinned}: a file was edited"):
+        read(repository, subset="web", sha256=pinned)
+    with pytest.raises(UserError, match="sha256 is for a local folder, which this is not"):
+        read("owner/name", sha256=pinned)
 
 
 def test_vanished_repository_and_revision_are_named(tmp_path: Path) -> None:

@@ -267,6 +267,9 @@ class HubSource(SourceBase):
     kind: Literal["hub"]
     dataset: str
     """``owner/name``, or a local folder laid out like a repository."""
+    sha256: Sha256 | None = None
+    """Of a local folder, and only there: hash of its files, as ``wrinklefree hash PATH`` prints it.
+    """
     subset: str | None = None
     """A configuration of the data set."""
     folder: str | None = None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from wrinklefree.downloads.local_files import digest_of_files, files_of_folder
 from wrinklefree.errors import UserError
 from wrinklefree.text.documents.document import Document
 from wrinklefree.text.documents.settings import HubSource
@@ -39,7 +40,14 @@ def documents(source: HubSource, *, cache: Path, bad: BadRecords) -> Iterator[Do
             f"source {source.dataset} is of kind hub, which needs the datasets library:"
             " pip install 'wrinklefree[hub]'"
         )
-    if not _COMMIT.fullmatch(source.revision) and not Path(source.dataset).is_dir():
+    if Path(source.dataset).is_dir():
+        _check_digest(source, digest_of_files(files_of_folder(Path(source.dataset))))
+    elif source.sha256 is not None:
+        raise UserError(
+            f"source {source.dataset}: sha256 is for a local folder, which this is not; remove it,"
+            " revision pins what comes from the hub"
+        )
+    elif not _COMMIT.fullmatch(source.revision):
         warnings.warn(
             f"revision {source.revision} of {source.dataset} is no commit: it may stand for other"
             " data tomorrow; set revision to the commit's 40 digits",
@@ -62,6 +70,20 @@ def documents(source: HubSource, *, cache: Path, bad: BadRecords) -> Iterator[Do
                 f"{where}: {type(text).__name__} instead of a string under {source.text_field!r}"
                 f" (columns: {sorted(row)}); set text_field to the column that holds the text",
             )
+
+
+def _check_digest(source: HubSource, found: str) -> None:
+    if source.sha256 is None:
+        raise UserError(
+            f"source {source.dataset} is a local folder, whose files may change without a trace;"
+            f" pin them: sha256: {found}"
+        )
+    if found != source.sha256:
+        raise UserError(
+            f"source {source.dataset}: its files have sha256 {found}, expected {source.sha256}: a"
+            " file was edited, added, renamed or lost. If it should be so, write the new value to"
+            " the source in params.yaml"
+        )
 
 
 def _rows(source: HubSource) -> Iterator[dict[str, Any]]:
