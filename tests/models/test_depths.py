@@ -22,7 +22,7 @@ from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.projections import attention_of
 from wrinklefree.models.settings import MixtureOfDepthsSettings, SublnSettings
 from wrinklefree.models.subln_stage import insert_subln_stage
-from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
+from wrinklefree.models.transforms import DiffuseBlocks, MixDepths, ModelFormat
 from wrinklefree.optim.partition import partition_parameters
 
 Tiny = Callable[..., PreTrainedModel]
@@ -206,6 +206,16 @@ def test_every_so_many_layers_one_leaves_tokens_out(
     model = tiny(num_hidden_layers=4)
     mix_depths(model, every, 0.5)
     assert skipping_layers(model) == layers
+
+
+def test_routers_of_another_seed_begin_with_other_weights(tiny: Tiny) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        model = tiny(num_hidden_layers=2)
+        MixDepths(every=2, capacity=0.5, seed=seed).apply(model)
+        found.append([p for name, p in model.named_parameters() if name.endswith("router")])
+    assert all(map(torch.equal, found[0], found[1]))
+    assert not any(map(torch.equal, found[0], found[2]))
 
 
 def test_what_layers_that_leave_tokens_out_cannot_do_is_refused(tiny: Tiny) -> None:

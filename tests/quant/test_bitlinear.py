@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from wrinklefree.kernels.ternary_linear import reference
 from wrinklefree.kernels.ternary_linear.products import BACK_ENDS, VARIABLE
@@ -114,6 +115,21 @@ def test_a_compiled_layer_computes_the_same_in_one_program_for_all_strengths(
             found.append([output, *torch.autograd.grad(output, inputs, gradient)])
     for plain, compiled in zip(found[:2], found[2:], strict=True):
         torch.testing.assert_close(plain, compiled)
+
+
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be inst:DeprecationWarning")
+@pytest.mark.parametrize("scale", ["absmean", "least_squares", "learned"])
+@pytest.mark.parametrize("granularity", ["tensor", "group"])
+def test_a_compiled_layer_below_full_strength_is_one_graph(scale: str, granularity: str) -> None:
+    settings = {"scale": scale, "granularity": granularity}
+    layer = BitLinear(384, 300, quantizer=QuantizerSettings.model_validate(settings))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for strength in (0.3, 0.7):
+        layer.quantization_lambda = strength
+        x = torch.randn(5, 384)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert counter.frame_count == 1
 
 
 def test_zero_strength_quantizes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

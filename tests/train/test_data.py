@@ -239,6 +239,23 @@ def test_rows_longer_than_the_positions_of_the_model_are_refused(
         stage_trainer(stage, model, data, settings)
 
 
+def test_rows_longer_than_the_windows_of_layers_are_refused(
+    stage: Stage, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    data = open_data(stage, settings)
+    model = small_model()
+    model.config.sliding_window = data.sequence_length - 1
+    model.config.layer_types = ["full_attention"] * model.config.num_hidden_layers
+    stage_trainer(stage, model, data, settings)
+    for kinds in (["full_attention", "sliding_attention"], None):
+        model.config.layer_types = kinds
+        with pytest.raises(UserError, match=f"attend to the last {data.sequence_length - 1} only"):
+            stage_trainer(stage, model, data, settings)
+    model.config.sliding_window = data.sequence_length
+    stage_trainer(stage, model, data, settings)
+
+
 @pytest.mark.parametrize(
     ("kind", "final", "order", "warns"),
     [

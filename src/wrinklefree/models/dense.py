@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from wrinklefree.models.configuration import checked_config, require_memory
 from wrinklefree.models.experts import IN_ORDER
 from wrinklefree.models.finite import require_finite
 from wrinklefree.models.folder import CONFIG, FORMAT, read_format
+from wrinklefree.models.forward import require_plain_logits
 from wrinklefree.models.settings import ModelSettings
 from wrinklefree.models.state_space import reset_states, start_steps
 
@@ -49,10 +51,16 @@ PRETRAINED: dict[str, Any] = {
 }
 """How weights are read: no pickle, no code of the repository."""
 _NAMED = 3
+_DROPOUTS = ("dropout", "pdrop")
+"""Ends of the keys of a configuration that say how often activations are left out."""
 _RESIDUAL = ("o_proj.weight", "out_proj.weight", "down_proj.weight", "experts.down_proj")
 """Of the matrices whose outputs are added to the residual stream."""
 _CHUNK_SIZE = 64
 """Tokens between which a mixer compares each with each; between chunks goes the state alone."""
+
+
+class DropoutWarning(UserWarning):
+    """A model was trained with dropout, and is trained on without."""
 
 
 def build_scratch(
@@ -179,8 +187,18 @@ def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
         checked_config(content, description)
         if "quantization_config" in content:
             raise UserError(f"{where}: the base is quantized; give a dense model")
+    dropped = [key for key, value in content.items() if key.endswith(_DROPOUTS) and value]
+    without: dict[str, Any] = dict.fromkeys(dropped, 0.0)
+    if dropped:
+        warnings.warn(
+            f"{where}: {', '.join(dropped)} set to 0: training here leaves out no activations",
+            DropoutWarning,
+            stacklevel=2,
+        )
     if "gguf_file" in how:  # of which transformers would read the metadata again, for seconds
-        how["config"] = AutoConfig.for_model(**content)
+        how["config"] = AutoConfig.for_model(**content | without)
+    else:
+        how |= without
     with explained(where):
         # With mismatched sizes ignored they are in the report, by name.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -190,6 +208,7 @@ def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
     _require_whole(report, where)
     _require_tied_as_configured(model, where)
     require_finite(model, where)
+    require_plain_logits(model, where)
     return reset_states(_rebuilt(model) if "gguf_file" in how else model).eval()
 
 

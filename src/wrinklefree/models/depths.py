@@ -165,8 +165,9 @@ def _mask_of(mask_B1TT: Tensor | None, place_BC: Tensor, real_BC: Tensor) -> Ten
     return ((allowed_BCC & real_BC[:, None]) | (query_BC1 == key_B1C))[:, None]
 
 
-def mix_depths(model: PreTrainedModel, every: int, capacity: float) -> None:
-    """Let each ``every``-th layer of ``model`` compute a ``capacity`` of the tokens, in place.
+def mix_depths(model: PreTrainedModel, every: int, capacity: float, seed: int = 0) -> None:
+    """Let each ``every``-th layer of ``model`` compute a ``capacity`` of the tokens, in place; the
+    routers' first weights are drawn with ``seed``.
 
     Raises
     ------
@@ -185,7 +186,7 @@ def mix_depths(model: PreTrainedModel, every: int, capacity: float) -> None:
                 f"layers of {model.config.model_type} can't leave tokens out, only those of llama,"
                 " qwen2 and qwen3; leave subln.mixture_of_depths out"
             )
-        generator = torch.Generator().manual_seed(index)
+        generator = torch.Generator().manual_seed(seed + index)
         with torch.device("cpu"):
             choice = TokenChoice(model.config.hidden_size, capacity, generator)
         choice.to(model.device).train(layer.training)

@@ -96,9 +96,34 @@ def require_embeddings(
         )
 
 
+@torch.no_grad()
+def require_plain_logits(model: PreTrainedModel, where: str) -> None:
+    """Raise a UserError where the model's logits are not what its head makes of its hidden states,
+    as ``logits_of`` takes them: some architectures scale or cap them behind the head."""
+    tokens_1T = torch.arange(min(8, model.config.vocab_size), device=model.device)[None]
+    theirs_1TV = model(input_ids=tokens_1T, use_cache=False).logits
+    decoded = model.get_decoder()(input_ids=tokens_1T, use_cache=False)
+    ours_1TV = logits_of(model, decoded.last_hidden_state)
+    if not torch.allclose(ours_1TV, theirs_1TV.to(ours_1TV.dtype), rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"{where}: a {model.config.model_type} model that changes its logits behind the head"
+            " (as logits_scaling, logit_scale or final_logit_softcapping do), which training and"
+            " evaluation here leave out; take a model without"
+        )
+
+
 def require_positions(model: PreTrainedModel, sequence_length: int) -> None:
-    """Raise a UserError where rows are longer than the model's positions reach."""
+    """Raise a UserError where rows are longer than the model's positions, or its windows, reach."""
     longest = model.config.max_position_embeddings
+    window = getattr(model.config, "sliding_window", None)
+    kinds = getattr(model.config, "layer_types", None) or ["sliding_attention"]
+    if window and window < sequence_length and "sliding_attention" in kinds:
+        raise UserError(
+            f"the mixture's rows have {sequence_length} tokens, but layers of the model attend to"
+            f" the last {window} only (sliding_window), which training here does not: it lets a"
+            " token see its whole document. Lower mixture.sequence_length, or take a model whose"
+            " layers attend to all"
+        )
     if sequence_length > longest:
         raise UserError(
             f"the mixture's rows have {sequence_length} tokens, but the model's"

@@ -68,6 +68,7 @@ def make_ternary(stage: Stage) -> dict[str, Any]:
         stage.folder,
         reconstruct,
         stage.foreseen.get("export", {}),
+        stage.seed,
     )
     for what, station in facts.get("pruned", {}).items():
         stage.terminal.say(
@@ -94,6 +95,7 @@ def insert_subln_stage(
     folder: Path,
     reconstruct: Callable[[PreTrainedModel], dict[str, Any]] | None = None,
     export: dict[str, Any] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Write the model of folder ``base`` with ternary layers, and SubLN if asked, to ``folder``.
 
@@ -103,6 +105,7 @@ def insert_subln_stage(
     held_out : other rows, on which the losses are measured: on its own rows a fit looks too good.
     reconstruct : trains the ternary layers of a model with calibrated gains, and returns facts.
     export : the section of that stage, for :func:`require_gguf`.
+    seed : of the routers of ``mixture_of_depths``.
 
     Returns
     -------
@@ -142,7 +145,7 @@ def insert_subln_stage(
     model, pruned = _pruned(model, settings.prune, training, held_out, folder)
     facts |= pruned
     depths = settings.mixture_of_depths
-    mixing = [MixDepths(**depths.model_dump())] if depths else []
+    mixing = [MixDepths(**depths.model_dump(), seed=seed)] if depths else []
     for mix in mixing:
         mix.apply(model)
     insert_bitlinear(model, settings.quantizer)

@@ -34,6 +34,7 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 READ_ALONE = ("o_proj", "down_proj", "out_proj")
 """Whose input no other projection reads."""
 MIXER_PROJECTIONS = ("in_proj", "out_proj")
+_SUPPORTED = "supported are architectures built like Llama, Qwen2, Qwen3, Qwen3-MoE and Bamba"
 
 
 class SublnLinear(nn.Module):
@@ -75,6 +76,11 @@ def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
     UserError : the architecture is none that surgery knows.
     """
     layers = decoder_layers(model)
+    if not hasattr(model.config, "rms_norm_eps"):
+        raise UserError(
+            f"{type(model).__name__}: its norms are no RMSNorm (config.json has no rms_norm_eps);"
+            f" {_SUPPORTED}"
+        )
     for layer in layers:
         names = dict(layer.named_modules())
         expected = [f"self_attn.{name}" for name in ATTENTION_PROJECTIONS]
@@ -84,8 +90,7 @@ def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
             expected += [f"{_feed_forward(layer)}.{name}" for name in MLP_PROJECTIONS]
         if missing := [name for name in expected if name not in names]:
             raise UserError(
-                f"{type(model).__name__}: decoder layers lack {missing[0]}; supported are"
-                " architectures built like Llama, Qwen2, Qwen3, Qwen3-MoE and Bamba"
+                f"{type(model).__name__}: decoder layers lack {missing[0]}; {_SUPPORTED}"
             )
     return layers
 

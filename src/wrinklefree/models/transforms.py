@@ -28,10 +28,11 @@ class MixDepths(Section):
     name: Literal["mixture_of_depths"] = "mixture_of_depths"
     every: Annotated[int, Field(ge=2)]
     capacity: Annotated[float, Field(gt=0, le=1)]
+    seed: int = 0
 
     def apply(self, model: PreTrainedModel) -> None:
         """Put routers in; raises UserError where layers are of an unknown architecture."""
-        mix_depths(model, self.every, self.capacity)
+        mix_depths(model, self.every, self.capacity, self.seed)
 
 
 class InsertSubln(Section):

@@ -223,7 +223,7 @@ class BitLinear(TernaryLayer):
             quantized_ON: Any = LearnedScale.apply(self.weight, self.alpha, 1.0)
             seen_ON = torch.lerp(self.weight, quantized_ON, strength.to(self.weight.dtype))
         else:
-            quantized_ON = quantize_weight(self.weight, self.scale, self.vectors)
+            quantized_ON = _quantize_weight(self.weight.detach(), self.scale, self.vectors)
             seen_ON = _partly(self.weight, quantized_ON, strength)
         return F.linear(seen_MN, seen_ON, self.bias)
 
@@ -257,6 +257,16 @@ def _(weight_ON: Tensor, scale: str, vectors: int) -> tuple[Tensor, Tensor]:
         torch.empty_like(weight_ON, dtype=torch.int8),
         weight_ON.new_empty(shape, dtype=scale_dtype),
     )
+
+
+@torch.library.custom_op("wrinklefree::quantize_weight", mutates_args=())
+def _quantize_weight(weight_ON: Tensor, scale: str, vectors: int) -> Tensor:
+    return quantize_weight(weight_ON, cast(Scale, scale), vectors)
+
+
+@_quantize_weight.register_fake
+def _(weight_ON: Tensor, scale: str, vectors: int) -> Tensor:
+    return torch.empty_like(weight_ON)
 
 
 def set_quantization_lambda(model: nn.Module, value: float) -> None:
