@@ -25,11 +25,13 @@ def a_run(
     rate: float = 0.1,
     cost: float | None = None,
     shares: Any = None,
+    rows: int = 48,
 ) -> Path:
     write(folder / "models/stage2", {"seed": seed, "optimizer": {"lr": rate}}, {})
     write(folder / "results", {}, {"loss": {"distill_ar": loss, "base": 3.0}}, shares)
     if cost is not None:
-        write(folder / "research/control", {}, {"distill_ar": {"mean": cost}})
+        measure = {"control": {"measure": {"rows_per_domain": rows}}}
+        write(folder / "research/control", measure, {"distill_ar": {"mean": cost}})
     return folder
 
 
@@ -80,6 +82,14 @@ def test_settings_that_are_apart_are_named_and_seeds_are_not(tmp_path: Path):
     runs = [a_run(tmp_path / "a", 3.0, 1), a_run(tmp_path / "b", 3.0, 2, rate=0.2)]
     said = compare_runs(runs).split("apart in")[1]
     assert said.split() == ["models/stage2:", "optimizer.lr"]
+
+
+def test_controls_that_were_measured_otherwise_are_named(tmp_path: Path):
+    runs = [a_run(tmp_path / str(rows), 3.0, 1, cost=0.1, rows=rows) for rows in (48, 4)]
+    runs.append(a_run(tmp_path / "without", 3.0, 1))
+    said = compare_runs(runs).split("apart in")[1]
+    assert said.split() == ["research/control:", "control.measure.rows_per_domain"]
+    assert compare_runs([runs[0], runs[2]]).endswith("are alike, seeds too.")
 
 
 def test_runs_that_are_no_repetitions_are_said_to_be_alike(tmp_path: Path):

@@ -71,5 +71,6 @@ def test_guesses_that_are_right_save_their_passes(tiny_model: Any) -> None:
     assert found.tokens == [7] * 13
     # One token of the prompt's pass, then three passes of three guesses and a token.
     assert found.forward_passes == 4 and found.guesses == (9, 9)
+    assert decode_speculatively(model, PROMPT, new_tokens=0, end_of_text_id=0).tokens == []
     ended = decode_speculatively(model, PROMPT, new_tokens=13, end_of_text_id=7)
     assert ended.tokens == [7] and ended.guesses == (0, 0)

@@ -5,7 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from wrinklefree.errors import UserError
 from wrinklefree.models.layers import decoder_layers
@@ -89,6 +95,9 @@ def test_other_architectures_are_refused() -> None:
     config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=8)
     with pytest.raises(UserError, match="GPT2LMHeadModel"):
         insert_bitlinear(GPT2LMHeadModel(config))
+    gemma = AutoConfig.for_model("gemma3_text", hidden_size=8, num_hidden_layers=1, vocab_size=11)
+    with pytest.raises(UserError, match="Gemma3ForCausalLM: no hidden_act in config.json"):
+        insert_bitlinear(AutoModelForCausalLM.from_config(gemma))
 
 
 @FAMILIES

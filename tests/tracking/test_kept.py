@@ -14,7 +14,9 @@ from wrinklefree.tracking.kept import (
     keep,
     kept_artifacts,
     restore,
+    restore_alone,
 )
+from wrinklefree.tracking.locks import LOCKS, exclusive_lock
 
 STAGE2 = Path("models/stage2")
 
@@ -103,6 +105,18 @@ def test_where_there_is_no_copy_those_that_exist_are_named():
         restore(Path("models/base"))
     with pytest.raises(UserError, match="no copy is kept of it"):
         restore(Path("../models/stage2"))
+
+
+@pytest.mark.parametrize("label", ["stage2", "stage2.other"])
+def test_nothing_is_put_back_while_its_stage_runs(label: str):
+    folder = Path("models/other")
+    write("first", folder)
+    keep(folder)
+    shutil.rmtree(folder)
+    refused = pytest.raises(UserError, match=f"models/other: {label} is running in another process")
+    with exclusive_lock(LOCKS / f"{label}.lock"), refused:
+        restore_alone(folder)
+    assert restore_alone(folder) == "stage2"
 
 
 def test_outside_of_the_project_nothing_is_kept(tmp_path_factory: pytest.TempPathFactory):

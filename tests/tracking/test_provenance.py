@@ -77,6 +77,28 @@ def test_the_lineage_is_the_whole_chain_with_digests():
     assert "(above)" in lines[-1] and "code cccccccccccc" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("stage", "settings", "said"),
+    [
+        (
+            "teachers",
+            {"teachers": {"large": {"source": {"kind": "hub", "repository": "a/b"}}, "own": {}}},
+            ["from hub a/b"],
+        ),
+        ("clean", {"cleaning": {"references": {"test": SOURCE}}}, ["from package sympy 1.14.0"]),
+        ("clean", {"cleaning": {"engine": {"kind": "local"}}}, []),
+        ("tokenizer", {"tokenizer": {"kind": "base"}, "base": {"source": SOURCE}}, ["from pack"]),
+        ("tokenizer", {"tokenizer": {"kind": "bpe"}, "base": {"source": SOURCE}}, []),
+        ("finetune", {"finetune": {"train": {"path": "a.jsonl"}}}, ["from a.jsonl"]),
+    ],
+)
+def test_the_lineage_has_whatever_a_stage_brought(stage: str, settings: dict, said: list[str]):
+    make(STAGE2, stage, **settings)
+    lines = [line.strip() for line in lineage(STAGE2).splitlines()[1:]]
+    assert len(lines) == len(said)
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
 def test_the_lineage_says_what_is_no_longer_what_was_read():
     make_all()
     read = open_artifact(MIXTURE).manifest.digest[:12]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifac
 from wrinklefree.tracking.kept import restore
 from wrinklefree.tracking.progress import Progress, progress
 from wrinklefree.tracking.stage import Stage, stage_main
+from wrinklefree.tracking.trainings import checkpoints_in
 
 PROJECT = Path(__file__).parents[2]
 LOG = Path("logs/export.log")
@@ -150,6 +152,43 @@ def test_the_last_stage_of_dvc_says_what_the_run_came_to(
         monkeypatch.setenv("DVC_STAGE", "export")
     assert run_stage(lambda stage: {}, last=last) == 0
     assert ("Held-out loss in nats per token" in capfd.readouterr().out) == (dvc and last)
+
+
+def test_a_training_that_ended_is_gone_on_from_where_what_follows_it_fails(
+    run_stage: RunStage, monkeypatch: pytest.MonkeyPatch
+):
+    found = []
+
+    def stage(stage: Stage) -> dict[str, Any]:
+        found.append([step for step, _ in checkpoints_in(stage.work)])
+        (stage.work / "step-00000010").mkdir(exist_ok=True)
+        return {}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(frame, "write_provenance", full)
+        assert run_stage(stage) == 2
+    assert [run_stage(stage), run_stage(stage)] == [0, 0]
+    assert found == [[], [10], []]
+
+
+def test_settings_without_an_effect_are_no_part_of_what_an_artifact_is(run_stage: RunStage):
+    digests, seen = [], []
+
+    def stage(stage: Stage) -> dict[str, Any]:
+        seen.append(stage.settings["tokenize"].get("processes"))
+        return {}
+
+    for processes, megabytes in ((1, 64), (2, 64), (2, 32)):
+        tokenize = {"processes": processes, "shard_megabytes": megabytes}
+        settings = json.dumps({"sources": {"web": {}}, "tokenize": tokenize})
+        options = {"name": "tokenize", "instance": "source"}
+        assert run_stage(stage, settings, "--source", "web", **options) == 0
+        digests.append(read_manifest(Path("out")).digest)
+    assert seen == [1, 2, 2]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_wrong_settings_are_in_the_log(run_stage: RunStage):

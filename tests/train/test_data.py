@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -310,34 +312,50 @@ def section_of(stage: str, training: dict[str, Any]) -> dict[str, Any]:
     return {"distill": {"ar": training}} if stage == "distill" else {stage: training}
 
 
+def trained(
+    name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path, **data: Any
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Facts and history of a training stage under settings ``data``."""
+    function, _, more = STAGES[name]
+    tokenizer = stage.inputs["mixture"].parent / "tokenizer"
+    save_model(tmp_path / "teacher", small_model(quantized=False), ModelFormat(), tokenizer)
+    save_model(tmp_path / "model", small_model(), ternary(), tokenizer)
+    training = {**make_settings({"data": data}).model_dump(), **more}
+    folders = {key: tmp_path / key for key in ("teacher", "model")}
+    own = replace(
+        stage,
+        instance="ar",
+        settings={"seed": 1, **section_of(name, training)},
+        inputs={**stage.inputs, **folders, "tokenizer": tokenizer},
+        folder=Path(tempfile.mkdtemp(dir=tmp_path)),
+        work=Path(tempfile.mkdtemp(dir=tmp_path)),
+    )
+    return function(own), read_history(own.folder)
+
+
 @pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")
 @pytest.mark.parametrize("name", STAGES)
 def test_every_training_stage_follows_its_order_and_records_it(
     name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    function, order, more = STAGES[name]
-    tokenizer = stage.inputs["mixture"].parent / "tokenizer"
-    teacher = small_model(quantized=False)
-    save_model(tmp_path / "teacher", teacher, ModelFormat(), tokenizer)
-    save_model(tmp_path / "model", small_model(), ternary(), tokenizer)
-    histories, facts = [], []
-    for number, chosen in enumerate(("shuffled", order)):
-        data = {"order": chosen, "phases": [{"from_step": 4, "weights": LATER}]}
-        training = {**make_settings({"data": data}).model_dump(), **more}
-        folders = {key: tmp_path / key for key in ("teacher", "model")}
-        own = replace(
-            stage,
-            instance="ar",
-            settings={"seed": 1, **section_of(name, training)},
-            inputs={**stage.inputs, **folders, "tokenizer": tokenizer},
-            folder=tmp_path / str(number),
-            work=tmp_path / f"{number}.work",
-        )
-        own.folder.mkdir()
-        facts.append(function(own))
-        histories.append(read_history(own.folder))
-    assert [found["order"] for found in facts] == ["shuffled", order]
+    orders, phases = ("shuffled", STAGES[name][1]), [{"from_step": 4, "weights": LATER}]
+    run = partial(trained, name, stage, make_settings, tmp_path, phases=phases)
+    facts, histories = zip(*(run(order=order) for order in orders), strict=True)
+    assert [found["order"] for found in facts] == list(orders)
     assert [len(found["weight_changes"]) for found in facts] == [2, 2]
     assert facts[0]["epochs"] == facts[1]["epochs"]
     assert histories[0][0]["train/loss"] != histories[1][0]["train/loss"]
     assert histories[1][4]["train/weight/first"] == 1.0
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_moves_weights_records_how_often_each_domain_was_read(
+    name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    influence = {"enabled": True, "interval": 2, "step_size": 300.0, "floor": 0.0}
+    facts, history = trained(name, stage, make_settings, tmp_path, influence=influence)
+    tokens = TrainingData(stage.inputs["mixture"], seed=0).train_tokens
+    read = {domain: often * tokens(domain) for domain, often in facts["epochs"].items()}
+    for domain, count in read.items():
+        meant = sum(entry[f"train/weight/{domain}"] for entry in history) / len(history)
+        assert count / sum(read.values()) == pytest.approx(meant, abs=0.05), domain

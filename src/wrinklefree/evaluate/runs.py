@@ -107,10 +107,14 @@ def _by_name(runs: list[dict[str, float]]) -> list[tuple[str, list[float]]]:
 
 
 def _apart(runs: list[Path]) -> str:
-    """The settings in which the runs are apart."""
+    """The settings in which the runs are apart, or those of them that have a control in its own."""
     settings = [_settings(run) for run in runs]
     names = dict.fromkeys(name for run in settings for name in run)
-    apart = [name for name in names if len({repr(run.get(name)) for run in settings}) > 1]
+    apart = [
+        name
+        for name in names
+        if len({repr(run.get(name)) for run in settings if _counts(name, run)}) > 1
+    ]
     others = [name for name in apart if not name.endswith((".seed", " seed", ".seeds"))]
     if not apart:
         return "All settings of the runs are alike, seeds too."
@@ -118,6 +122,10 @@ def _apart(runs: list[Path]) -> str:
         return "The runs have other seeds and are alike in all other settings."
     more = [f"and {len(others) - _NAMED} more"] if len(others) > _NAMED else []
     return "\n  ".join(["The runs are apart in", *others[:_NAMED], *more])
+
+
+def _counts(name: str, settings: dict[str, Any]) -> bool:
+    return name in settings or not name.startswith(CONTROL)
 
 
 def _settings(run: Path) -> dict[str, Any]:

@@ -76,11 +76,9 @@ def supported_layers(model: PreTrainedModel) -> list[nn.Module]:
     UserError : the architecture is none that surgery knows.
     """
     layers = decoder_layers(model)
-    if not hasattr(model.config, "rms_norm_eps"):
-        raise UserError(
-            f"{type(model).__name__}: its norms are no RMSNorm (config.json has no rms_norm_eps);"
-            f" {_SUPPORTED}"
-        )
+    for key in ("rms_norm_eps", "hidden_act"):
+        if not hasattr(model.config, key):
+            raise UserError(f"{type(model).__name__}: no {key} in config.json; {_SUPPORTED}")
     for layer in layers:
         names = dict(layer.named_modules())
         expected = [f"self_attn.{name}" for name in ATTENTION_PROJECTIONS]
