@@ -16,8 +16,6 @@ from wrinklefree.kernels.packed_matmul import reference as packed_matmul
 from wrinklefree.kernels.packed_matmul import triton as packed_matmul_triton
 from wrinklefree.kernels.quantize_activation import reference as quantize_activation
 from wrinklefree.kernels.quantize_activation import triton as quantize_activation_triton
-from wrinklefree.kernels.quantize_weight import reference as quantize_weight
-from wrinklefree.kernels.quantize_weight import triton as quantize_weight_triton
 from wrinklefree.kernels.quantize_weights import reference as quantize_weights
 from wrinklefree.kernels.quantize_weights import triton as quantize_weights_triton
 from wrinklefree.kernels.subln_quantize import reference as subln
@@ -57,13 +55,6 @@ def activations() -> Iterator[tuple[str, Tensor]]:
     with_nan = torch.randn(3, 63)
     with_nan[1, 7] = torch.nan
     yield "nan", with_nan
-
-
-def quantize_weight_cases() -> Cases:
-    for name, weight in weights():
-        weight = weight.to(DEVICE)
-        mine, truth = (m.quantize_weight(weight) for m in (quantize_weight_triton, quantize_weight))
-        yield name, same_codes(mine, truth)
 
 
 def quantize_activation_cases() -> Cases:
@@ -245,7 +236,6 @@ def as_near(actual: Tensor, reference: Tensor, exact: Tensor, rounding: float) -
 
 
 CASES: dict[str, Callable[[], Cases]] = {
-    "quantize_weight": quantize_weight_cases,
     "quantize_activation": quantize_activation_cases,
     "quantize_weights": quantize_weights_cases,
     "subln_quantize": subln_quantize_cases,

@@ -20,7 +20,6 @@ if find_spec("triton") is None:
 from wrinklefree.kernels.compiled import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
 from wrinklefree.kernels.packed_matmul.triton import packed_matmul
 from wrinklefree.kernels.quantize_activation.triton import quantize_activation
-from wrinklefree.kernels.quantize_weight.triton import quantize_weight
 from wrinklefree.kernels.quantize_weights.triton import quantize_weights
 from wrinklefree.kernels.subln_quantize.triton import subln_gradients, subln_quantize
 from wrinklefree.kernels.ternary_matmul.triton import ternary_matmul
@@ -83,9 +82,6 @@ CALLS: dict[str, Callable[[int, int, torch.dtype], object]] = {
     ],
     "quantize_weights": lambda hidden, inner, dtype: quantize_weights(
         [empty(inner, hidden, dtype=dtype), empty(hidden, inner, dtype=dtype)], "least_squares"
-    ),
-    "quantize_weight": lambda hidden, inner, dtype: quantize_weight(
-        empty(inner, hidden, dtype=dtype)
     ),
 }
 

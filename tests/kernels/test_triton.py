@@ -11,7 +11,6 @@ import torch
 
 SCRIPT = Path(__file__).with_name("compare_with_triton.py")
 OPERATIONS = (
-    "quantize_weight",
     "quantize_activation",
     "quantize_weights",
     "subln_quantize",

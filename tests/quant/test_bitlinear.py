@@ -121,6 +121,7 @@ def test_a_compiled_layer_computes_the_same_in_one_program_for_all_strengths(
 @pytest.mark.parametrize("scale", ["absmean", "least_squares", "learned"])
 @pytest.mark.parametrize("granularity", ["tensor", "group"])
 def test_a_compiled_layer_below_full_strength_is_one_graph(scale: str, granularity: str) -> None:
+    torch._dynamo.reset()  # programs of other tests count towards its limit
     settings = {"scale": scale, "granularity": granularity}
     layer = BitLinear(384, 300, quantizer=QuantizerSettings.model_validate(settings))
     counter = CompileCounterWithBackend("aot_eager")

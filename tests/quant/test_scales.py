@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from wrinklefree.kernels.quantize_weight import quantize_weight as kernel_codes
 from wrinklefree.quant.scales import count_vectors, fitted_scale
 from wrinklefree.quant.settings import QuantizerSettings, Scale
 from wrinklefree.quant.ternary import quantize_weight, ternary_codes
@@ -92,19 +89,6 @@ def test_values_are_the_codes_times_their_scales_to_the_bit(
     codes, found = ternary_codes(weight, scale, vectors)
     assert torch.equal(quantize_weight(weight, scale, vectors), (codes * found).to(dtype))
     assert torch.equal(weight, before)
-
-
-@given(seed=st.integers(0, 2**31), columns=st.integers(1, 300))
-@settings(max_examples=50, deadline=None)
-def test_absmean_of_one_row_is_the_kernel_s(seed: int, columns: int) -> None:
-    weight = torch.randn(1, columns, generator=torch.Generator().manual_seed(seed))
-    weight[0, ::3] *= 0.5
-    codes, scale = kernel_codes(weight)
-    scale_11 = fitted_scale(weight, "absmean")
-    assert torch.equal(scale_11.reshape(()), scale)
-    codes_of_rows, scales = ternary_codes(weight.repeat(2, 1), "absmean", 2)
-    assert torch.equal(codes_of_rows, codes.repeat(2, 1))
-    assert torch.equal(scales, scale.expand(2, 1))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

@@ -2,7 +2,7 @@
 
 Weights of the linear layers are written from the ternary codes of the latent weights, four in a
 byte. Quantizing the quantized floats again would get the scale wrong: see the README of
-``kernels/quantize_weight``.
+``kernels/quantize_weights``.
 
 Shapes: B rows, T tokens of a row, V vocabulary.
 """

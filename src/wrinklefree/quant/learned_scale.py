@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wrinklefree.kernels.quantize_weight.reference import MINIMUM_SCALE
-from wrinklefree.kernels.quantize_weights.reference import nearest_codes
+from wrinklefree.kernels.quantize_weights.reference import MINIMUM_SCALE, nearest_codes
 
 CLIP = 0.99
 """Weights beyond this times alpha have no gradient at full strength."""

@@ -1,4 +1,4 @@
-"""Which weights share a scale, and how large it is. See README.md of kernels/quantize_weight.
+"""Which weights share a scale, and how large it is. See README.md of kernels/quantize_weights.
 
 Shapes: O output features, N input features; V vectors of L weights that share a scale (V L = O N).
 """

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from wrinklefree.kernels.quantize_activation import quantize_activation as activation_codes
 from wrinklefree.kernels.quantize_activation.reference import activation_scale
-from wrinklefree.kernels.quantize_weight import quantize_weight as absmean_codes
 from wrinklefree.kernels.quantize_weights.reference import nearest_codes
 from wrinklefree.quant.learned_scale import learned_scale
 from wrinklefree.quant.scales import fitted_scale
@@ -35,8 +34,6 @@ def ternary_codes(
     codes_ON : int8.
     scale : float32 (float64 for a float64 weight), a scalar, [O, 1] or [O, N]: what fits the codes.
     """
-    if scale == "absmean" and vectors == 1:
-        return absmean_codes(weight_ON)
     weight_VL = weight_ON.reshape(vectors, -1)
     scale_V1 = fitted_scale(weight_VL, scale) if alpha_V is None else learned_scale(alpha_V)
     codes_VL = nearest_codes(weight_VL, scale_V1)
@@ -54,9 +51,6 @@ def quantize_weight(weight_ON: Tensor, scale: Scale = "absmean", vectors: int = 
 
     Not idempotent: the absmean of the result is ``s`` times the share of non-zero codes.
     """
-    if scale == "absmean" and vectors == 1:
-        codes_ON, one_scale = absmean_codes(weight_ON)
-        return codes_ON.to(one_scale.dtype).mul_(one_scale).to(weight_ON.dtype)
     weight_VL = weight_ON.reshape(vectors, -1)
     scale_V1 = fitted_scale(weight_VL, scale)
     quantized_VL = nearest_codes(weight_VL, scale_V1).mul_(scale_V1)

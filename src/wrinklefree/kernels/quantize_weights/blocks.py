@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from wrinklefree.kernels.in_cache import AT_ONCE, is_on_processor, outgrows_cache
-from wrinklefree.kernels.quantize_weight.reference import MINIMUM_SCALE
 from wrinklefree.kernels.quantize_weights import reference
 
 
@@ -72,7 +71,7 @@ def _least_squares_of_one(weight_L: Tensor) -> Tensor:
 
 def _rounded(scale: float, number: type[np.floating]) -> np.floating:
     """What ``reference.rounded_scale`` makes of it."""
-    return max(number(scale), number(MINIMUM_SCALE))  # NaN stays, being the first
+    return max(number(scale), number(reference.MINIMUM_SCALE))  # NaN stays, being the first
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:

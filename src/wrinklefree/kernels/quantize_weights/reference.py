@@ -11,11 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wrinklefree.kernels.quantize_weight.reference import MINIMUM_SCALE
-
 FittedScale = Literal["absmean", "least_squares"]
 
 ITERATIONS = 10
+MINIMUM_SCALE = 1e-5
 
 
 def quantize_weights(weights: Sequence[Tensor], scale: FittedScale) -> list[tuple[Tensor, Tensor]]:

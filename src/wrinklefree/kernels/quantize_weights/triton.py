@@ -16,8 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from wrinklefree.kernels.launch import launch
-from wrinklefree.kernels.quantize_weight.reference import MINIMUM_SCALE
-from wrinklefree.kernels.quantize_weights.reference import ITERATIONS, FittedScale
+from wrinklefree.kernels.quantize_weights.reference import (
+    ITERATIONS,
+    MINIMUM_SCALE,
+    FittedScale,
+)
 
 SPAN, BLOCK = 16384, 1024
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
