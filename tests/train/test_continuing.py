@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from wrinklefree.tracking import stage as frame
 from wrinklefree.tracking.artifact import read_manifest
 from wrinklefree.tracking.stage import Stage, stage_main
 from wrinklefree.tracking.trainings import checkpoints_in, trainings
+from wrinklefree.train.averaging import Averaging
 from wrinklefree.train.history import read_history
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
@@ -119,7 +121,7 @@ def train(stage: Stage, mixture: Path, hidden: int = 32) -> Trainer:
     )  # fmt: skip
     insert_bitlinear(model)
     data = TrainingData(mixture, seed=7)
-    return stage_trainer(stage, model, data, settings)
+    return stage_trainer(replace(stage, inputs={"mixture": mixture}), model, data, settings)
 
 
 def finish(stage: Stage, trainer: Trainer) -> dict[str, Any]:
@@ -265,6 +267,34 @@ def test_the_state_of_the_optimizer_goes_on_and_its_settings_are_the_new_ones(
     assert seen["clipper"] == parts["clipper"]
     assert {group["weight_decay"] for group in seen["optimizer"]["param_groups"]} >= {0.05}
     assert 0.1 not in {group["weight_decay"] for group in seen["optimizer"]["param_groups"]}
+
+
+@pytest.mark.parametrize(("before", "averaged"), [("last", 3), ("ema", 3), ("longer", 8)], ids=str)
+def test_an_average_is_of_the_models_that_the_settings_of_now_name(
+    run: Run, monkeypatch: pytest.MonkeyPatch, before: str, averaged: int
+):
+    """Of the last three, whatever was averaged before; a running mean goes on."""
+    taken: list[dict[str, torch.Tensor]] = []
+    step = Averaging.after_step
+
+    def noted(average: Averaging, training: Any, entry: dict[str, float]) -> None:
+        taken.append({n: p.detach().clone() for n, p in training.model.named_parameters()})
+        step(average, training, entry)
+
+    monkeypatch.setattr(Averaging, "after_step", noted)
+    last = {"name": "last", "last": {"checkpoints": 3, "interval": 1}}
+    ema = {"name": "ema", "ema": {"decay": 0.7}}
+    assert run(averaging=last if before == "last" else ema) == 0
+    assert ask(monkeypatch, "stage2") == 0
+    assert run(steps=8, averaging=ema if before == "longer" else last) == 0
+    assert read_manifest(OUTPUT).facts["averaging"]["averaged"] == averaged
+    for name, mean in load_file(OUTPUT / "model.safetensors").items():
+        expected = torch.stack([model[name] for model in taken[-3:]]).mean(0)
+        if before == "longer":
+            expected = taken[0][name]
+            for model in taken[1:]:
+                expected = expected.lerp(model[name], 1 - 0.7)
+        torch.testing.assert_close(mean, expected)
 
 
 def test_the_wish_is_fulfilled_once_and_a_killed_run_that_was_continued_goes_on(

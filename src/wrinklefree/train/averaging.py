@@ -38,14 +38,18 @@ class Averaging(Hook):
         self._held_out = HeldOutLoss(held_out)
         self._mean = {name: p.detach().clone() for name, p in model.named_parameters()}
         self._count = 0
+        last, whole = settings.last.model_dump(), {"steps": steps}
+        self._of: dict[str, int] = last | whole if settings.name == "last" else {}
         self._facts: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean by parameter, and of how many it is."""
-        return {"count": self._count, "mean": dict(self._mean)}
+        """The mean by parameter, of how many it is, and what says which those are."""
+        return {"count": self._count, "mean": dict(self._mean), "of": dict(self._of)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Put back what ``state_dict`` gave, but for a mean of other models than are wanted now."""
+        if state_dict["of"] != self._of:
+            return
         self._count = state_dict["count"]
         for name, mean in self._mean.items():
             mean.copy_(state_dict["mean"][name])
