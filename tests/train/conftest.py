@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from wrinklefree.tokens.settings import BpeTokenizerSettings, TokenizeSettings
 from wrinklefree.tokens.tokenize import tokenize_source
 from wrinklefree.tokens.train_bpe import train_tokenizer
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train.hooks import Hook, Training
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.objective import Objective
@@ -136,6 +138,27 @@ def make_trainer(
         return stage_trainer(stage, model, data, make_settings(changes), objective)
 
     return make
+
+
+@pytest.fixture
+def stop_within() -> Callable[[Trainer, int], None]:
+    """Runs a training until Ctrl-C comes within a step, from 0, behind all that comes before it."""
+
+    class Interrupts(Hook):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def before_step(self, training: Training, step: int) -> dict[str, float]:
+            if step == self.step:
+                signal.raise_signal(signal.SIGINT)
+            return {}
+
+    def stop(trainer: Trainer, step: int) -> None:
+        trainer.hooks.append(Interrupts(step))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+
+    return stop
 
 
 @pytest.fixture

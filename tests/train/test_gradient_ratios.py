@@ -129,3 +129,15 @@ def test_a_resumed_training_has_the_same_weights(make_trainer: Callable[..., Tra
     resumed = make_trainer("killed", objective({}, **target))
     assert resumed.run() == facts
     assert resumed.state.history == whole.state.history
+
+
+def test_a_step_that_is_cut_off_is_measured_once(
+    make_trainer: Callable[..., Trainer], stop_within: Callable[[Trainer, int], None]
+) -> None:
+    target = {"logits": 0.3, "steps": 3}
+    whole = make_trainer("whole", objective({}, **target))
+    facts = whole.run()
+    stop_within(make_trainer("cut", objective({}, **target), checkpoint_interval=100), 1)
+    resumed = make_trainer("cut", objective({}, **target))
+    assert resumed.run() == facts
+    assert resumed.state.history == whole.state.history

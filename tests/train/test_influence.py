@@ -127,6 +127,17 @@ def test_switched_off_nothing_moves(make_trainer: Callable[..., Trainer]):
     assert "influence" not in facts
 
 
+def test_a_step_that_is_cut_off_has_the_scores_of_its_update(
+    make_trainer: Callable[..., Trainer], stop_within: Callable[[Trainer, int], None]
+):
+    whole = make_trainer("whole", steps=12)
+    expected = whole.run()
+    stop_within(make_trainer("cut", steps=12), 10)
+    resumed = make_trainer("cut", steps=12)
+    assert resumed.run() == expected
+    assert resumed.state.history == whole.state.history
+
+
 @pytest.mark.parametrize("stop_in", [10, 12, 36], ids="in step {}".format)
 def test_a_resumed_run_repeats_the_updates_and_ends_with_the_same_bytes(
     make_trainer: Callable[..., Trainer], stop_in: int

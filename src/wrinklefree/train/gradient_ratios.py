@@ -25,15 +25,15 @@ class GradientRatios(Hook):
 
     def __init__(self, settings: GradientRatioSettings) -> None:
         self._settings = settings
-        self._measured: dict[str, list[float]] = {name: [] for name in settings.targets}
+        self._measured: dict[str, dict[str, float]] = {name: {} for name in settings.targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """Ratios at weight 1 of terms with a target, one for each of the first steps."""
-        return {"measured": {name: list(ratios) for name, ratios in self._measured.items()}}
+        """Ratios at weight 1 of terms with a target, by the number of the step."""
+        return {"measured": {name: dict(ratios) for name, ratios in self._measured.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
-        self._measured = {name: list(found) for name, found in state_dict["measured"].items()}
+        self._measured = {name: dict(found) for name, found in state_dict["measured"].items()}
 
     def on_restored(self, training: Training) -> None:
         """Give the terms the weights that were measured."""
@@ -48,7 +48,7 @@ class GradientRatios(Hook):
         ratios = self._ratios(training, step)
         if decides:
             for name, found in self._measured.items():
-                found.append(ratios[name])
+                found[str(step)] = ratios[name]  # once more, where a signal cut the step off
             self._weigh(training)
         weights = training.train_step.objective.weights
         return {f"distill/{name}_ratio": weights[name] * ratio for name, ratio in ratios.items()}
@@ -60,7 +60,7 @@ class GradientRatios(Hook):
     def _weights(self) -> dict[str, float]:
         targets = self._settings.targets
         return {
-            name: targets[name] / statistics.fmean(found)
+            name: targets[name] / statistics.fmean(found.values())
             for name, found in self._measured.items()
             if found
         }

@@ -74,8 +74,9 @@ class InfluenceMixture(Hook):
     def before_step(self, training: Training, step: int) -> dict[str, float]:
         """Update the weights where it is time; what was recorded of this step already stays."""
         settings = self._settings
-        known = bool(self._events) and self._events[-1]["step"] == step
-        if step == 0 or step % settings.interval or known:
+        if self._events and self._events[-1]["step"] == step:
+            return _told(self._events[-1]["scores"])
+        if step == 0 or step % settings.interval:
             return {}
         started = time.monotonic()
         data, sample = _of_mixture(training), step * samples_per_step(training.settings)
@@ -100,7 +101,7 @@ class InfluenceMixture(Hook):
         self._seconds += time.monotonic() - started
         told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in weights.items())
         training.journal.say(f"{training.journal.label}: step {step}: weights are {told}")
-        return {f"influence/score/{name}": score for name, score in scores.items()}
+        return _told(scores)
 
     def after_step(self, training: Training, entry: dict[str, float]) -> None:
         """Report what the updates cost."""
@@ -142,6 +143,10 @@ class InfluenceMixture(Hook):
         if not any(batches for _, batches in parts):
             raise UserError("the probe of data.influence has no held-out rows; change its target")
         return _gradient(training, parts)
+
+
+def _told(scores: dict[str, float]) -> dict[str, float]:
+    return {f"influence/score/{name}": score for name, score in scores.items()}
 
 
 def _gradient(training: Training, parts: list[tuple[float, list[Batch]]]) -> list[Tensor]:
