@@ -25,6 +25,7 @@ from wrinklefree.tokens.settings import BpeTokenizerSettings, TokenizeSettings
 from wrinklefree.tokens.tokenize import tokenize_source
 from wrinklefree.tokens.train_bpe import train_tokenizer
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.tracking.trainings import checkpoints_in
 from wrinklefree.train.hooks import Hook, Training
 from wrinklefree.train.in_stage import stage_trainer
 from wrinklefree.train.loop import Trainer
@@ -159,6 +160,21 @@ def stop_within() -> Callable[[Trainer, int], None]:
             trainer.run()
 
     return stop
+
+
+@pytest.fixture
+def go_on_from() -> Callable[[Trainer, Trainer], None]:
+    """Has a training take over the last checkpoint of another one, as ``wrinklefree continue``."""
+
+    class Adopts(Hook):
+        def __init__(self, other: Trainer) -> None:
+            assert other.folder
+            self.step, self.checkpoint = checkpoints_in(other.folder)[-1]
+
+        def on_start(self, training: Training) -> None:
+            training.state.adopt(self.checkpoint, self.step)
+
+    return lambda trainer, other: trainer.hooks.insert(0, Adopts(other))
 
 
 @pytest.fixture

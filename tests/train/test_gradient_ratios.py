@@ -141,3 +141,20 @@ def test_a_step_that_is_cut_off_is_measured_once(
     resumed = make_trainer("cut", objective({}, **target))
     assert resumed.run() == facts
     assert resumed.state.history == whole.state.history
+
+
+def test_a_training_that_continues_measures_for_new_targets_alone_and_forgets_old_ones(
+    make_trainer: Callable[..., Trainer], go_on_from: Callable[[Trainer, Trainer], None]
+) -> None:
+    old = make_trainer("old", objective({}, logits=0.3, relations=0.3, steps=2))
+    before = old.run()["weights_by_gradient_ratio"]
+    new = make_trainer("new", objective({}, logits=0.6, hidden=0.3, steps=2), steps=8)
+    go_on_from(new, old)
+    weights = new.run()["weights_by_gradient_ratio"]
+    assert weights == {"logits": pytest.approx(2 * before["logits"]), "hidden": weights["hidden"]}
+    measured = [
+        entry["distill/hidden_ratio"] * entry["distill/hidden"] / entry["distill/hidden_weighted"]
+        for entry in new.state.history[5:7]
+    ]
+    assert weights["hidden"] == pytest.approx(2 * 0.3 / sum(measured), rel=1e-4)
+    assert "distill/hidden_ratio" not in new.state.history[7]

@@ -35,7 +35,10 @@ def planted(
     write_tokens: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Two domains that count through 20 tokens, and one of the same tokens in no order."""
+    """Two domains that count through 20 tokens, and one of the same tokens in no order.
+
+    Beside it is ``fewer``, without the latter.
+    """
     root = tmp_path_factory.mktemp("planted")
     generator = np.random.default_rng(0)
     (root / "tokenizer").mkdir()
@@ -51,13 +54,14 @@ def planted(
         tokens[name] = root / name
         tokens[name].mkdir()
         write_tokens(tokens[name], name, documents, 300)
-    folder = root / "mixture"
-    folder.mkdir()
-    settings = MixtureSettings(
-        sequence_length=32, shuffle_buffer_size=50, weights=PRIOR, max_repetition=10
-    )
-    build_mixture(settings, tokens, root / "tokenizer", folder)
-    return folder
+    for folder, weights in (("mixture", PRIOR), ("fewer", {"wanted": 0.5, "helpful": 0.5})):
+        (root / folder).mkdir()
+        settings = MixtureSettings(
+            sequence_length=32, shuffle_buffer_size=50, weights=weights, max_repetition=10
+        )
+        read = {name: tokens[name] for name in weights}
+        build_mixture(settings, read, root / "tokenizer", root / folder)
+    return root / "mixture"
 
 
 def settings(**changes: Any) -> TrainingSettings:
@@ -79,7 +83,7 @@ def influence(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def make_trainer(make_stage: Callable[..., Stage], planted: Path) -> Callable[..., Trainer]:
-    def make(name: str = "one", **changes: Any) -> Trainer:
+    def make(name: str = "one", mixture: Path = planted, **changes: Any) -> Trainer:
         torch.manual_seed(1)
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -87,8 +91,8 @@ def make_trainer(make_stage: Callable[..., Stage], planted: Path) -> Callable[..
                 num_attention_heads=2, num_key_value_heads=1,
             )
         )  # fmt: skip
-        stage = replace(make_stage(name), inputs={"mixture": planted})
-        data = TrainingData(planted, seed=3)
+        stage = replace(make_stage(name), inputs={"mixture": mixture})
+        data = TrainingData(mixture, seed=3)
         return stage_trainer(stage, model, data, settings(**changes))
 
     return make
@@ -136,6 +140,19 @@ def test_a_step_that_is_cut_off_has_the_scores_of_its_update(
     resumed = make_trainer("cut", steps=12)
     assert resumed.run() == expected
     assert resumed.state.history == whole.state.history
+
+
+def test_a_training_that_continues_on_more_domains_updates_all_of_them(
+    make_trainer: Callable[..., Trainer],
+    go_on_from: Callable[[Trainer, Trainer], None],
+    planted: Path,
+):
+    old = make_trainer("old", planted.parent / "fewer", steps=15)
+    assert len(old.run()["influence"]) == 1
+    new = make_trainer("new", steps=25)
+    go_on_from(new, old)
+    (update,) = new.run()["influence"]
+    assert update["step"] == 20 and update["weights"].keys() == PRIOR.keys()
 
 
 @pytest.mark.parametrize("stop_in", [10, 12, 36], ids="in step {}".format)

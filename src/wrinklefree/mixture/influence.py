@@ -15,10 +15,10 @@ def smoothed_scores(
 ) -> dict[str, float]:
     """Running mean of the scores by domain: ``smoothing`` is the weight of the past.
 
-    The first scores are taken as they are.
+    The first score of a domain is taken as it is.
     """
     return {
-        name: smoothing * before[name] + (1 - smoothing) * score if before else score
+        name: smoothing * before[name] + (1 - smoothing) * score if name in before else score
         for name, score in scores.items()
     }
 

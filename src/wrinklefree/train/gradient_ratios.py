@@ -17,8 +17,8 @@ class GradientRatios(Hook):
 
     The ratio of a term is the norm of its weighted gradient over that of the cross-entropy with
     weight 1, of all parameters and the first micro-batch of a step. A target's weight follows from
-    the mean over the steps so far, and stays after the first ``steps``. The measurements are its
-    state, so that a resumed run has the same weights.
+    the mean over its first ``steps`` measurements, and stays then. They are its state, so that a
+    resumed run has the same weights.
     """
 
     name = "gradient_ratios"
@@ -32,8 +32,9 @@ class GradientRatios(Hook):
         return {"measured": {name: dict(ratios) for name, ratios in self._measured.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` gave."""
-        self._measured = {name: dict(found) for name, found in state_dict["measured"].items()}
+        """Put back what ``state_dict`` gave of terms that have a target now."""
+        found = state_dict["measured"]
+        self._measured = {name: dict(found.get(name, {})) for name in self._settings.targets}
 
     def on_restored(self, training: Training) -> None:
         """Give the terms the weights that were measured."""
@@ -42,14 +43,17 @@ class GradientRatios(Hook):
     def before_step(self, training: Training, step: int) -> dict[str, float]:
         """Measure where it is time."""
         settings = self._settings
-        decides = bool(self._measured) and step < settings.steps
-        if not decides and not (settings.interval and step % settings.interval == 0):
+        deciding = [
+            (name, found)
+            for name, found in self._measured.items()
+            if len(found) < settings.steps or str(step) in found  # where a signal cut the step off
+        ]
+        if not deciding and not (settings.interval and step % settings.interval == 0):
             return {}
         ratios = self._ratios(training, step)
-        if decides:
-            for name, found in self._measured.items():
-                found[str(step)] = ratios[name]  # once more, where a signal cut the step off
-            self._weigh(training)
+        for name, found in deciding:
+            found[str(step)] = ratios[name]
+        self._weigh(training)
         weights = training.train_step.objective.weights
         return {f"distill/{name}_ratio": weights[name] * ratio for name, ratio in ratios.items()}
 

@@ -57,8 +57,9 @@ class InfluenceMixture(Hook):
         return {"events": list(self._events), "smoothed": dict(self._smoothed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what ``state_dict`` gave."""
-        self._events = list(state_dict["events"])
+        """Put back what ``state_dict`` gave, but for updates of a mixture of other domains."""
+        domains = set(self._data.domains)
+        self._events = [one for one in state_dict["events"] if one["weights"].keys() == domains]
         self._smoothed = dict(state_dict["smoothed"])
 
     def on_start(self, training: Training) -> None:
