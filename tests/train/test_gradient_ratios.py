@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -158,3 +159,21 @@ def test_a_training_that_continues_measures_for_new_targets_alone_and_forgets_ol
     ]
     assert weights["hidden"] == pytest.approx(2 * 0.3 / sum(measured), rel=1e-4)
     assert "distill/hidden_ratio" not in new.state.history[7]
+
+
+def test_a_measurement_that_is_not_finite_decides_nothing(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer(objective=objective({}, logits=0.3, steps=3), max_skipped_steps=1)
+    weight = trainer.model.get_parameter("model.layers.0.self_attn.q_proj.weight")
+    weight.register_hook(lambda g: g * (math.nan if trainer.state.step == 1 else 1.0))
+    facts = trainer.run()
+    assert facts["steps_skipped"] == 1
+    ratios = [
+        entry["distill/logits_ratio"] * entry["distill/logits"] / entry["distill/logits_weighted"]
+        for entry in trainer.state.history
+        if "distill/logits_ratio" in entry
+    ]
+    expected = 0.3 * 3 / sum(ratios)
+    assert len(ratios) == 3
+    assert facts["weights_by_gradient_ratio"] == {"logits": pytest.approx(expected, rel=1e-4)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -52,7 +53,8 @@ class GradientRatios(Hook):
             return {}
         ratios = self._ratios(training, step)
         for name, found in deciding:
-            found[str(step)] = ratios[name]
+            if name in ratios:
+                found[str(step)] = ratios[name]
         self._weigh(training)
         weights = training.train_step.objective.weights
         return {f"distill/{name}_ratio": weights[name] * ratio for name, ratio in ratios.items()}
@@ -73,7 +75,7 @@ class GradientRatios(Hook):
         training.train_step.objective.weights.update(self._weights())
 
     def _ratios(self, training: Training, step: int) -> dict[str, float]:
-        """Of every term at weight 1."""
+        """Of every term at weight 1, but for those that are not finite."""
         objective, parameters = training.train_step.objective, list(training.model.parameters())
         micro = objective.corruption.prepare(training.batch(step, 0), step)
         (denominator,) = training.runtime.sum(objective.corruption.denominator(micro))
@@ -97,4 +99,8 @@ class GradientRatios(Hook):
                     f" {step + 1} the gradient of {name if text else CROSS_ENTROPY} is 0: give the"
                     " term a weight instead"
                 )
-        return {name: norm / text for name, norm in norms.items() if text}
+        return {
+            name: norm / text
+            for name, norm in norms.items()
+            if text and math.isfinite(norm) and math.isfinite(text)
+        }
