@@ -2,19 +2,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.hooks import Hook, Training
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
+
+
+@pytest.fixture
+def make_trainer(make_trainer: Callable[..., Trainer]) -> Callable[..., Trainer]:
+    """Fully quantized from the first step on."""
+    return partial(make_trainer, lambda_warmup={"warmup_steps": 0})
 
 
 def teacher() -> PreTrainedModel:
@@ -57,7 +63,6 @@ def test_a_target_gives_its_term_the_weight_that_has_this_ratio(
     make_trainer: Callable[..., Trainer], name: str
 ) -> None:
     trainer = make_trainer(objective=objective({}, **{name: 0.3}, steps=1))
-    set_quantization_lambda(trainer.model, 0.0)  # as in the first step of the training
     expected = 0.3 * gradient(trainer, "cross_entropy") / gradient(trainer, name)
     facts = trainer.run()
     assert facts["weights_by_gradient_ratio"] == {name: pytest.approx(expected, rel=1e-4)}
@@ -177,3 +182,18 @@ def test_a_measurement_that_is_not_finite_decides_nothing(
     expected = 0.3 * 3 / sum(ratios)
     assert len(ratios) == 3
     assert facts["weights_by_gradient_ratio"] == {"logits": pytest.approx(expected, rel=1e-4)}
+
+
+@pytest.mark.parametrize(("weight", "first"), [(2.0, 2.0), (0.0, 1.0)])
+def test_a_target_s_weight_is_decided_when_quantization_has_its_full_strength(
+    make_trainer: Callable[..., Trainer], weight: float, first: float
+) -> None:
+    of_logits = objective({"logits": weight}, logits=0.3, steps=2, interval=0)
+    trainer = make_trainer(objective=of_logits, lambda_warmup={"warmup_steps": 2})
+    trainer.run()
+    history = trainer.state.history
+    weights = [entry["distill/logits_weighted"] / entry["distill/logits"] for entry in history]
+    assert weights[:2] == pytest.approx([first, first])
+    assert [i for i, entry in enumerate(history) if "distill/logits_ratio" in entry] == [2, 3]
+    raw = [history[step]["distill/logits_ratio"] / weights[step] for step in (2, 3)]
+    assert weights[4] == pytest.approx(0.3 * 2 / sum(raw), rel=1e-4)

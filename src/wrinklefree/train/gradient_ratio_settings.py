@@ -19,7 +19,9 @@ class GradientRatioSettings(Section):
     hidden: PositiveFloat | None = None
     """Target of the hidden states."""
     steps: Steps = 10
-    """First steps of the run over whose mean ratio a target's weight is decided."""
+    """First steps at the full strength of quantization over whose mean ratio a target's weight is
+    decided. While quantization grows, the term has its weight in ``weights``, or 1 where that is 0.
+    """
     interval: StepsOrZero = 100
     """Steps between measurements of all ratios, in the history; 0: only those that decide."""
 

@@ -20,12 +20,17 @@ class GradientRatios(Hook):
     weight 1, of all parameters and the first micro-batch of a step. A target's weight follows from
     the mean over its first ``steps`` measurements, and stays then. They are its state, so that a
     resumed run has the same weights.
+
+    Parameters
+    ----------
+    first_step : of those that decide, from 0.
     """
 
     name = "gradient_ratios"
 
-    def __init__(self, settings: GradientRatioSettings) -> None:
+    def __init__(self, settings: GradientRatioSettings, first_step: int) -> None:
         self._settings = settings
+        self._first_step = first_step
         self._measured: dict[str, dict[str, float]] = {name: {} for name in settings.targets}
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,7 +52,8 @@ class GradientRatios(Hook):
         deciding = [
             (name, found)
             for name, found in self._measured.items()
-            if len(found) < settings.steps or str(step) in found  # where a signal cut the step off
+            if step >= self._first_step
+            and (len(found) < settings.steps or str(step) in found)  # where a signal cut it off
         ]
         if not deciding and not (settings.interval and step % settings.interval == 0):
             return {}

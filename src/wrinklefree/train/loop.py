@@ -336,10 +336,12 @@ def _hooks_of(
 ) -> list[Hook]:
     """What the settings ask for."""
     hooks: list[Hook] = [HealthyNorms()]
+    full_strength_from = 0
     if isinstance(settings, QuantizedTrainingSettings):
         hooks.append(QuantizationWarmup(settings.lambda_warmup))
+        full_strength_from = settings.lambda_warmup.warmup_steps
     if ratios := train_step.objective.gradient_ratios:
-        hooks.append(GradientRatios(ratios))
+        hooks.append(GradientRatios(ratios, full_strength_from))
     if settings.evaluate_interval:
         if held_out is None:
             raise UserError(
