@@ -229,7 +229,8 @@ def test_a_training_goes_back_past_a_damaged_checkpoint_or_stays_and_loses_none(
 def test_telemetry_is_in_the_history_where_it_is_due_and_changes_nothing(
     make_trainer: MakeTrainer,
 ):
-    without, measured = make_trainer("without"), make_trainer("with", telemetry_interval=2)
+    without = make_trainer("without")
+    measured = make_trainer("with", telemetry_interval=2, evaluate_interval=2)
     without.run()
     measured.run()
     for one, other in zip(without.model.parameters(), measured.model.parameters(), strict=True):

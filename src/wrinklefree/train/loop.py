@@ -342,12 +342,6 @@ def _hooks_of(
         full_strength_from = settings.lambda_warmup.warmup_steps
     if ratios := train_step.objective.gradient_ratios:
         hooks.append(GradientRatios(ratios, full_strength_from))
-    if settings.evaluate_interval:
-        if held_out is None:
-            raise UserError(
-                f"evaluate_interval is {settings.evaluate_interval}, but no held-out rows are given"
-            )
-        hooks.append(HeldOutLoss(held_out))
     if settings.data.influence.enabled:
         if held_out is None or not isinstance(data, TrainingData):
             raise UserError(
@@ -356,6 +350,13 @@ def _hooks_of(
         hooks.append(InfluenceMixture(settings.data.influence, data, held_out))
     if settings.telemetry_interval:
         hooks.append(Telemetry(train_step.model))
+    if settings.evaluate_interval:
+        if held_out is None:
+            raise UserError(
+                f"evaluate_interval is {settings.evaluate_interval}, but no held-out rows are given"
+            )
+        # Behind the telemetry, which is over then: it is of the step's rows alone.
+        hooks.append(HeldOutLoss(held_out))
     if settings.averaging.name != "none":
         if held_out is None:
             raise UserError(
