@@ -349,6 +349,15 @@ def test_settings_without_an_effect_are_refused(name: str, tmp_path: Path):
         trainer(tmp_path, Stage2Settings.model_validate(changed))
 
 
+def test_targets_without_an_effect_are_refused(tmp_path: Path):
+    taught = DistillationSettings.model_validate(
+        {"weights": {"relations": 0.0}, "gradient_ratios": {"logits": 0.3}}
+    )
+    objective = distillation(NextToken(), taught, dense_model())
+    with pytest.raises(UserError, match=r"gradient_ratios\.logits has no effect inside"):
+        trainer(tmp_path, settings(), small_model(), objective)
+
+
 @pytest.mark.parametrize("arguments", [{}, {"bf16": True}])
 def test_products_are_computed_in_the_precision_of_the_settings(
     arguments: dict[str, Any], tmp_path: Path

@@ -103,8 +103,9 @@ class WrinkleFreeTrainer(Trainer):
 
     Raises
     ------
-    UserError : arguments and settings differ, one is asked for that has no effect here, there are
-        several processes or GPUs, or the model is not in float32 or made for other rows.
+    UserError : arguments and settings differ, one is asked for that has no effect here, or a target
+        of the objective's ``gradient_ratios``, there are several processes or GPUs, or the model is
+        not in float32 or made for other rows.
     """
 
     def __init__(
@@ -118,6 +119,12 @@ class WrinkleFreeTrainer(Trainer):
         **named: Any,
     ) -> None:
         _check(args, settings)
+        if objective and objective.gradient_ratios and objective.gradient_ratios.targets:
+            raise UserError(
+                f"gradient_ratios.{next(iter(objective.gradient_ratios.targets))} has no effect"
+                " inside of transformers.Trainer: give the term a weight, or train with"
+                " wrinklefree.train.loop.Trainer"
+            )
         require_float32(model)
         self.settings = settings
         self.runtime = Runtime.here(settings.precision, args.device)
