@@ -163,6 +163,33 @@ def test_another_teacher_teaches_beside_the_base_and_in_its_place(
         divergence(missing=1.0)
 
 
+@pytest.mark.parametrize("taught", [{}, {"cached_logits": 8}, {"universal": True}], ids=str)
+def test_a_teacher_that_is_made_for_shorter_rows_does_not_teach(
+    start: Callable[..., Stage],
+    models: dict[str, Path],
+    mixture: Path,
+    save_tokenizer: Callable[[Path, list[str]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    taught: dict[str, Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8,
+    )  # fmt: skip
+    tokenizer = mixture.parent / "tokenizer"
+    if "universal" in taught:
+        (tokenizer := tmp_path / "words").mkdir()
+        save_tokenizer(tokenizer, ["<|endoftext|>"])
+    save_model(tmp_path / "all" / "short", LlamaForCausalLM(config), ModelFormat(), tokenizer)
+    monkeypatch.setitem(models, "all", tmp_path / "all")
+    settings = {"teacher": "base", "distillation": {"teachers": {"short": 1.0}, **taught}}
+    kinds = {"model": "ternary", "teacher": "dense", "teachers": "all"}
+    with pytest.raises(UserError, match=r"tokens, but the teacher's max_position_embeddings is 8"):
+        start("stage2", settings, **kinds)
+
+
 def test_a_teacher_with_another_tokenizer_teaches_where_that_is_allowed(
     start: Callable[..., Stage],
     models: dict[str, Path],

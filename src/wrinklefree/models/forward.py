@@ -112,21 +112,21 @@ def require_plain_logits(model: PreTrainedModel, where: str) -> None:
         )
 
 
-def require_positions(model: PreTrainedModel, sequence_length: int) -> None:
+def require_positions(model: PreTrainedModel, sequence_length: int, whose: str = "model") -> None:
     """Raise a UserError where rows are longer than the model's positions, or its windows, reach."""
     longest = model.config.max_position_embeddings
     window = getattr(model.config, "sliding_window", None)
     kinds = getattr(model.config, "layer_types", None) or ["sliding_attention"]
     if window and window < sequence_length and "sliding_attention" in kinds:
         raise UserError(
-            f"the mixture's rows have {sequence_length} tokens, but layers of the model attend to"
+            f"the mixture's rows have {sequence_length} tokens, but layers of the {whose} attend to"
             f" the last {window} only (sliding_window), which training here does not: it lets a"
             " token see its whole document. Lower mixture.sequence_length, or take a model whose"
             " layers attend to all"
         )
     if sequence_length > longest:
         raise UserError(
-            f"the mixture's rows have {sequence_length} tokens, but the model's"
+            f"the mixture's rows have {sequence_length} tokens, but the {whose}'s"
             f" max_position_embeddings is {longest}: beyond it positions mean nothing to the model."
             " Lower mixture.sequence_length, or run the stage that makes the model again if it was"
             " made for shorter rows"

@@ -17,7 +17,7 @@ from wrinklefree.distill.settings import Direction
 from wrinklefree.distill.universal import Spelling, aligned, universal_distance
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import hidden_states, logits_of
+from wrinklefree.models.forward import hidden_states, logits_of, require_positions
 from wrinklefree.train.objectives.question import Question
 
 
@@ -67,13 +67,18 @@ class UniversalTeacher:
 
     @torch.no_grad()
     def read(self, batch: Batch, piece_BT: Tensor, looks: Mapping[str, Any]) -> UniversalLesson:
-        """Write the rows in the other tokens, and read them."""
+        """Write the rows in the other tokens, and read them.
+
+        Raises UserError for a document of a row with more of these than the teacher has positions.
+        """
         assert not looks, "the settings refuse terms that look inside"
         rows = [
             self._translated(tokens, pieces)
             for tokens, pieces in zip(batch.tokens_BT.tolist(), piece_BT.tolist(), strict=True)
         ]
         longest = max(1, *(len(row.tokens) for row in rows))
+        last = max(position for row in rows for position in (0, *row.positions))
+        require_positions(self.model, last + 1, "teacher")
         padded = [
             (
                 row.tokens + [self._theirs.end_of_text_id] * (longest - len(row.tokens)),

@@ -30,7 +30,7 @@ from wrinklefree.kernels.relation_loss import has_kernel
 from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import hidden_states, logits_of
+from wrinklefree.models.forward import hidden_states, logits_of, require_positions
 from wrinklefree.models.layers import layer_at
 from wrinklefree.models.projections import Projections, attention_of
 from wrinklefree.train.distill_settings import DistillationSettings
@@ -82,7 +82,8 @@ class DenseTeacher:
 
     @torch.no_grad()
     def read(self, batch: Batch, piece_BT: Tensor, looks: Mapping[str, Looks]) -> Lesson:
-        """Read the clean rows, and look inside."""
+        """Read the clean rows, and look inside; raises UserError where they are too long for it."""
+        require_positions(self.model, batch.tokens_BT.shape[1], "teacher")
         with looking(self.model, looks) as seen:
             hidden_BTD = hidden_states(
                 self.model, batch.tokens_BT, batch.positions_BT, causal_document_mask(piece_BT)
