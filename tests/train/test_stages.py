@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +15,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.errors import UserError
-from wrinklefree.models.folder import save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat, ternary
 from wrinklefree.tracking.stage import Stage
+from wrinklefree.train import distill, teacher
 from wrinklefree.train.distill import distill_student
 from wrinklefree.train.dlm import convert_to_diffusion
 from wrinklefree.train.history import read_history
@@ -244,6 +248,31 @@ def test_the_teacher_may_write_its_logits_and_leave(
     influence = {"data": {"influence": {"enabled": True}}}
     with pytest.raises(UserError, match=r"cached_logits needs to know the rows of the run"):
         start("stage2", cached | influence, **kinds)
+
+
+def test_a_teacher_that_wrote_its_logits_is_in_no_memory(
+    start: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded: list[weakref.ref[Any]] = []
+
+    def loads(*arguments: Any) -> Any:
+        found = load_model(*arguments)
+        loaded.append(weakref.ref(found[0]))
+        return found
+
+    def train(trainer: Trainer) -> dict[str, Any]:
+        gc.collect()
+        assert [teacher() for teacher in loaded] == [None]
+        return {}
+
+    monkeypatch.setattr(teacher, "load_model", loads)
+    # As on a machine with a GPU, to which the teacher is moved.
+    cuda = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setattr(distill, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(distill, "nn", SimpleNamespace(Module=SimpleNamespace(to=lambda *_: None)))
+    monkeypatch.setattr(Trainer, "run", train)
+    start("distill.ar", {"cached_logits": 8}, model="ternary", teacher="dense")
 
 
 @pytest.mark.parametrize("stage", ["stage2", "dlm", "distill.ar"])

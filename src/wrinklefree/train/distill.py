@@ -46,8 +46,8 @@ def distill_student(stage: Stage) -> dict[str, Any]:
     student, student_format = load_model(stage.inputs["model"], kind)
     teachers = load_teachers(stage, settings)
     if torch.cuda.is_available():
-        for teacher in teachers.values():
-            nn.Module.to(teacher, "cuda")
+        for name in teachers:  # a variable for each would keep the last one in memory
+            nn.Module.to(teachers[name], "cuda")
     # A teacher judges how hard a row is: a block-diffusion student can't, token by token.
     data, data_facts = arrange(stage, settings, data, next(iter(teachers.values())))
     corruption = _corruption(stage, student_format)
