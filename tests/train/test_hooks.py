@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.stability.activations import ActivationTelemetry
+from wrinklefree.stability.settings import SpikeSettings
 from wrinklefree.train.hooks import Hook
 from wrinklefree.train.loop import Trainer
 
@@ -140,7 +142,7 @@ def test_after_a_spike_training_goes_back_and_leaves_the_steps_out(
     facts = trainer.run()
     (event,) = facts["spikes"]
     assert event["step"] == PLANTED + 2, "the loss shows it in the step after the update"
-    assert event["went_back_to"] == 8
+    assert event["went_back_to"] == 10
     left_out = [int(e["step"]) for e in trainer.state.history if "train/left_out" in e]
     assert left_out == [11, 12, 13]
     losses = [e["train/loss"] for e in trainer.state.history if "train/loss" in e]
@@ -185,13 +187,44 @@ def test_every_setting_of_spikes_has_its_effect(make_trainer: MakeTrainer, chang
     assert usual.state.history != other.state.history
 
 
-def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(
+def test_without_checkpoints_there_is_nothing_to_go_back_to(
     make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
 ):
-    trainer = planted(make_trainer(**(QUIET | {"checkpoint_interval": 100}), spikes=SPIKES))
+    trainer = spiked(make_trainer)
+    trainer.folder = None
     facts = trainer.run()
     assert facts["spikes"][0]["went_back_to"] == -1
     assert "there is no checkpoint to go back to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("skip_steps", [3, 6])
+def test_where_checkpoints_are_does_not_change_what_follows_from_a_spike(
+    make_trainer: MakeTrainer, stop_within: Callable[[Trainer, int], None], skip_steps: int
+):
+    def make(name: str, interval: int) -> Trainer:
+        spikes = {**SPIKES, "skip_steps": skip_steps}
+        return planted(
+            make_trainer(name, **QUIET | {"checkpoint_interval": interval}, spikes=spikes)
+        )
+
+    whole = make("whole", 1)
+    expected = whole.run()
+    assert expected["spikes"][0]["went_back_to"] == PLANTED + 2 - skip_steps
+    assert expected["steps_skipped"] == skip_steps
+    for interval in (4, 5, 100):
+        other = make(f"of {interval}", interval)
+        assert other.run() == expected
+        assert_same_end(other, whole)
+    for step in (PLANTED, PLANTED + 1):
+        stop_within(make("cut", 4), step)
+    again = make("cut", 4)
+    assert again.run() == expected
+    assert_same_end(again, whole)
+
+
+def test_a_spike_that_would_lead_back_to_before_the_first_step_is_refused():
+    with pytest.raises(ValidationError, match="skip_steps is 7 and window 6"):
+        SpikeSettings.model_validate({**SPIKES, "skip_steps": 7})
 
 
 def test_a_spike_is_tracked_at_its_step_and_progress_goes_back_with_training(
@@ -204,7 +237,7 @@ def test_a_spike_is_tracked_at_its_step_and_progress_goes_back_with_training(
     assert "24 of 24 steps (100%)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("skip_steps", "back", "then"), [(1, 8, 8), (3, -1, 12)])
+@pytest.mark.parametrize(("skip_steps", "back", "then"), [(1, 12, 8), (3, -1, 12)])
 def test_a_training_goes_back_past_a_damaged_checkpoint_or_stays_and_loses_none(
     make_trainer: MakeTrainer, skip_steps: int, back: int, then: int
 ):

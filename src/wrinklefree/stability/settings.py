@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wrinklefree.schema.reads import ClippingName
 from wrinklefree.schema.section import (
@@ -80,6 +80,26 @@ class SpikeSettings(Section):
     threshold: Annotated[float, Field(gt=0.0, le=1000.0)] = 8.0
     """Robust deviations (1.4826 MAD) above their median from which a loss is a spike."""
     rollback: bool = False
-    """Go back to the last checkpoint from before the steps to leave out, and leave them out."""
+    """Go back to before the steps to leave out, by a checkpoint, and leave them out."""
     skip_steps: Annotated[int, Field(gt=0, le=10_000)] = 20
-    """Steps that a rollback leaves out, of which the one that spiked is the last."""
+    """Steps that a rollback leaves out, of which the one that spiked is the last. Checkpoints of as
+    many steps are kept, and at most ``window`` can be left out."""
+
+    @property
+    def first_back(self) -> int:
+        """The earliest step that a spike leads back to, which needs a checkpoint; 0: none does."""
+        return self.window + 1 - self.skip_steps if self.enabled and self.rollback else 0
+
+    @property
+    def reach(self) -> int:
+        """How many steps before its newest checkpoint a spike can lead training back."""
+        return self.skip_steps - 1 if self.enabled and self.rollback else 0
+
+    @model_validator(mode="after")
+    def _there_is_something_to_go_back_to(self) -> Self:
+        if self.enabled and self.rollback and self.skip_steps > self.window:
+            raise ValueError(
+                f"skip_steps is {self.skip_steps} and window {self.window}: the first spikes would"
+                " lead back to before the first step; lower skip_steps, or raise window"
+            )
+        return self

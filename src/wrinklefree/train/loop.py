@@ -111,6 +111,7 @@ class Trainer:
             self.model,
             {"optimizer": self.optimizer, "clipper": self.clipper, **stateful},
             self.runtime,
+            reach=settings.spikes.reach,
         )
         self.signals = HeldSignals()
 
@@ -173,8 +174,8 @@ class Trainer:
         for hook in self.hooks:
             hook.after_step(self, entry)
         self._report(entry, speed, progress, self.state.step - step)
-        interval = self.settings.checkpoint_interval
-        if self.folder and is_due(self.state.step, interval, self.settings):
+        due = is_due(self.state.step, self.settings.checkpoint_interval, self.settings)
+        if self.folder and (due or self.state.step == self.settings.spikes.first_back):
             self.state.save(self.folder)
 
     def _save_before_leaving(self, signal: str) -> None:

@@ -52,7 +52,8 @@ class Spikes(Hook):
         said = f"warning: step {step + 1}: the loss {spike.loss:.3f} is a spike"
         if spike.leave_out:
             back = training.go_back(spike.leave_out.start)
-            event["went_back_to"] = -1 if back is None else back
+            # From its checkpoint up to here steps are taken as before.
+            event["went_back_to"] = -1 if back is None else max(back, spike.leave_out.start)
             said += f"; {_what_follows(back, spike)}"
         self._events.append(event)
         training.journal.say(said)

@@ -57,9 +57,12 @@ class TrainingState:
     """Steps of the newest checkpoint; 0: there is none."""
     file: HistoryFile = field(default_factory=HistoryFile)
     """The file of ``history`` up to the newest checkpoint."""
+    reach: int = 0
+    """Steps before the newest checkpoint that training may still go back."""
 
     def save(self, work: Path) -> None:
-        """Write a checkpoint into ``work``, then drop all before it but the newest.
+        """Write a checkpoint into ``work``, then drop all before it but the newest and those that
+        training may go back to.
 
         One process writes it for all, and no other goes on before: a launcher ends all of them
         where one has ended. Nothing is done where the newest is of this step already.
@@ -85,9 +88,11 @@ class TrainingState:
             # An open file, because with a path torch hides why a write failed.
             with (partial / PARTS).open("wb") as file:
                 torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
-        written = [path for step, path in checkpoints_in(work) if step <= self.step]
-        for old in written[:-_KEEP]:
-            shutil.rmtree(old)
+        written = [(step, path) for step, path in checkpoints_in(work) if step <= self.step]
+        farthest = [step for step, _ in written if step <= self.step - self.reach][-1:]
+        for step, old in written[:-_KEEP]:
+            if farthest and step < farthest[0]:
+                shutil.rmtree(old)
 
     def restore(self, work: Path, at_most: int | None = None) -> list[str]:
         """Go on from the newest checkpoint in ``work`` that is whole and of this training.
