@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.history import History
+from wrinklefree.mixture.batch import Batch
+from wrinklefree.research import variants as variants_module
 from wrinklefree.research.experiment import run_experiment
 from wrinklefree.research.experiments import gather_experiments
 from wrinklefree.research.interventions import round_to_bfloat16
@@ -244,6 +246,30 @@ def test_a_seed_varies_initial_weights_and_rows(
         Trials(stage, tried()).run("reference", seed)
     assert all(torch.equal(one, other) for one, other in zip(seen[0], seen[1], strict=True))
     assert not any(torch.equal(one, other) for one, other in zip(seen[0], seen[2], strict=True))
+
+
+def test_layers_are_reconstructed_on_rows_in_the_order_of_the_training(
+    make_stage: MakeStage, mixture: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[str, list[torch.Tensor]] = {"layers": [], "training": []}
+
+    def reconstruct(model: torch.nn.Module, batches: Iterable[Batch], *_: Any) -> None:
+        seen["layers"] = [batch.tokens_BT for batch in batches]
+
+    def begin(trainer: Trainer) -> dict[str, Any]:
+        seen["training"] = [trainer.data.batch(0, 0, batch_size=8, micro_batches=1).tokens_BT]
+        raise UserError("looked at")
+
+    monkeypatch.setattr(variants_module, "reconstruct_layers", reconstruct)
+    trials = Trials(
+        make_stage("experiment", "tried", {"mixture": mixture}),
+        tried("ternary", layers=Variant(reconstruct={"rows": 8, "batch_size": 4})),
+    )
+    trials.run("reference", 0)
+    monkeypatch.setattr(Trainer, "run", begin)
+    trials.run("layers", 0)
+    assert [len(tokens_BT) for tokens_BT in seen["layers"]] == [4, 4]
+    assert torch.equal(torch.cat(seen["layers"]), seen["training"][0])
 
 
 def test_threads_are_those_of_the_setting(

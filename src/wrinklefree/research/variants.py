@@ -174,7 +174,7 @@ class Trials:
             if variant.reconstruct:
                 precision = {"precision": self.settings.precision}
                 chosen = ReconstructSettings.model_validate(precision | dict(variant.reconstruct))
-                batches = data.batches_of(chosen.rows, chosen.batch_size)
+                batches = first_training_rows(data, chosen.rows, chosen.batch_size)
                 with tempfile.TemporaryDirectory() as kept:
                     reconstruct_layers(model, batches, chosen, Path(kept))
         if variant.bfloat16_parameters:
