@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,68 @@ def test_a_worse_variant_is_called_worse_and_a_twin_undecided(
     assert measures["twin"]["operations_needed"]["mean"] == pytest.approx(1.0)
     wider = gather(folder, {"experiments.verdict.confidence": 0.999})
     assert wider["variants"]["slow"]["difference"]["low"] < variants["slow"]["low"]
+
+
+def write_trainings(
+    folder: Path, last_losses: dict[str, list[float]], changes: dict[str, Any] | None = None
+) -> Path:
+    """An experiment's artifact whose held-out curves fall straight to these losses of all seeds.
+
+    ``changes``: to ``result.json`` of a training, by its folder.
+    """
+    seeds = {name: list(range(len(losses))) for name, losses in last_losses.items()}
+    best = {name: name for name in seeds}
+    content = {"schema": 1, "shares": {"left": 1.0}, "best": best, "seeds": seeds}
+    folder.mkdir()
+    (folder / "experiment.json").write_text(json.dumps(content))
+    for name, losses in last_losses.items():
+        for seed, last in enumerate(losses):
+            training = folder / f"{name}-seed-{seed}"
+            training.mkdir()
+            steps = [
+                {"step": n, "tokens": 100 * n, "held_out/loss": 5.0 - (5.0 - last) * n / 10}
+                for n in range(1, 11)
+            ]
+            (training / "history.jsonl").write_text("".join(f"{json.dumps(s)}\n" for s in steps))
+            documents = {"nats": [10 * last] * 3, "tokens": [10] * 3, "bytes": [20] * 3}
+            result = {
+                "schema": 1,
+                "stopped": None,
+                "tokens": 1000,
+                "measures": {"loss": last, "operations": 1.0},
+                "domains": {"left": documents},
+            } | (changes or {}).get(training.name, {})
+            (training / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("losses", "never", "verdict"),
+    [
+        ([1.0, 1.001, 0.999], 0, "confirmed"),
+        ([1.0, 1.001, 4.0], 1, "undecided"),
+        ([4.0, 4.0, 4.0], 3, "refuted"),
+    ],
+)
+def test_a_seed_that_never_has_the_opponents_loss_speaks_against_a_claim(
+    gather: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    losses: list[float],
+    never: int,
+    verdict: str,
+):
+    described = tried(quick=Variant())
+    claims = (Claim("quick", "tokens_needed", -0.5, "seeds/003"),)
+    monkeypatch.setitem(EXPERIMENTS, "tried", replace(described, claims=claims))
+    folder = write_trainings(tmp_path / "made", {"reference": [3.0] * 3, "quick": losses})
+    found = gather(folder)
+    (claim,) = found["claims"]
+    assert (claim["verdict"], claim["never"], claim["seeds"]) == (verdict, never, 3)
+    reached = found["variants"]["quick"]["measures"].get("tokens_needed", {"seeds": 0})
+    assert reached["seeds"] == 3 - never
+    (table,) = (file.read_text() for file in tmp_path.rglob("table.txt"))
+    assert ("0.5 (2/3)" in table) == (never == 1) and ("never in" in table) == bool(never)
 
 
 def test_of_a_family_the_best_is_taken_and_only_finalists_have_all_seeds(

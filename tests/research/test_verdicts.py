@@ -96,4 +96,4 @@ def test_tokens_needed_are_read_between_measurements():
     assert tokens_needed([(100.0, 4.5), (200.0, 3.5)], reference) == pytest.approx(0.75)
     assert tokens_needed([(100.0, 3.9), (200.0, 3.5)], reference) == 0.5
     assert tokens_needed(reference, reference) == 1.0
-    assert tokens_needed([(100.0, 5.0), (200.0, 4.1)], reference) is None
+    assert tokens_needed([(100.0, 5.0), (200.0, 4.1)], reference) == math.inf

@@ -55,10 +55,14 @@ def gather_experiments(stage: Stage) -> dict[str, Any]:
         confidence   of the intervals
         experiments  {name: {
                         question, reference
-                        variants  {family: variant, seeds, stopped, measures {name: mean, spread},
+                        variants  {family: variant, seeds, stopped, measures {name: mean, spread,
+                                   seeds that these are over: those that reach the reference's last
+                                   loss, where the measure is what that needs},
                                    difference {against, seeds, mean, low, high, verdict;
                                    nats per token less the one it is compared with}}
-                        claims    [{family, measure, source, claimed, mean, low, high, verdict}]}}
+                        claims    [{family, measure, source, claimed, seeds, never: how many of
+                                   these did not reach the opponent's last loss, mean, low, high,
+                                   verdict}]}}
 
     ``table.txt``, ``table.html``, ``plots/<name>.svg``, ``plots/claims.svg``.
     """
@@ -131,11 +135,11 @@ class _Runs:
             values = [
                 value
                 for seed in self._seeds[name]
-                if (value := self._value(name, seed, measure)) is not None
+                if (value := self._value(name, seed, measure)) is not None and value < math.inf
             ]
             if values:
                 spread = stdev(values) if len(values) > 1 else None
-                measures[measure] = {"mean": mean(values), "spread": spread}
+                measures[measure] = {"mean": mean(values), "spread": spread, "seeds": len(values)}
         stopped = [result["stopped"] for result in results if result["stopped"]]
         return {
             "variant": name,
@@ -169,9 +173,11 @@ class _Runs:
             and (theirs := self._value(opponent, seed, claim.measure)) is not None
         ]
         said = {"family": claim.family, "measure": claim.measure, "source": claim.source}
-        said |= {"claimed": claim.change}
-        if len(pairs) < 2:
-            return {**said, "mean": None, "low": None, "high": None, "verdict": "undecided"}
+        never = [ours for ours, _ in pairs].count(math.inf)
+        said |= {"claimed": claim.change, "seeds": len(pairs), "never": never}
+        if len(pairs) < 2 or never:  # more than all tokens, and nobody knows how many
+            verdict = "refuted" if 1 < len(pairs) == never else "undecided"
+            return {**said, "mean": None, "low": None, "high": None, "verdict": verdict}
         ours, theirs = zip(*pairs, strict=True)
         change = relative_change(ours, theirs, confidence)
         return {**said, **vars(change), "verdict": claim_verdict(change, claim.change)}
@@ -180,6 +186,7 @@ class _Runs:
         return [seed for seed in self._seeds[name] if seed in self._seeds[opponent]]
 
     def _value(self, name: str, seed: int, measure: Measure) -> float | None:
+        """None if it was not measured, infinity if no number of tokens was enough."""
         measures = self._results[name][seed]["measures"]
         if measure not in ("tokens_needed", "operations_needed"):
             return measures.get(measure)
@@ -187,7 +194,7 @@ class _Runs:
         if seed not in self._seeds[opponent]:
             return None
         tokens = tokens_needed(self._curve(name, seed), self._curve(opponent, seed))
-        if measure == "tokens_needed" or tokens is None:
+        if measure == "tokens_needed":
             return tokens
         theirs = self._results[opponent][seed]["measures"]["operations"]
         return tokens * measures["operations"] / theirs
@@ -218,7 +225,8 @@ def table_text(content: dict[str, Any]) -> str:
         "Losses in nats per held-out token, ± standard deviation over seeds; differences to the"
         f" reference with {confidence} intervals. Of one seed an interval is for the luck of"
         " held-out documents alone. Each interval speaks for itself: among many variants one is"
-        " off now and then."
+        " off now and then. Means are over seeds; (2/3): over the 2 of 3 that reached the"
+        " reference's last loss."
     )
     shown = {measure for one in content["experiments"].values() for measure in one["shown"]}
     names = "; ".join(
@@ -258,17 +266,20 @@ def _pairs_line(experiment: dict[str, Any]) -> str:
 def _measures_table(experiment: dict[str, Any]) -> list[list[str]]:
     table = [["", *(_HEADERS[measure] for measure in experiment["shown"])]]
     for variant in experiment["variants"].values():
-        found = [variant["measures"].get(measure) for measure in experiment["shown"]]
-        table.append(
-            [header(variant["variant"]), *(_number(m["mean"]) if m else ABSENT for m in found)]
-        )
+        row = [header(variant["variant"])]
+        for measure in experiment["shown"]:
+            found, seeds = variant["measures"].get(measure), len(variant["seeds"])
+            some = f" ({found['seeds']}/{seeds})" if found and found["seeds"] < seeds else ""
+            row.append(_number(found["mean"]) + some if found else ABSENT)
+        table.append(row)
     return table
 
 
 def _claims_table(claims: list[dict[str, Any]]) -> list[list[str]]:
-    table = [["claim", "of", "claimed", "measured", "interval", "verdict"]]
+    table = [["claim", "of", "seeds", "claimed", "measured", "interval", "verdict"]]
     for claim in claims:
-        measured, interval = ABSENT, ABSENT
+        measured = f"never in {claim['never']}" if claim["never"] else ABSENT
+        interval = ABSENT
         if claim["mean"] is not None:
             measured = _percent(claim["mean"])
             interval = f"{_percent(claim['low'])} to {_percent(claim['high'])}"
@@ -276,6 +287,7 @@ def _claims_table(claims: list[dict[str, Any]]) -> list[list[str]]:
             [
                 claim["family"],
                 _HEADERS[claim["measure"]],
+                str(claim["seeds"]),
                 _percent(claim["claimed"]),
                 measured,
                 interval,

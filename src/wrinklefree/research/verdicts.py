@@ -92,10 +92,10 @@ def claim_verdict(change: Change, claimed: float) -> ClaimVerdict:
 
 def tokens_needed(
     curve_P: Sequence[tuple[float, float]], opponent_P: Sequence[tuple[float, float]]
-) -> float | None:
+) -> float:
     """Tokens until a held-out curve has the other one's last loss, as a share of its last tokens.
 
-    Linear between measurements; None if it never comes so low.
+    Linear between measurements; infinite if it never comes so low.
 
     Parameters
     ----------
@@ -110,4 +110,4 @@ def tokens_needed(
             part = (before[1] - goal) / (before[1] - loss)
             return (before[0] + part * (tokens - before[0])) / goal_tokens
         before = tokens, loss
-    return None
+    return math.inf
