@@ -181,7 +181,34 @@ def test_a_training_that_its_checks_stop_is_reported(
 ):
     found = gather(experiment(tried(stuck=Variant(STUCK))).folder)["variants"]["stuck"]
     assert "did not train" in found["stopped"] and found["difference"] is None
-    assert "loss" not in found["measures"] and found["seeds"] == [0]
+    assert found["measures"] == {} and found["seeds"] == []
+
+
+@pytest.mark.parametrize("name", ["reference", "quick"])
+def test_what_a_stopped_training_measured_is_no_result(
+    gather: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    claims = (Claim("quick", "step_variance", -0.5, "seeds/000"),)
+    monkeypatch.setitem(
+        EXPERIMENTS, "tried", replace(tried(quick=Variant()), claims=claims, shown=())
+    )
+    measures = {"start_loss": 5.0, "operations": 1.0, "step_variance": 1e-9}
+    stopped = {"stopped": "it diverged", "measures": measures, "domains": {}}
+    measured = {f"{one}-seed-{seed}" for one in ("reference", "quick") for seed in range(3)}
+    variance = {"measures": {"loss": 2.0, "operations": 1.0, "step_variance": 1.0}}
+    folder = write_trainings(
+        tmp_path / "made",
+        {"reference": [2.0] * 3, "quick": [2.0] * 3},
+        dict.fromkeys(measured, variance) | {f"{name}-seed-2": stopped},
+    )
+    history = folder / f"{name}-seed-2" / "history.jsonl"
+    history.write_text('{"step": 1, "tokens": 100}\n')  # before the first held-out measurement
+    found = gather(folder)
+    variant, (claim,) = found["variants"][name], found["claims"]
+    assert variant["seeds"] == [0, 1] and variant["stopped"] == "it diverged"
+    assert variant["measures"]["step_variance"]["mean"] == 1.0
+    assert claim["mean"] == 0.0 and claim["seeds"] == 2
+    assert found["variants"]["quick"]["difference"]["seeds"] == 2
 
 
 def test_a_reference_that_is_stopped_ends_the_experiment(experiment: Callable[..., Stage]):

@@ -55,9 +55,10 @@ def gather_experiments(stage: Stage) -> dict[str, Any]:
         confidence   of the intervals
         experiments  {name: {
                         question, reference
-                        variants  {family: variant, seeds, stopped, measures {name: mean, spread,
-                                   seeds that these are over: those that reach the reference's last
-                                   loss, where the measure is what that needs},
+                        variants  {family: variant, seeds of trainings that no check stopped,
+                                   stopped: why one was, measures {name: mean, spread, seeds that
+                                   these are over: those that reach the reference's last loss,
+                                   where the measure is what that needs},
                                    difference {against, seeds, mean, low, high, verdict;
                                    nats per token less the one it is compared with}}
                         claims    [{family, measure, source, claimed, seeds, never: how many of
@@ -101,10 +102,15 @@ class _Runs:
         self._shares: dict[str, float] = content["shares"]
         self._best: dict[str, str] = content["best"]
         self._families = list(dict.fromkeys(map(experiment.family_of, experiment.variants)))
-        self._seeds: dict[str, list[int]] = content["seeds"]
+        self._trained: dict[str, list[int]] = content["seeds"]
         self._results = {
             name: {seed: read_result(folder, name, seed) for seed in seeds}
-            for name, seeds in self._seeds.items()
+            for name, seeds in self._trained.items()
+        }
+        # What a training measured before it was stopped says nothing of one that was not.
+        self._seeds = {
+            name: [seed for seed, result in results.items() if result["stopped"] is None]
+            for name, results in self._results.items()
         }
 
     def verdicts(self, confidence: float) -> dict[str, Any]:
@@ -120,11 +126,11 @@ class _Runs:
 
     def curves(self) -> dict[str, list[Curve]]:
         """Held-out curves of every seed, of the variants that all seeds were for."""
-        most = max(map(len, self._seeds.values()))
+        most = max(map(len, self._trained.values()))
         return {
             family: [self._curve(name, seed) for seed in self._seeds[name]]
             for family in self._families
-            if len(self._seeds[name := self._best[family]]) == most
+            if len(self._trained[name := self._best[family]]) == most
         }
 
     def _variant(self, family: str, confidence: float) -> dict[str, Any]:
@@ -152,11 +158,7 @@ class _Runs:
     def _difference(self, family: str, name: str, confidence: float) -> dict[str, Any] | None:
         against = self._experiment.opponent_of(name)
         opponent = self._best[against]
-        seeds = [
-            s
-            for s in self._both(name, opponent)
-            if self._results[name][s]["domains"] and self._results[opponent][s]["domains"]
-        ]
+        seeds = self._both(name, opponent)
         if family == against or not seeds:
             return None
         ours, theirs = ([self._results[n][s] for s in seeds] for n in (name, opponent))
