@@ -160,6 +160,28 @@ def test_a_seed_that_never_has_the_opponents_loss_speaks_against_a_claim(
     assert ("0.5 (2/3)" in table) == (never == 1) and ("never in" in table) == bool(never)
 
 
+def test_a_claim_about_the_loss_is_as_sure_as_seeds_and_documents_are(
+    gather: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    described = replace(
+        tried(quick=Variant()), claims=(Claim("quick", "loss", -0.15, "seeds/003"),), shown=()
+    )
+    monkeypatch.setitem(EXPERIMENTS, "tried", described)
+    found = {}
+    for name, nats in {"alike": [26.0, 27.0, 28.0], "apart": [10.0, 35.0, 36.0]}.items():
+        documents = {"left": {"nats": nats, "tokens": [10] * 3, "bytes": [20] * 3}}
+        losses = {"reference": [3.0] * 3, "quick": [2.69, 2.7, 2.71]}
+        changes = {f"quick-seed-{seed}": {"domains": documents} for seed in range(3)}
+        (found[name],) = gather(write_trainings(tmp_path / name, losses, changes))["claims"]
+    assert found["alike"]["mean"] == pytest.approx(-0.1)
+    assert found["apart"]["mean"] == pytest.approx(-0.1)
+    # Of two degrees of freedom; the documents' luck is 1 nat of 10 tokens of 3 nats each.
+    reach = 4.302652729911275 * 0.1 / 3.0 / math.sqrt(3)
+    assert found["alike"]["high"] == pytest.approx(-0.1 + reach)
+    assert found["alike"]["verdict"] == "confirmed"
+    assert found["apart"]["verdict"] == "undecided" and found["apart"]["high"] > 0
+
+
 def test_of_a_family_the_best_is_taken_and_only_finalists_have_all_seeds(
     experiment: Callable[..., Stage],
 ):

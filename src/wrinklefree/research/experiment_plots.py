@@ -104,7 +104,8 @@ def claims_plot(claims: list[dict[str, Any]], confidence: float) -> Figure:
     axes.set_yticks(range(len(claims)), names)
     axes.set_ylim(max(len(claims), 1) - 0.5, -0.5)
     axes.set_xlim(right=min(axes.get_xlim()[1], 200.0))
-    axes.set_xlabel(f"relative change (%), {confidence:.0%} intervals over seeds")
+    over = "over seeds, of the loss over documents too"
+    axes.set_xlabel(f"relative change (%), {confidence:.0%} intervals {over}")
     figure.legend(loc="outside lower left", ncols=4)
     return figure
 

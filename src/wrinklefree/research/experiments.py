@@ -24,6 +24,7 @@ from wrinklefree.research.verdicts import (
     claim_verdict,
     loss_difference,
     relative_change,
+    relative_loss,
     tokens_needed,
 )
 from wrinklefree.tracking.stage import Stage
@@ -168,9 +169,10 @@ class _Runs:
     def _claim(self, claim: Claim, confidence: float) -> dict[str, Any]:
         name = self._best[claim.family]
         opponent = self._best[self._experiment.opponent_of(name)]
+        seeds = self._both(name, opponent)
         pairs = [
             (ours, theirs)
-            for seed in self._both(name, opponent)
+            for seed in seeds
             if (ours := self._value(name, seed, claim.measure)) is not None
             and (theirs := self._value(opponent, seed, claim.measure)) is not None
         ]
@@ -180,8 +182,12 @@ class _Runs:
         if len(pairs) < 2 or never:  # more than all tokens, and nobody knows how many
             verdict = "refuted" if 1 < len(pairs) == never else "undecided"
             return {**said, "mean": None, "low": None, "high": None, "verdict": verdict}
-        ours, theirs = zip(*pairs, strict=True)
-        change = relative_change(ours, theirs, confidence)
+        if claim.measure == "loss":
+            ours, theirs = ([self._results[n][s] for s in seeds] for n in (name, opponent))
+            change = relative_loss(ours, theirs, self._shares, confidence)
+        else:
+            ours, theirs = zip(*pairs, strict=True)
+            change = relative_change(ours, theirs, confidence)
         return {**said, **vars(change), "verdict": claim_verdict(change, claim.change)}
 
     def _both(self, name: str, opponent: str) -> list[int]:
@@ -227,7 +233,8 @@ def table_text(content: dict[str, Any]) -> str:
         "Losses in nats per held-out token, ± standard deviation over seeds; differences to the"
         f" reference with {confidence} intervals. Of one seed an interval is for the luck of"
         " held-out documents alone. Each interval speaks for itself: among many variants one is"
-        " off now and then. Means are over seeds; (2/3): over the 2 of 3 that reached the"
+        " off now and then. Intervals of claims are over seeds, those about the loss over held-out"
+        " documents too. Means are over seeds; (2/3): over the 2 of 3 that reached the"
         " reference's last loss."
     )
     shown = {measure for one in content["experiments"].values() for measure in one["shown"]}

@@ -61,6 +61,21 @@ def loss_difference(
     return {"mean": found.mean, "low": found.low, "high": found.high, "verdict": verdict}
 
 
+def relative_loss(
+    variant: Sequence[Result],
+    opponent: Sequence[Result],
+    shares: dict[str, float],
+    confidence: float,
+) -> Change:
+    """As :func:`loss_difference`, as a share of the opponent's mean loss over its seeds.
+
+    All seeds share the documents, so that an interval over seeds alone leaves out their luck.
+    """
+    found = loss_difference(variant, opponent, shares, confidence)
+    loss = float(np.mean([result["measures"]["loss"] for result in opponent]))
+    return Change(*(found[value] / loss for value in ("mean", "low", "high")))
+
+
 def relative_change(
     variant_S: Sequence[float], opponent_S: Sequence[float], confidence: float
 ) -> Change:
