@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def inputs(
     """The dense base, and two ternary students that were never trained."""
     root = tmp_path_factory.mktemp("models")
     folders = {"mixture": mixture}
-    for name in ("model", "stage2", "distill_ar"):
+    for name in ("model", "subln", "stage2", "distill_ar"):
         model = build_scratch(shape, 300, 32, 0, seed=3)
         model_format = ModelFormat() if name == "model" else ternary()
         model_format.apply(model)
@@ -91,6 +92,32 @@ def test_each_training_goes_on_from_the_one_before_and_losses_are_those_of_its_m
             difference = student["differences"][name]
             assert difference["mean"] == pytest.approx(losses["ternary"] - losses["dense"])
             assert difference["low"] < difference["mean"] < difference["high"]
+
+
+def test_the_dense_model_has_no_more_features_than_pruned_students(
+    make_stage: MakeStage,
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    subln = tmp_path / "subln"
+    shutil.copytree(inputs["subln"], subln)
+    config = json.loads((subln / "config.json").read_text()) | {"intermediate_size": 20}
+    (subln / "config.json").write_text(json.dumps(config))
+    importances = {"intermediate_size": [list(range(32))]}
+    (subln / "importances.json").write_text(json.dumps(importances))
+    starts = []
+
+    def begin(trainer: Trainer) -> Any:
+        starts.append(trainer.model.get_parameter("model.layers.0.mlp.down_proj.weight").detach())
+        raise UserError("looked at")
+
+    monkeypatch.setattr(Trainer, "run", begin)
+    with pytest.raises(UserError, match="looked at"):
+        control(make_stage, inputs | {"subln": subln})
+    base, _ = load_model(inputs["model"])
+    whole_DF = base.get_parameter("model.layers.0.mlp.down_proj.weight")
+    assert torch.equal(starts[0], whole_DF[:, 12:])
 
 
 def test_students_are_measured_fully_quantized(make_stage: MakeStage, inputs: dict[str, Path]):

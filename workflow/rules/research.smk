@@ -20,6 +20,7 @@ SEARCH_WORKERS = PARAMETERS["search"]["workers"]
 rule control:
     input:
         model="models/base/manifest.json",
+        subln="models/subln/manifest.json",
         stage2="models/stage2/manifest.json",
         distill_ar="models/distill/ar/manifest.json",
         mixture="data/mixture/manifest.json",
@@ -46,8 +47,8 @@ rule control:
         "Train the dense model as long as the students"
     shell:
         "python -P workflow/scripts/control.py --settings {params.settings:q}"
-        " --model models/base --stage2 models/stage2 --distill-ar models/distill/ar"
-        " --mixture data/mixture --output research/control"
+        " --model models/base --subln models/subln --stage2 models/stage2"
+        " --distill-ar models/distill/ar --mixture data/mixture --output research/control"
 
 
 rule finetune:

@@ -3,6 +3,8 @@
 Against the dense base a student gains twice: it gets over being quantized, and it has trained on.
 The control is the base trained on alone, on the rows and at the rates of stage 2 and then of the
 distillation, without quantization and without a teacher. What is left between the two is the price.
+Layers and features that ``subln.prune`` left out are left out of the control too. Rows on which
+``subln.reconstruct`` trains are not given to it: what the student gains from them lowers the price.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from wrinklefree.evaluate.scores import LABELS, HeldOutScores, domain_score, ove
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
 from wrinklefree.models.folder import load_model, read_format, write_json
+from wrinklefree.models.prune import pruned_like
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.research.intervals import SingleDifference, single_difference
 from wrinklefree.research.measure import (
@@ -79,7 +82,8 @@ def train_control(stage: Stage) -> dict[str, Any]:
     shares = target_shares(None, weights)
     for name in STUDENTS:  # not after the training that they are compared with
         read_format(stage.inputs[name], "ternary")
-    model, _ = load_model(stage.inputs["model"], "dense")
+    base, _ = load_model(stage.inputs["model"], "dense")
+    model = pruned_like(base, stage.inputs["subln"]) or base
     found, documents = {}, {}
     for name in STUDENTS:
         facts = _train_on(stage, name, model)
@@ -181,6 +185,7 @@ def table_text(content: dict[str, Any]) -> str:
             fill(f"Held-out loss, nats per token. Documents: {counts}.", TERMINAL_WIDTH),
             "Rows are control.measure's, so losses can differ from those of evaluate.",
             "Intervals are for the luck of held-out documents; each model was trained once.",
+            "The dense base is pruned as they are. It did not see subln.reconstruct's rows.",
             "",
         ]
     )
