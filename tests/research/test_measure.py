@@ -79,6 +79,13 @@ def test_sums_of_documents_are_over_their_parts_in_all_the_rows_that_are_scored(
     assert domain_score(found, "d").score.loss == pytest.approx(total)
 
 
+def test_one_row_of_several_documents_is_enough(held_out: HeldOut):
+    data, settings = held_out([4, 4, 4]), MeasureSettings(rows_per_domain=100, batch_size=3)
+    require_documents(data, settings)
+    found = measure_held_out(build_scratch(MODEL, 300, 16, 0, seed=3), data, settings)["d"]
+    assert (len(found.rows.tokens), len(found.documents.tokens)) == (1, 3)
+
+
 def test_rows_of_a_single_document_are_refused(held_out: HeldOut):
     data = held_out([200, 10, 0])
     require_documents(data, MeasureSettings(rows_per_domain=100, batch_size=3))

@@ -137,7 +137,9 @@ def test_runs_that_were_made_differently_are_not_compared(
             read_proxies(folders)
 
 
-def test_too_few_held_out_rows_are_refused(make_stage: MakeStage, mixture: Path, monkeypatch: Any):
+def test_too_few_held_out_documents_are_refused_before_the_training(
+    make_stage: MakeStage, mixture: Path, monkeypatch: pytest.MonkeyPatch
+):
     held_out = proxies.HeldOutData
 
     class Short(held_out):
@@ -145,5 +147,6 @@ def test_too_few_held_out_rows_are_refused(make_stage: MakeStage, mixture: Path,
             return super().batches(domain, rows=1, batch_size=1)
 
     monkeypatch.setattr(proxies, "HeldOutData", Short)
-    with pytest.raises(UserError, match="has 1 held-out rows, expected 2 or more"):
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained"))
+    with pytest.raises(UserError, match="takes are from 1 document, expected 2 or more"):
         run(make_stage, mixture)

@@ -18,7 +18,12 @@ from wrinklefree.models.dense import build_scratch
 from wrinklefree.models.folder import write_json
 from wrinklefree.models.settings import ModelSettings
 from wrinklefree.research.draw import mixture_of_run
-from wrinklefree.research.measure import cpu_threads, measure_held_out, shared_seed
+from wrinklefree.research.measure import (
+    cpu_threads,
+    measure_held_out,
+    require_documents,
+    shared_seed,
+)
 from wrinklefree.research.settings import DrawSettings, MeasureSettings
 from wrinklefree.stability.initial_loss import check_initial_loss
 from wrinklefree.tracking.artifact import read_manifest
@@ -69,7 +74,7 @@ def train_proxy(stage: Stage) -> dict[str, Any]:
     Raises
     ------
     UserError : a weight needs more repetitions of its domain than the mixture allows, or a domain
-        has too few held-out rows.
+        has too few held-out documents.
     """
     assert stage.instance is not None
     run = int(stage.instance)
@@ -100,6 +105,8 @@ def _train(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts of the training, and the scores of each domain."""
     seed = stage.settings["seed"]
+    held_out, measure = HeldOutData(mixture), stage.section("regmix.measure", MeasureSettings)
+    require_documents(held_out, measure)
     training = stage.section("regmix.training", TrainingSettings)
     data = open_data(stage, training, seed=shared_seed(seed, "regmix", "order"), weights=weights)
     model = build_scratch(
@@ -112,8 +119,7 @@ def _train(
     check = partial(check_initial_loss, vocabulary_size=data.vocabulary_size)
     trainer = stage_trainer(stage, model, data, training, check_first_loss=check)
     facts = trainer.run()
-    measure = stage.section("regmix.measure", MeasureSettings)
-    scores = measure_held_out(model, HeldOutData(mixture), measure)
+    scores = measure_held_out(model, held_out, measure)
     domains = {
         name: domain_score(found, f"{stage.terminal.label}, domain {name}").as_json()
         for name, found in scores.items()
