@@ -116,6 +116,23 @@ def test_excess_is_of_nats_per_byte_by_each_models_own_head(
     assert one["student"] > one["teacher"]
 
 
+@pytest.mark.parametrize("shorter", ["student", "teacher"])
+def test_both_models_are_asked_about_the_text_that_the_shorter_one_reaches(
+    make: Callable[..., Stage], inputs: dict[str, Path], tokenizer: Path, shorter: str
+):
+    file = inputs[shorter] / "config.json"
+    config = json.loads(file.read_text()) | {"max_position_embeddings": PROMPT + NEW}
+    file.write_text(json.dumps(config))
+    stage = make()
+    synthesize(stage)
+    for one in lines(stage, "candidates.jsonl"):
+        for name in ("student", "teacher"):
+            writer = Writer.of(load_model(inputs[name])[0], tokenizer)
+            first = writer.ids(text_of(one["id"]))[: PROMPT + NEW]
+            reached = writer.tokenizer.decode(first)
+            assert one[name] == pytest.approx(writer.nats_per_byte(reached), rel=1e-6)
+
+
 def candidates_of(*excesses: float) -> list[Candidate]:
     return [Candidate(str(each), "a", "text", 1 + each, 1.0) for each in excesses]
 

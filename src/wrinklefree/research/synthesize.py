@@ -66,6 +66,11 @@ class Writer:
         """Tokens of plain text."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+    def reach(self, text: str) -> int:
+        """How many characters its positions hold."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return encoding.offsets[: self.model.config.max_position_embeddings][-1][1]
+
     @torch.no_grad()
     def nats_per_byte(self, text: str) -> float:
         """What it needs for the text behind its first token, as far as its positions reach."""
@@ -153,14 +158,12 @@ def synthesize(stage: Stage) -> dict[str, Any]:
 
 def _asked(candidates: list[Candidate], folder: Path, teacher: Writer) -> list[Candidate]:
     student = Writer.of(load_model(folder, "dense", "ternary")[0], folder)
-    return [
-        replace(
-            one,
-            student=student.nats_per_byte(one.text),
-            teacher=teacher.nats_per_byte(one.text),
-        )
-        for one in progress(candidates, "synthesize: excess", "documents", len(candidates))
-    ]
+    found = []
+    for one in progress(candidates, "synthesize: excess", "documents", len(candidates)):
+        text = one.text[: min(student.reach(one.text), teacher.reach(one.text))]
+        asked = {"student": student.nats_per_byte(text), "teacher": teacher.nats_per_byte(text)}
+        found.append(replace(one, **asked))
+    return found
 
 
 def _teacher(settings: SynthesizeSettings, cache: Path) -> Writer:
