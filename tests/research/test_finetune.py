@@ -53,6 +53,12 @@ def test_both_formats_give_texts_and_labels(tmp_path: Path) -> None:
         assert read_labelled(file, tmp_path) == [Labelled('one "two"', "x"), Labelled("three", "y")]
 
 
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    lines = "".join(f'{{"text": "one{mark}two", "label": "x"}}\r\n' for mark in "\u2028\u0085")
+    found = read_labelled(written(tmp_path / "a.jsonl", lines), tmp_path)
+    assert [one.text for one in found] == ["one\u2028two", "one\u0085two"]
+
+
 def test_a_file_of_a_package_is_read_from_its_wheel(
     make_wheel: Callable[..., tuple[Path, str]], tmp_path: Path
 ) -> None:

@@ -82,7 +82,7 @@ def _content(file: LabelledFile, cache: Path) -> tuple[bytes, str]:
 def _records(file: LabelledFile, text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of the line and its fields."""
     if Path(file.path).suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(io.StringIO(text), 1):
             try:
                 record = json.loads(line)
             except ValueError as error:
