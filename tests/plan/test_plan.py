@@ -26,11 +26,17 @@ from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models import attention
 from wrinklefree.models.calibration import first_layer_input
+from wrinklefree.models.forward import hidden_states
+from wrinklefree.models.future_heads import attach_future_heads
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.reconstruct import reconstruct_layers
-from wrinklefree.models.settings import MixtureOfDepthsSettings, ReconstructSettings
+from wrinklefree.models.settings import (
+    MixtureOfDepthsSettings,
+    ReconstructSettings,
+    SublnSettings,
+)
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
-from wrinklefree.plan.live import model_on_meta
+from wrinklefree.plan.live import LiveBytes, decoder_phases, model_on_meta
 from wrinklefree.plan.memory import Training, memory_of, memory_of_reconstruction
 from wrinklefree.plan.report import (
     SPARE,
@@ -46,6 +52,7 @@ from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.future_tokens import with_future_tokens
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.settings import QuantizedTrainingSettings
@@ -108,12 +115,15 @@ def trainer_of(training: Training, config: Any) -> Trainer:
     if training.subln:
         insert_subln(model)
     insert_bitlinear(model, QUANTIZER)
+    attach_future_heads(model, training.future_heads)
     corruption = NextToken()
     if training.diffusion:
         corruption = BlockDiffusion(training.diffusion, config.vocab_size - 1, seed=1)
     objective = Objective(corruption)
     if training.distillation:
         objective = distillation(corruption, training.distillation, teacher)
+    if isinstance(training.settings, Stage2Settings):
+        objective = with_future_tokens(objective, training.settings.future_tokens)
     rows = torch.randint(1, config.vocab_size - 1, (8, training.length))
     return Trainer(model, TokenRows(rows, seed=1), training.settings, objective)
 
@@ -201,6 +211,86 @@ def test_a_term_that_a_ratio_asks_for_takes_the_memory_of_one_with_a_weight(term
     assert working() < asked == working(weights={term: 1.0})
     of_more = working(weights={term: 1.0}, relations={"layer_fractions": [0.0, 0.5, 1.0]})
     assert (of_more > asked) == (term == "relations")
+
+
+NOTHING = {"logits": 0.0, "relations": 0.0, "hidden": 0.0}
+EVERYWHERE = [layer / 16 for layer in range(1, 17)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "without"),
+    [
+        (Stage2Settings, {"future_tokens": {"heads": 3}}, {"future_tokens": {"heads": 0}}),
+        (
+            DistillSettings,
+            {"weights": NOTHING | {"hidden": 1.0}, "hidden": {"layer_fractions": EVERYWHERE}},
+            {"weights": NOTHING},
+        ),
+        (
+            DistillSettings,
+            {
+                "weights": NOTHING | {"hidden": 1.0},
+                "hidden": {"layer_fractions": EVERYWHERE, "distance": "cosine"},
+            },
+            {"weights": NOTHING},
+        ),
+    ],
+    ids=["future_tokens", "hidden", "cosine"],
+)
+def test_a_part_of_the_loss_takes_the_memory_that_a_step_does(
+    kind: Any, changes: dict[str, Any], without: dict[str, Any]
+):
+    heads = "future_tokens" in changes
+    config = config_of(vocab_size=2000 if heads else 90, num_hidden_layers=2 if heads else 16)
+    measured, planned = [], []
+    for given in (without, changes):
+        if kind is DistillSettings:
+            given = given | {"relations": {"heads": 4, "causal": True}}
+        training = Training("t", settings_of(kind, **given), 128, QUANTIZER, None)
+        trainer = trainer_of(training, config)
+        parameters = list(trainer.model.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        there = [*parameters, *(p.grad for p in parameters if p.grad is not None)]
+        teachers: Any = trainer.train_step.objective.teachers
+        there += [p for _, teacher in teachers for p in teacher.model.parameters()]
+        with LiveBytes(there) as live:
+            trainer._backward(0)
+        measured.append(live.peak)
+        planned.append(memory_of(training, config).working)
+    more = measured[1] - measured[0]
+    assert 0.9 * more < planned[1] - planned[0] < 1.3 * more
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"decoder_sparse_step": 3}, {"mlp_only_layers": [0, 1], "intermediate_size": 900}],
+    ids=["experts", "dense"],
+)
+def test_where_layers_are_of_two_kinds_the_larger_one_is_planned(changes: dict[str, Any]):
+    config = config_of("qwen3_moe", num_hidden_layers=6, **changes)
+    training = Training("t", settings_of(), 64, QUANTIZER, None)
+    model = model_on_meta(config, QUANTIZER)
+    sizes = [4 * sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
+    real = decoder_phases(model, 2, 64, None, hidden_states).kept
+    assert real <= memory_of(training, config).activations < 3 * real
+    subln = SublnSettings(quantizer=QUANTIZER, reconstruct=ReconstructSettings(kind="layers"))
+    assert memory_of_reconstruction(subln, config, 64).parameters == max(sizes)
+    trainer = trainer_of(training, config)
+    counter = FlopCounterMode(display=False, custom_mapping=TERNARY_PRODUCTS)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        trainer._backward(0)
+    assert counter.get_total_flops() / (2 * 64) < 1.03 * operations_per_token(training, config)
+
+
+def test_products_of_heads_for_later_tokens_are_counted():
+    settings = settings_of(Stage2Settings, future_tokens={"heads": 2})
+    training = Training("t", settings, 64, QUANTIZER, None)
+    counter = FlopCounterMode(display=False, custom_mapping=TERNARY_PRODUCTS)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        trainer_of(training, config_of())._backward(0)
+    planned = operations_per_token(training, config_of())
+    assert counter.get_total_flops() / (2 * 64) == pytest.approx(planned, rel=0.03)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -40,6 +40,13 @@ def hidden_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def has_both_kinds(config: PreTrainedConfig) -> bool:
+    """Whether some decoder layers have experts and others have none, by their number."""
+    return bool(
+        getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) > 1
+    )
+
+
 def has_states(config: PreTrainedConfig) -> bool:
     """Whether some decoder layers read a row from left to right into a state."""
     return not STATES.isdisjoint(getattr(config, "layer_types", None) or ())

@@ -31,6 +31,7 @@ from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.folder import CONFIG, stored_tensors
 from wrinklefree.models.forward import hidden_states
+from wrinklefree.models.layers import has_both_kinds
 from wrinklefree.models.settings import PruneSettings
 from wrinklefree.models.state_space import refuse_states
 from wrinklefree.models.surgery import MLP_PROJECTIONS, supported_layers
@@ -167,10 +168,7 @@ def check_prune(settings: PruneSettings, model: PreTrainedModel) -> None:
     config = model.config
     if settings.layers or settings.intermediate_size:
         refuse_states(model, "they can't be pruned; leave subln.prune out")
-    mixed = (
-        getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) > 1
-    )
-    if settings.layers and mixed:
+    if settings.layers and has_both_kinds(config):
         raise UserError(
             "subln.prune.layers is set, and some layers of the base have experts and others have"
             " none, by their number (mlp_only_layers, decoder_sparse_step); leave it out"

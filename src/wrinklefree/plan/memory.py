@@ -16,11 +16,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.distill.hidden import hidden_distance
 from wrinklefree.distill.relations import relations_divergence
-from wrinklefree.distill.settings import RelationSettings
+from wrinklefree.distill.settings import HiddenSettings, RelationSettings
 from wrinklefree.models.forward import hidden_states, tokens_at_once
 from wrinklefree.models.future_heads import attach_future_heads
-from wrinklefree.models.layers import decoder_layers, head_size
+from wrinklefree.models.layers import decoder_layers, has_both_kinds, head_size
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import Phases, decoder_phases, model_on_meta, phases_of
@@ -167,8 +168,8 @@ def memory_of_reconstruction(
     """What training one decoder layer after the other holds of a device: one layer at a time."""
     student = pruned(config, settings.prune)
     quantizer, subln = settings.quantizer, settings.has_norms
-    layer = decoder_layers(model_on_meta(student, quantizer, subln=subln))[0]
-    parameters = _FLOAT * sum(p.numel() for p in layer.parameters())
+    layers = decoder_layers(model_on_meta(student, quantizer, subln=subln))
+    parameters = _FLOAT * max(sum(p.numel() for p in layer.parameters()) for layer in layers)
     chosen = settings.reconstruct
     bfloat16 = chosen.precision != "fp32"
     one, two = _phases(student, quantizer, subln, chosen.batch_size, length, bfloat16)
@@ -208,7 +209,16 @@ def _phases(
     bfloat16: bool,
     wrapped: TrainingSettings | None = None,
 ) -> list[Phases]:
-    """Of the model with one layer, and with two, wrapped as a training with these settings does."""
+    """Of the model with one layer, and with two, wrapped as a training with these settings does.
+
+    Where it has layers with experts and without, both are of the kind that holds more.
+    """
+    if has_both_kinds(config):
+        same = config.to_dict() | {"decoder_sparse_step": 1, "mlp_only_layers": []}
+        kinds = [type(config).from_dict(same) for _ in range(2)]
+        kinds[1].num_experts = 0
+        both = [_phases(k, quantizer, subln, rows, length, bfloat16, wrapped) for k in kinds]
+        return max(both, key=lambda found: found[1].kept + found[1].more)
     found = []
     for layers in (1, 2):
         small = type(config).from_dict(
@@ -233,6 +243,9 @@ def _loss(training: Training, config: PreTrainedConfig) -> int:
         copies += COPIES_OF_A_TEACHER + (training.diffusion is not None)
     if distillation and distillation.relations and _wanted(distillation, "relations"):
         relations = _relations(distillation.relations, config, rows, length)
+    hidden = 0
+    if distillation and _wanted(distillation, "hidden"):
+        hidden = _hidden(distillation.hidden, config, rows, length)
     tokens = int(training.asked * rows * length)
     block = min(tokens, tokens_at_once(config.vocab_size))
     head = config.vocab_size * config.hidden_size
@@ -241,12 +254,26 @@ def _loss(training: Training, config: PreTrainedConfig) -> int:
     gradients = 2 * _FLOAT * (head + tokens * config.hidden_size)
     if training.settings.precision != "fp32":
         gradients += 2 * _BFLOAT16 * head
-    return block * copies * config.vocab_size * _FLOAT + gradients + relations
+    # Of each head for later tokens the sums wait for the backward pass, and what enters it.
+    later = head + config.hidden_size**2 + 2 * tokens * config.hidden_size
+    gradients += training.future_heads * _FLOAT * later
+    return block * copies * config.vocab_size * _FLOAT + gradients + relations + hidden
 
 
 def _wanted(distillation: DistillationSettings, term: str) -> bool:
     weight = getattr(distillation.weights, term)
     return bool(weight or term in distillation.gradient_ratios.targets)
+
+
+def _hidden(settings: HiddenSettings, config: PreTrainedConfig, rows: int, length: int) -> int:
+    shapes = [(rows, length, config.hidden_size)] * len(settings.layer_fractions)
+
+    def compute(*student: torch.Tensor) -> torch.Tensor:
+        pairs = [hidden_distance(one.detach(), one, settings.distance) for one in student]
+        return torch.stack(pairs).mean(0).sum()
+
+    phases = phases_of(compute, *shapes)
+    return phases.kept + phases.more + _FLOAT * sum(map(math.prod, shapes))  # of the teacher
 
 
 def _relations(settings: RelationSettings, config: PreTrainedConfig, rows: int, length: int) -> int:

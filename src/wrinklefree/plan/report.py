@@ -11,7 +11,7 @@ from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.resources import model_shape, reconstruction_bytes
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.columns import plain
-from wrinklefree.models.layers import has_states, head_size
+from wrinklefree.models.layers import has_both_kinds, has_states, head_size
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.plan.live import model_on_meta
 from wrinklefree.plan.memory import (
@@ -134,7 +134,9 @@ def operations_per_token(training: Training, config: PreTrainedConfig) -> float:
     student = training.trained(config)
     head = 2 * config.vocab_size * config.hidden_size
     read, length = training.views * training.read_length / training.length, training.read_length
+    later = 2 * config.hidden_size**2 + head
     total = 3 * (read * _decoder(student, length) + training.asked * head)
+    total += 3 * training.future_heads * training.asked * later
     if training.settings.activation_checkpointing:
         last = student.num_hidden_layers * 2 * student.hidden_size * _features(student)
         total += read * (_decoder(student, length) - (0 if training.quantizer else last))
@@ -163,10 +165,12 @@ def _reconstruction(
 
 
 def _features(config: PreTrainedConfig) -> int:
-    """Features between the products of a feed-forward network, or of the experts of a token."""
-    if getattr(config, "num_experts", None):
-        return config.num_experts_per_tok * config.moe_intermediate_size
-    return config.intermediate_size
+    """Features between the products of a feed-forward network, or of the experts of a token; where
+    a model has both kinds of layers, of the larger kind."""
+    if not getattr(config, "num_experts", None):
+        return config.intermediate_size
+    of_experts = config.num_experts_per_tok * config.moe_intermediate_size
+    return max(of_experts, config.intermediate_size) if has_both_kinds(config) else of_experts
 
 
 def _column(
