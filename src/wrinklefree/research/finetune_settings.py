@@ -18,7 +18,7 @@ from wrinklefree.schema.section import (
     Sha256,
     Temperature,
 )
-from wrinklefree.train.distill_settings import BASE, DistillationSettings
+from wrinklefree.train.distill_settings import DistillationSettings
 
 FORMATS = (".jsonl", ".tab", ".tsv")
 
@@ -95,11 +95,6 @@ class FinetuneSettings(Section):
             raise ValueError(
                 "distillation.cached_logits is for rows of the mixture, which is not read here; set"
                 " it to 0"
-            )
-        if self.distillation.teachers.keys() != {BASE}:
-            raise ValueError(
-                f"distillation.teachers names {', '.join(self.distillation.teachers)}, and the"
-                f" dense model alone teaches here; leave it out, or give {BASE} a weight"
             )
         if self.distillation.universal:
             raise ValueError(
