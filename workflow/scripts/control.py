@@ -4,4 +4,5 @@ from wrinklefree.research.control import train_control
 from wrinklefree.tracking.stage import stage_main
 
 if __name__ == "__main__":
-    stage_main("control", train_control, inputs=["model", "subln", "stage2", "distill_ar", "mixture"])
+    inputs = ["model", "subln", "stage2", "distill_ar", "mixture"]
+    stage_main("control", train_control, inputs=inputs)
