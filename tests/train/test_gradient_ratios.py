@@ -16,6 +16,8 @@ from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective
 
+RATIO = "distill/logits_ratio"
+
 
 @pytest.fixture
 def make_trainer(make_trainer: Callable[..., Trainer]) -> Callable[..., Trainer]:
@@ -184,16 +186,17 @@ def test_a_measurement_that_is_not_finite_decides_nothing(
     assert facts["weights_by_gradient_ratio"] == {"logits": pytest.approx(expected, rel=1e-4)}
 
 
-@pytest.mark.parametrize(("weight", "first"), [(2.0, 2.0), (0.0, 1.0)])
-def test_a_target_s_weight_is_decided_when_quantization_has_its_full_strength(
-    make_trainer: Callable[..., Trainer], weight: float, first: float
+def test_a_target_s_weight_is_decided_again_when_quantization_has_its_full_strength(
+    make_trainer: Callable[..., Trainer],
 ) -> None:
-    of_logits = objective({"logits": weight}, logits=0.3, steps=2, interval=0)
+    of_logits = objective({}, logits=0.3, steps=1, interval=0)
     trainer = make_trainer(objective=of_logits, lambda_warmup={"warmup_steps": 2})
-    trainer.run()
+    facts = trainer.run()
     history = trainer.state.history
     weights = [entry["distill/logits_weighted"] / entry["distill/logits"] for entry in history]
-    assert weights[:2] == pytest.approx([first, first])
-    assert [i for i, entry in enumerate(history) if "distill/logits_ratio" in entry] == [2, 3]
-    raw = [history[step]["distill/logits_ratio"] / weights[step] for step in (2, 3)]
-    assert weights[4] == pytest.approx(0.3 * 2 / sum(raw), rel=1e-4)
+    measured = {i: e["distill/logits_ratio"] for i, e in enumerate(history) if RATIO in e}
+    assert list(measured) == [0, 2], "of a step, and of one at full strength"
+    assert list(measured.values()) == pytest.approx([0.3, 0.3], rel=1e-4)
+    assert weights[1] == pytest.approx(weights[0]) != weights[2]
+    assert weights[4] == pytest.approx(weights[2])
+    assert facts["weights_by_gradient_ratio"] == {"logits": pytest.approx(weights[4], rel=1e-4)}

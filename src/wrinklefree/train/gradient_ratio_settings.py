@@ -19,9 +19,8 @@ class GradientRatioSettings(Section):
     hidden: PositiveFloat | None = None
     """Target of the hidden states."""
     steps: Steps = 10
-    """First steps at the full strength of quantization over whose mean ratio a target's weight is
-    decided. While quantization grows, the term has its weight in ``weights``, or 1 where that is 0.
-    """
+    """Steps over whose mean ratio a target's weight is decided: the first of the training, and
+    where quantization grows in it once more, the first at its full strength."""
     interval: StepsOrZero = 100
     """Steps between measurements of all ratios, in the history; 0: only those that decide."""
 

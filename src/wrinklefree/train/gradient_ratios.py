@@ -18,19 +18,20 @@ class GradientRatios(Hook):
 
     The ratio of a term is the norm of its weighted gradient over that of the cross-entropy with
     weight 1, of all parameters and the first micro-batch of a step. A target's weight follows from
-    the mean over its first ``steps`` measurements, and stays then. They are its state, so that a
+    the mean over the first ``steps`` measurements, and from ``full_strength_from`` on of those from
+    there, for a student that is hardly quantized is near its teacher. They are its state, so that a
     resumed run has the same weights.
 
     Parameters
     ----------
-    first_step : of those that decide, from 0.
+    full_strength_from : step, from 0, at which quantization is done growing.
     """
 
     name = "gradient_ratios"
 
-    def __init__(self, settings: GradientRatioSettings, first_step: int) -> None:
+    def __init__(self, settings: GradientRatioSettings, full_strength_from: int) -> None:
         self._settings = settings
-        self._first_step = first_step
+        self._full_strength_from = full_strength_from
         self._measured: dict[str, dict[str, float]] = {name: {} for name in settings.targets}
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,8 +53,8 @@ class GradientRatios(Hook):
         deciding = [
             (name, found)
             for name, found in self._measured.items()
-            if step >= self._first_step
-            and (len(found) < settings.steps or str(step) in found)  # where a signal cut it off
+            if str(step) in found  # where a signal cut it off
+            or len(self._of(found, step >= self._full_strength_from)) < settings.steps
         ]
         if not deciding and not (settings.interval and step % settings.interval == 0):
             return {}
@@ -72,10 +73,15 @@ class GradientRatios(Hook):
     def _weights(self) -> dict[str, float]:
         targets = self._settings.targets
         return {
-            name: targets[name] / statistics.fmean(found.values())
+            name: targets[name] / statistics.fmean(self._of(found, True) or self._of(found, False))
             for name, found in self._measured.items()
             if found
         }
+
+    def _of(self, found: dict[str, float], full: bool) -> list[float]:
+        """The measurements at full strength, or those before it."""
+        first = self._full_strength_from
+        return [ratio for step, ratio in found.items() if (int(step) >= first) == full]
 
     def _weigh(self, training: Training) -> None:
         training.train_step.objective.weights.update(self._weights())
