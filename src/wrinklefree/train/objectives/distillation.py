@@ -207,15 +207,13 @@ def distillation(
     A model is a ``DenseTeacher``.
     """
     terms = [RelationsDivergence(settings.relations)] if settings.relations else []
-    weights = settings.weights.model_dump()
-    # A target begins with some weight, until a step tells which.
-    weights |= {name: weights[name] or 1.0 for name in settings.gradient_ratios.targets}
     reading = [DenseTeacher(t) if isinstance(t, PreTrainedModel) else t for t in teachers]
     return Objective(
         corruption,
         [LogitsDivergence(settings)],
         [*terms, HiddenStatesDistance(settings.hidden)],
         list(zip(settings.teachers.values(), reading, strict=True)),
-        weights,
+        # A target begins with some weight, until the first step tells which.
+        settings.weights.model_dump() | dict.fromkeys(settings.gradient_ratios.targets, 1.0),
         settings.gradient_ratios,
     )
