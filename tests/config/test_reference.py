@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -25,11 +26,17 @@ def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
         yield from sections(below)
 
 
-def row_of(section: str, key: str) -> str:
-    """The row of a setting in the table of its section."""
+def rows_of(section: str) -> dict[str, str]:
+    """What a reader finds of a section: rows of the sections it refers to, then its own."""
+    rows: dict[str, str] = {}
     start = LINES.index(f"## {section}") + 1
-    table = takewhile(lambda line: not line.startswith("## "), LINES[start:])
-    return next(line for line in table if line.startswith(f"| `{key}` |"))
+    for line in takewhile(lambda line: not line.startswith("## "), LINES[start:]):
+        if line.startswith("It has the settings of "):
+            for other in re.findall(r"\[(\w+)\]", line):
+                rows |= rows_of(other)
+        elif key := re.match(r"\| `(\w+)` \|", line):
+            rows[key[1]] = line
+    return rows
 
 
 def test_the_page_and_the_schema_say_what_the_settings_are():
@@ -42,16 +49,10 @@ def test_every_setting_has_a_sentence_in_the_page():
         "All sections": SCHEMA_OF_PARAMS,
         **SCHEMA_OF_PARAMS["$defs"],
     }.items():
-        start = LINES.index(f"## {section}")
-        rows = iter(LINES[start + 1 :])
-        table: list[str] = []
-        for line in rows:
-            if line.startswith("## "):
-                break
-            table.append(line)
-        for key in definition["properties"]:
-            (row,) = (line for line in table if line.startswith(f"| `{key}` |"))
-            assert row.removesuffix(" |").endswith("."), f"{section}.{key}: {row}"
+        rows = rows_of(section)
+        assert rows.keys() == definition.get("properties", {}).keys(), section
+        for row in rows.values():
+            assert row.removesuffix(" |").endswith("."), f"{section}: {row}"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,9 @@ def test_every_setting_has_a_sentence_in_the_page():
         ("MuonSettings", "lr", ["number, > 0, ≤ 10", "`0.001`", "Peak learning rate"]),
         ("MuonSettings", "scale", ["`original`, `match_rms`", "`match_rms`"]),
         ("TrainingSettings", "steps", ["integer, > 0, ≤ 100,000,000", "required"]),
+        ("DistillSettings", "steps", ["integer, > 0, ≤ 100,000,000", "required"]),
+        ("Stage2DistillationSettings", "temperature", ["`1.0`"]),
+        ("DistillSettings", "temperature", ["`2.0`"]),
         ("DistillSettings", "lambda_warmup", ["#lambdawarmupsettings", "`{warmup_steps: 0}`"]),
         ("MixtureSettings", "weights", ["mapping of names to number, ≥ 0", "required"]),
         ("PhaseSettings", "weights", ["mapping of names to number"]),
@@ -67,7 +71,7 @@ def test_every_setting_has_a_sentence_in_the_page():
     ],
 )
 def test_a_row_has_type_bounds_default_and_meaning(section: str, key: str, parts: list[str]):
-    row = row_of(section, key)
+    row = rows_of(section)[key]
     for part in parts:
         assert part in row, row
 

@@ -76,7 +76,7 @@ class Parameters(Section):
     teachers: dict[Name, TeacherSettings]
     """Dense models that may teach beside the base, by a name of yours."""
     subln: SublnSettings
-    """How it is made ternary."""
+    """How the base is made ternary."""
     stage2: Stage2Settings
     """Continued pretraining with quantization in the loop."""
     dlm: DlmSettings
@@ -104,7 +104,7 @@ class Parameters(Section):
     microanneal: MicroannealSettings
     """Research: whether a mixture is better than another."""
     architectures: ArchitecturesSettings
-    """Research: what becomes of other models."""
+    """Research: other architectures, made from scratch."""
     experiments: ExperimentsSettings
     """Research: which optimizer, clipping, quantizer and so on is best."""
     resources: ResourcesSettings = ResourcesSettings()

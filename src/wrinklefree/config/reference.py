@@ -6,7 +6,7 @@ Both come from pydantic's JSON schema, in which the sentence on a setting is its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ _END = "...\n"
 """With which PyYAML ends a document that is a single scalar."""
 _LONGEST_TEXT = 1000
 """The bound of every text goes without saying."""
+_WORTH_A_LINK = 5
+"""A section that shares so many settings with another one refers to it."""
 _HEAD = """\
 # Settings
 
@@ -77,9 +79,12 @@ def document_text() -> str:
     """What stands in :data:`DOCUMENT`."""
     schema = settings_schema()
     definitions = schema.pop("$defs")
-    parts = [_HEAD, _section("All sections", schema, definitions)]
+    parts = [_HEAD, _section("All sections", schema, _rows(schema, definitions), ())]
+    shown: dict[str, dict[str, str]] = {}
     for name in _in_order(schema, definitions):
-        parts.append(_section(name, definitions[name], definitions))
+        rows = _rows(definitions[name], definitions)
+        parts.append(_section(name, definitions[name], *_own(rows, shown)))
+        shown[name] = rows
     return "\n".join(parts)
 
 
@@ -120,16 +125,45 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-def _section(name: str, schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+def _rows(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, str]:
+    """Lines of the table of a section, by setting."""
+    rows: dict[str, str] = {}
+    required = schema.get("required", ())
+    for key, value in schema.get("properties", {}).items():
+        default = "required" if key in required else _default(value, definitions)
+        meaning = _in_a_cell(_description(value, definitions))
+        rows[key] = f"| `{key}` | {_value(value)} | {default} | {meaning} |"
+    return rows
+
+
+def _own(
+    rows: dict[str, str], shown: dict[str, dict[str, str]]
+) -> tuple[dict[str, str], list[str]]:
+    """The rows of a section that no earlier one has, and the sections that have the others.
+
+    Such a section has no setting that this one lacks.
+    """
+    own, sections = dict(rows), []
+    for name, others in shown.items():
+        alike = [key for key in own if own[key] == others.get(key)]
+        if others.keys() <= rows.keys() and len(alike) >= _WORTH_A_LINK:
+            sections.append(name)
+            own = {key: row for key, row in own.items() if key not in alike}
+    return own, sections
+
+
+def _section(name: str, schema: dict[str, Any], rows: dict[str, str], others: Sequence[str]) -> str:
     lines = [f"## {name}", "", _paragraphs(schema.get("description", "")), ""]
-    if properties := schema.get("properties"):
-        lines += ["| setting | value | default | meaning |", "|---|---|---|---|"]
-        required = schema.get("required", ())
-        for key, value in properties.items():
-            default = "required" if key in required else _default(value, definitions)
-            meaning = _in_a_cell(_description(value, definitions))
-            lines.append(f"| `{key}` | {_value(value)} | {default} | {meaning} |")
-        lines.append("")
+    if others:
+        links = " and of ".join(f"[{other}](#{other.lower()})" for other in others)
+        lines += [f"It has the settings of {links}, and these:", ""]
+    if rows:
+        lines += [
+            "| setting | value | default | meaning |",
+            "|---|---|---|---|",
+            *rows.values(),
+            "",
+        ]
     return "\n".join(lines)
 
 

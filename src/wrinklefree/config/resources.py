@@ -97,10 +97,11 @@ class ResourcesSettings(Section):
     """What a cluster is asked for. No stage reads it, no result depends on it."""
 
     model_parameters: PositiveInt | None = None
-    """Size of the model of ``base.source``, for memory; null: by ``model`` or ``base.scratch``,
-    else 10⁹."""
+    """Number of parameters of ``base.source``, from which memory follows. Default: that of
+    ``model`` or ``base.scratch``, else 10⁹."""
     model: ModelShape | None = None
-    """Its shape, which gives its size too and which ``wrinklefree plan`` needs."""
+    """Shape of that model. It gives the number of parameters too, and ``wrinklefree plan`` needs
+    it."""
     gpus: Literal[0, 1] = 0
     """GPUs of each stage that trains or runs the model."""
 

@@ -20,12 +20,13 @@ class DiffusionSettings(Section):
     mask_init: Literal["mean", "random", "zero"] = "mean"
     """Initial embedding of the mask token."""
     token_shift: Literal["none", "noisy", "clean_boundary"] = "clean_boundary"
-    """From which row a token is predicted.
+    """From which position a token is predicted.
 
-    ``none``: its own noisy row. ``noisy``: the noisy row before it. ``clean_boundary``: the same,
-    but the clean row before it for the first token of a block.
+    ``none``: its own, in the noisy view. ``noisy``: the one before it, in the noisy view.
+    ``clean_boundary``: the same, but in the clean view for the first token of a block.
     """
     loss_weighting: Literal["unit", "elbo"] = "unit"
-    """``unit``: every masked token counts alike. ``elbo``: by the bound on the likelihood."""
+    """``unit``: every masked token has the same weight. ``elbo``: the weights of the bound on the
+    likelihood."""
     complementary_masks: bool = True
-    """Train on the unmasked half as well, masked in a second view."""
+    """Also train on the tokens that are not masked, by a second view in which they are."""

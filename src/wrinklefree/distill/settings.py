@@ -29,7 +29,7 @@ class RelationSettings(Section):
     temperature: Temperature = 1.0
     """Softens both relations before they are compared."""
     causal: bool
-    """Compare only rows' own past."""
+    """Compare each token only with itself and those before it."""
 
 
 class HiddenSettings(Section):

@@ -23,29 +23,27 @@ class ExportSettings(Section):
     """The distilled autoregressive student for other tools."""
 
     linear_class: Literal["bitlinear", "autobitlinear", "none"] = "bitlinear"
-    """Which of the two ternary layers of transformers loads the weights; ``none``: no export.
-
-    Both have one scale per matrix.
-    """
+    """Which of the two ternary layers of transformers loads the weights. Both have one scale per
+    matrix. ``none``: no export."""
     dequantized: bool = False
-    """Whether ``dequantized/`` holds the same model in plain bfloat16, codes times scales, for
-    tools that know no ternary layers. Its activations are not quantized."""
+    """Also write ``dequantized/``: the same model in plain bfloat16, codes times scales, for tools
+    that know no ternary layers. Its activations are not quantized."""
     base_licence: Annotated[str, Field(min_length=1)] | None = None
     """Licence of a base that is brought (``base.source``), for the model card and the manifest;
     null: not known."""
     gguf: Literal["if_possible"] | list[GgufType] = "if_possible"
-    """GGUF files for llama.cpp, each with the ternary matrices in blocks of 2.06 bits a weight,
-    1.69, 2.25, 4.5, or in float32. Rows that are no multiple of 256, of 64 for ``Q2_0``, are Q4_0
-    in any case.
+    """Types of the GGUF files for llama.cpp. A ternary weight takes 2.06 bits in ``TQ2_0``, 1.69 in
+    ``TQ1_0``, 2.25 in ``Q2_0``, 4.5 in ``Q4_0`` and 32 in ``F32``. A matrix whose rows are no
+    multiple of 256 (64 for ``Q2_0``) is always Q4_0.
 
-    Where llama.cpp has no graph for the model, a list ends the run before any training.
-    ``if_possible``: TQ2_0; without a graph none, and the reason is said."""
+    ``if_possible``: TQ2_0, or no file where llama.cpp has no graph for the model; the reason is
+    printed. With a list of types the run ends there, before any training."""
     i2_s: bool = False
-    """Whether ``model-I2_S.gguf`` is written for bitnet.cpp on x86: 2 bits a weight, one scale a
-    matrix, rows of multiples of 128; else the run ends before any training. The file was not run in
+    """Also write ``model-I2_S.gguf`` for bitnet.cpp on x86: 2 bits a weight, one scale a matrix.
+    Rows must be multiples of 128, else the run ends before any training. The file was not run in
     bitnet.cpp."""
     gguf_embedding: Literal["F16", "Q8_0", "F32"] = "F16"
-    """Type of the embedding in these files, and of the head, where the model has one beside it."""
+    """Type of the embedding in these files, and of a head with weights of its own."""
 
     @field_validator("gguf")
     @classmethod

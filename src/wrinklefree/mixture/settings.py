@@ -39,7 +39,8 @@ class MixtureSettings(Section):
     shuffle_buffer_size: Rows = 50_000
     """Rows of a domain are permuted inside windows of this many rows."""
     weights: Weights
-    """Share of the training tokens per domain; 0: measured and not trained on."""
+    """Share of the training tokens for each domain. A domain with 0 is measured, but not trained
+    on."""
     max_repetition: Annotated[float, Field(gt=0.0, le=1000.0)] = 4.0
     """A training stage that would read a domain's rows more often than this is refused.
 
@@ -53,7 +54,7 @@ class PhaseSettings(Section):
     from_step: StepsOrZero
     """The first step with these weights, counted from 0."""
     weights: Weights
-    """In place of ``mixture.weights``; names every domain."""
+    """Weights in place of ``mixture.weights``. Every domain must be named."""
 
 
 class InfluenceSettings(Section):
@@ -67,15 +68,16 @@ class InfluenceSettings(Section):
     interval: Steps = 50
     """Steps between updates. Each costs a few forward and backward passes per domain."""
     rows_per_domain: Rows = 8
-    """Rows of each domain that an update looks at: to train on, and held-out ones of the probe."""
+    """Rows of each domain that an update reads: so many training rows, and so many held-out rows
+    for the probe."""
     step_size: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
-    """Factor of a domain's score (a cosine, -1 to 1) in the logarithm of its weight."""
+    """How strongly a domain's score (a cosine, -1 to 1) moves the logarithm of its weight."""
     smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
     """Weight of the past in the running mean of the scores."""
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
-    """The least weight of a domain that has any."""
+    """Smallest weight of a domain whose weight is not 0."""
     target: dict[Name, NonNegativeFloat] | None = None
-    """What the probe is: weights of the domains' held-out losses. Without: the present weights'."""
+    """Weights of the domains' held-out losses in the probe. Default: the present weights."""
 
     @model_validator(mode="after")
     def _probe_has_text(self) -> InfluenceSettings:
@@ -95,7 +97,8 @@ class DataSettings(Section):
     forward pass over the rows of the run.
     """
     phases: list[PhaseSettings] = []
-    """By first step; before the first one ``mixture.weights`` holds."""
+    """Changes of weights, in order of their first step. Before the first, ``mixture.weights``
+    holds."""
     influence: InfluenceSettings = InfluenceSettings()
     """Weights that move with what each domain does for held-out text."""
 

@@ -49,13 +49,13 @@ class ModelSettings(Section):
     hidden_size: Annotated[int, Field(gt=0, le=1 << 16)]
     """Features of a token between layers."""
     intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)]
-    """Features inside the feed-forward network; of no effect with ``experts``."""
+    """Features inside the feed-forward network. Has no effect with ``experts``."""
     experts: ExpertsSettings | None = None
-    """Experts in place of the feed-forward network of every layer, as in Qwen3-MoE, which the model
-    is then: its queries and keys have norms. Null: a Llama-like model."""
+    """Experts in place of the feed-forward network of every layer. The model is then a Qwen3-MoE,
+    whose queries and keys have norms. Default: no experts, a Llama-like model."""
     state_space: StateSpaceSettings | None = None
-    """Mixers with a state in place of the attention of most layers, as in Bamba, which the model is
-    then: rotary embeddings turn half of a head. Null: attention in every layer."""
+    """Mixers with a state in place of the attention of most layers. The model is then a Bamba,
+    whose rotary embeddings turn half of a head. Default: attention in every layer."""
     layers: Annotated[int, Field(gt=0, le=1000)]
     """Decoder layers."""
     heads: Heads
@@ -65,13 +65,14 @@ class ModelSettings(Section):
     rope_theta: Annotated[float, Field(ge=1.0, le=1e12)] = 10_000.0
     """Base of the rotary embeddings' wavelengths."""
     initialization: Literal["normal", "small"] = "normal"
-    """``normal``: weights of ``initializer_range``; ``small``: of sqrt(2 / (5 hidden_size)), what
-    adds to the residual stream over sqrt(2 layers) (arXiv 2312.16903)."""
+    """Standard deviation of the initial weights. ``normal``: ``initializer_range``. ``small``:
+    sqrt(2 / (5 hidden_size)), divided by sqrt(2 layers) for matrices that add to the residual
+    stream (arXiv 2312.16903)."""
     initializer_range: Annotated[float, Field(ge=1e-6, le=10.0)] = 0.02
     """Standard deviation of the initial weights with ``normal``."""
     scaled_embedding: bool = False
-    """Embeddings of standard deviation 1, and a head of its own: a tied one would read them too,
-    and be sure that the next token is the one it was given."""
+    """Embeddings of standard deviation 1, and a head with weights of its own. A tied head would
+    predict that each token repeats."""
 
     @property
     def initial_deviation(self) -> float:
@@ -132,52 +133,55 @@ class PruneSettings(Section):
     """What remains of the dense model before it is made ternary; the whole one goes on teaching."""
 
     layers: Annotated[int, Field(gt=0, le=1000)] | None = None
-    """Decoder layers: those that turn hidden states most. All if not given."""
+    """Number of decoder layers to keep: those that rotate hidden states most. Default: all."""
     intermediate_size: Annotated[int, Field(gt=0, le=1 << 18)] | None = None
-    """Features inside of each feed-forward network: those that add most. All if not given."""
+    """Number of features to keep in each feed-forward network: those that add most. Default:
+    all."""
 
 
 class ReconstructSettings(Section):
     """Ternary decoder layers trained one after the other to give what the dense ones give."""
 
     kind: Literal["none", "layers"] = "none"
-    """``layers``: every layer, on what the trained ones before it make of the rows, so that its
-    outputs are nearer to the dense model's."""
+    """``none``: no such training. ``layers``: every layer learns the outputs of the dense model's
+    layer, from the outputs of the trained layers before it."""
     rows: Annotated[int, Field(gt=0, le=10**5)] = 64
-    """Training rows."""
+    """Number of training rows."""
     epochs: Annotated[int, Field(gt=0, le=10**4)] = 2
-    """How often every layer sees them."""
+    """How often every layer sees these rows."""
     batch_size: RowsAtOnce = 2
-    """Rows of a step."""
+    """Rows per step."""
     lr: Annotated[float, Field(gt=0, le=0.1)] = 0.004
-    """Learning rate of AdamW: there after 5 steps of a layer, and 0 at the end of them."""
+    """Peak learning rate of AdamW. For every layer it rises over 5 steps and ends at 0."""
     precision: Precision = "auto"
-    """What products are computed in; ``auto``: bfloat16 where the machine multiplies it faster."""
+    """Data type that products are computed in. ``auto``: bfloat16 where the machine multiplies it
+    faster."""
 
 
 class MixtureOfDepthsSettings(Section):
     """Layers that compute some tokens of a row; the others pass by (arXiv 2404.02258)."""
 
     every: Annotated[int, Field(ge=2, le=1000)] = 2
-    """Of so many layers the last one leaves tokens out."""
+    """One layer in this many leaves tokens out, the last one of them."""
     capacity: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of a row's tokens that such a layer computes, in training exactly."""
+    """Share of a row's tokens that such a layer computes. It is exact in training."""
 
 
 class SublnSettings(Section):
     """RMSNorm before ``o_proj`` and ``down_proj``, and linear layers that quantize."""
 
     gain: Literal["calibrated", "calibrated_scalar", "ones", "none"] = "calibrated"
-    """``calibrated``: per channel; ``calibrated_scalar``: one per layer; ``ones``: the paper's;
-    ``none``: no norms, so that the model runs where its dense architecture does."""
+    """Initial gains of the norms. ``calibrated``: fitted, one for each channel.
+    ``calibrated_scalar``: fitted, one for each layer. ``ones``: all 1, as in the paper. ``none``:
+    no norms, so that the model runs wherever its dense architecture does."""
     calibration_rows: Annotated[int, Field(gt=0, le=10**6)] = 32
-    """Training rows on which gains are fitted, and held-out rows on which losses are measured."""
+    """Number of training rows to fit gains on, and of held-out rows to measure losses on."""
     prune: PruneSettings = PruneSettings()
-    """What is left out first: whole layers, and features of the feed-forward networks."""
+    """What is removed first: whole layers, and features of the feed-forward networks."""
     mixture_of_depths: MixtureOfDepthsSettings | None = None
-    """Tokens that are left out in some layers, from the next stage on. Null: none."""
+    """Layers that leave tokens out, from the next stage on. Default: no such layers."""
     reconstruct: ReconstructSettings = ReconstructSettings()
-    """A start of trained ternary layers for stage 2."""
+    """Whether ternary layers are trained one after the other, as a start for stage 2."""
     quantizer: QuantizerSettings = QuantizerSettings()
     """How their weights become ternary, here and in every stage that trains or reads the model."""
 

@@ -10,4 +10,5 @@ class TeacherSettings(Section):
     """A dense model that can teach beside the base, or in its place; it may be larger."""
 
     source: BroughtSource
-    """Where it comes from. Its tokenizer must be the base's, but for a student with universal."""
+    """Where the model comes from. Its tokenizer must be the base's, unless its student has
+    ``universal: true``."""

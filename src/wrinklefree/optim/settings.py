@@ -78,7 +78,7 @@ class AdamWSettings(Section):
     weight_decay: WeightDecay = 0.0
     """Applied to hidden matrices and routers."""
     allow_unusual_lr: bool = False
-    """Say nothing of a rate outside of the usual range."""
+    """Allow a learning rate outside of the usual range."""
 
     @model_validator(mode="after")
     def _usual_rate(self) -> AdamWSettings:
@@ -101,20 +101,23 @@ class BesideAdamW(Section):
     adamw_eps: Epsilon = 1e-8
     """``eps`` of AdamW."""
     allow_unusual_lr: bool = False
-    """Say nothing of a rate outside of the usual range."""
+    """Allow a learning rate outside of the usual range."""
 
 
 class MuonBase(BesideAdamW):
     """Muon for hidden matrices, AdamW for embeddings, heads, norms and biases."""
 
     scale: Literal["original", "match_rms"] = "match_rms"
-    """``original``: sqrt(max(1, rows/columns)). ``match_rms``: 0.2 sqrt(max(rows, columns))."""
+    """Factor of an update. ``original``: sqrt(max(1, rows/columns)). ``match_rms``: 0.2
+    sqrt(max(rows, columns))."""
     momentum: Decay = 0.95
     """Weight of the past in the running mean of the gradient."""
     coefficients: Literal["classic", "polar_express"] = "classic"
-    """Polynomials that orthogonalize. ``polar_express`` comes closer to it, at the same cost."""
+    """Polynomials of the orthogonalization. ``polar_express`` comes closer to it, at the same
+    cost."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type to orthogonalize in. ``auto``: bfloat16 where the machine multiplies it faster."""
+    """Data type of the orthogonalization. ``auto``: bfloat16 where the machine multiplies it
+    faster."""
 
     @model_validator(mode="after")
     def _usual_rates(self) -> MuonBase:
@@ -128,7 +131,7 @@ class MuonSettings(MuonBase):
     """Muon with Nesterov momentum."""
 
     nesterov: bool = True
-    """Look ahead along the momentum."""
+    """Use Nesterov momentum."""
 
 
 class MuonClipSettings(MuonBase):
@@ -142,7 +145,7 @@ class NorMuonSettings(MuonBase):
     """Muon whose rows are normalised by their running mean square (arXiv 2510.05491)."""
 
     nesterov: bool = False
-    """Look ahead along the momentum."""
+    """Use Nesterov momentum."""
     row_decay: Decay = 0.95
     """Weight of the past in the running mean square of each row."""
 

@@ -17,19 +17,22 @@ class QuantizerSettings(Section):
     """The scale that ternary codes of weights are multiplied by."""
 
     scale: Scale = "absmean"
-    """``absmean``: the mean magnitude, as BitNet b1.58; ``least_squares``: what is nearest to the
-    weights; ``learned``: starts there and is trained (ParetoQ)."""
+    """``absmean``: the mean magnitude of the weights, as in BitNet b1.58. ``least_squares``: the
+    scale whose ternary weights are nearest to the weights. ``learned``: starts as ``least_squares``
+    and is trained (ParetoQ)."""
     granularity: Granularity = "tensor"
-    """What has a scale of its own: a matrix; an attention ``head`` of queries, keys or values
-    (other matrices have one scale); a ``row``, which is an output; a ``group`` of a row."""
+    """Which weights share a scale. ``tensor``: those of a matrix. ``head``: those of an attention
+    head of queries, keys or values; other matrices have one scale. ``row``: those of an output.
+    ``group``: ``group_size`` neighbours in a row."""
     group_size: Literal[64, 128, 256] = 128
-    """Neighbouring weights in a ``group``. Must divide the inputs of every layer."""
+    """Weights of a ``group``. Must divide the number of inputs of every layer."""
 
 
 class LambdaWarmupSettings(Section):
     """Quantization strength over steps, from 0 (full precision) to 1 (ternary)."""
 
     warmup_steps: StepsOrZero
-    """0: fully quantized from the first step. Fewer than the stage's ``steps``."""
+    """Steps until quantization is at full strength; fewer than the stage's ``steps``. 0: at full
+    strength from the first step."""
     schedule: Literal["linear", "cosine", "hard"] = "linear"
     """Shape of the rise; ``hard`` stays at 0 until ``warmup_steps`` and then is 1."""

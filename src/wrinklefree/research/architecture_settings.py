@@ -35,5 +35,5 @@ class ArchitecturesSettings(Section):
     shared: ArchitectureSettings
     """What they have in common."""
     each: dict[Name, ArchitectureSettings]
-    """What is laid over it, by the name of a model, which is a target. Mappings merge, other values
-    replace."""
+    """What is different for each model, by its name, which is also a target. Mappings are merged,
+    other values replaced."""

@@ -42,7 +42,7 @@ class LabelledFile(Section):
     label: str = "label"
     """Name of the field that holds the label."""
     skip_lines: NonNegativeInt = 0
-    """Lines after the names that are no data, between tabs."""
+    """Lines to skip after the line of names, for ``.tab`` and ``.tsv``."""
 
     @model_validator(mode="after")
     def _can_be_found(self) -> Self:
@@ -75,19 +75,19 @@ class FinetuneSettings(Section):
     """Models trained to classify, dense and ternary, as in BitDistill's tables (2510.13998)."""
 
     train: LabelledFile
-    """What they learn from."""
+    """Labelled texts to train on."""
     held_out: LabelledFile
-    """What they are asked afterwards."""
+    """Labelled texts to test on."""
     questions: Annotated[int, Field(gt=1, le=10**9)] = 500
-    """Texts of ``held_out``, at most, spread over all that it has."""
+    """Largest number of texts of ``held_out`` to test on, spread over all that it has."""
     sequence_length: Annotated[int, Field(gt=1, le=LONGEST_ROW)] = 128
     """Tokens of a row; longer texts are cut."""
     prompt: str = "\nLabel:"
-    """What stands between text and label."""
+    """What is written between a text and its label."""
     training: FinetuneTraining
-    """The same for all of them; without quantization for the dense one."""
+    """How all of them are trained. The dense one is not quantized."""
     distillation: FinetuneDistillation = FinetuneDistillation()
-    """The terms of the distilled one."""
+    """Terms of the loss of the distilled model."""
 
     @model_validator(mode="after")
     def _the_teacher_reads_along(self) -> Self:

@@ -32,13 +32,13 @@ class RangeSettings(Section):
     """The values of one setting: all from ``low`` to ``high``, or some ``choices``."""
 
     low: Bound | None = None
-    """The least; a whole number where the setting is one."""
+    """Smallest value. A whole number if the setting is one."""
     high: Bound | None = None
-    """The largest."""
+    """Largest value."""
     log: bool = False
-    """Draw evenly by the logarithm, as is right for rates."""
+    """Draw evenly on a logarithmic scale, as is right for learning rates."""
     choices: Annotated[list[Choice], Field(min_length=2, max_length=100)] | None = None
-    """Values in no order; in place of ``low`` and ``high``."""
+    """Values without an order, in place of ``low`` and ``high``."""
 
     @model_validator(mode="after")
     def _bounds_or_choices(self) -> Self:
@@ -74,19 +74,20 @@ class SearchSettings(Section):
     """Hyperparameter search: many trainings of stage 2, each with other settings."""
 
     ranges: Annotated[dict[SettingPath, RangeSettings], Field(min_length=1)]
-    """By dotted path within ``stage2`` (``optimizer.muon.lr``), what is tried. Those of an
-    alternative that is not chosen do not count."""
+    """What is tried, by the dotted path of a setting within ``stage2`` (``optimizer.muon.lr``). A
+    range of an alternative that is not chosen has no effect."""
     trials: Annotated[int, Field(gt=0, le=100_000)]
-    """Trainings, those that are stopped early included. The first has the settings of stage 2."""
+    """Number of trainings, with those that are stopped early. The first has the settings of stage
+    2."""
     workers: Workers
-    """Processes that train beside each other. With one, the same trials come again."""
+    """Processes that train at the same time. The trials repeat exactly only with one."""
     threads: Workers
     """CPU threads of a process."""
     evaluations: Annotated[int, Field(gt=0, le=10_000)] = 8
-    """Measurements of the held-out loss in a training. After each but the last it may be stopped:
-    where its best is above the median of the others at this step."""
+    """Measurements of the held-out loss in a training. After each but the last, a training is
+    stopped if its best loss is above the median of the others at this step."""
     rows_per_domain: Rows = 16
-    """Held-out rows of each domain that they are on, the same ones each time."""
+    """Held-out rows of each domain to measure on, the same rows each time."""
 
     @model_validator(mode="after")
     def _values_are_of_their_settings(self) -> Self:

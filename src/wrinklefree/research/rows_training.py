@@ -15,7 +15,7 @@ Training = TypeVar("Training", bound=TrainingSettings)
 
 
 class RowsTraining(Section):
-    """What such a training has of a training: it reads no mixture."""
+    """A training on rows of its own, which come from no mixture."""
 
     steps: Steps
     """Optimizer steps."""

@@ -41,11 +41,11 @@ class MeasureSettings(Section):
     rows_per_domain: Annotated[int, Field(ge=2, le=10**9)]
     """Held-out rows scored per domain, at most. Intervals count their documents."""
     batch_size: RowsAtOnce = 8
-    """Rows at a time. Bounds memory."""
+    """Rows at a time, which bounds memory."""
 
 
 class ControlSettings(Section):
-    """The dense base trained on as the students were, for the price of ternary weights."""
+    """The dense base, trained on as the students were, to measure what ternary weights cost."""
 
     measure: MeasureSettings
     """Held-out loss after the training."""
@@ -61,11 +61,11 @@ class DrawSettings(Section):
     """
 
     concentration_min: Concentration = 2.0
-    """Small: mixtures of one or two domains."""
+    """Smallest concentration. A small one gives mixtures of one or two domains."""
     concentration_max: Concentration = 20.0
-    """Large: mixtures close to the present one."""
+    """Largest concentration. A large one gives mixtures close to the present one."""
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
-    """The least weight of a domain that has a weight in ``mixture``."""
+    """Smallest weight of a domain whose weight in ``mixture`` is not 0."""
 
     @model_validator(mode="after")
     def _interval(self) -> Self:
@@ -85,13 +85,13 @@ class FitSettings(Section):
     regression: Literal["linear", "log_linear", "boosted_trees"] = "log_linear"
     """``linear``: ridge on weights; ``log_linear``: ridge on their logarithms."""
     target: dict[Name, NonNegativeFloat] | None = None
-    """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
+    """Weights of the domains' losses, scaled to sum 1. Default: the weights of ``mixture``."""
     candidates: Annotated[int, Field(gt=0, le=10**7)] = 20_000
-    """Mixtures whose target loss is predicted."""
+    """Number of mixtures whose loss is predicted."""
     best_candidates: Annotated[int, Field(gt=0, le=10**7)] = 100
-    """The mean of this many of the best is the mixture that is proposed."""
+    """The mixture that is proposed is the mean of this many of the best candidates."""
     bootstraps: Annotated[int, Field(ge=20, le=100_000)] = 200
-    """Fits on runs drawn with replacement, for the uncertainty."""
+    """Number of fits on runs drawn with replacement, for the uncertainty."""
 
     @model_validator(mode="after")
     def _something_to_choose(self) -> Self:
@@ -143,7 +143,7 @@ class ArmSettings(Section):
     """One of the two mixtures that are compared."""
 
     weights: Weights | None = None
-    """Without: ``mixture.weights``."""
+    """Weights of the domains. Default: ``mixture.weights``."""
 
 
 class ArmsSettings(Section):
@@ -159,7 +159,7 @@ class VerdictSettings(Section):
     """Whether the candidate is better than the present mixture."""
 
     target: dict[Name, NonNegativeFloat] | None = None
-    """What counts: weights of the domains' losses, scaled to sum 1. Without: the mixture's own."""
+    """Weights of the domains' losses, scaled to sum 1. Default: the weights of ``mixture``."""
     confidence: Confidence = 0.95
     """Confidence of the intervals. The verdict is undecided where the interval contains 0."""
 
@@ -201,7 +201,8 @@ class ExperimentRunsSettings(Section):
     """What all trainings of all experiments have in common."""
 
     seeds: Annotated[list[NonNegativeInt], Field(min_length=2)]
-    """Of initial weights and data order. All variants have the first one, finalists have all."""
+    """Seeds of initial weights and data order. All variants are trained with the first one,
+    finalists with all."""
     threads: Workers
     """CPU threads of an experiment; an engine runs as many at once as there are cores for."""
     model: ModelSettings
@@ -209,11 +210,11 @@ class ExperimentRunsSettings(Section):
     steps: Annotated[int, Field(ge=10, le=MOST_STEPS)]
     """Steps of a training. Variants with other batches take as many tokens, not as many steps."""
     base_steps: Annotated[int, Field(ge=10, le=MOST_STEPS)] | None = None
-    """Steps of the dense model that ternary ones are made of, and teach. Without: ``steps``."""
+    """Steps of the dense model that ternary ones are made of and taught by. Default: ``steps``."""
     batch_size: RowsAtOnce
-    """Rows of a step."""
+    """Rows per step."""
     precision: Precision = "fp32"
-    """Type that products are computed in; see ``stage2.precision``."""
+    """Data type that products are computed in, see ``stage2.precision``."""
     measure: MeasureSettings
     """Held-out loss before and after each training."""
 
@@ -225,7 +226,7 @@ class ExperimentRunsSettings(Section):
 
 
 class ExperimentVerdictSettings(Section):
-    """What is said of a variant."""
+    """How a variant is judged."""
 
     confidence: Confidence = 0.95
     """Confidence of the intervals. A verdict is undecided where the interval contains 0."""

@@ -11,29 +11,29 @@ from wrinklefree.schema.section import PositiveInt, RowsAtOnce, Section, Tempera
 
 
 class SynthesizeSettings(Section):
-    """Documents that a dense model continues, chosen by where the student is behind it."""
+    """Documents that a dense model continues, chosen where the student is worse than it."""
 
     teacher: BroughtSource
     """The model that writes, with a tokenizer of its own."""
     documents: PositiveInt = 500
-    """How many to write."""
+    """Number of documents to write."""
     prompts: Literal["excess", "uniform"] = "excess"
-    """Which candidates are continued: in proportion to how much more the student is surprised by
-    them than the teacher, or all alike."""
+    """How candidates are chosen. ``excess``: in proportion to how much the student's loss is above
+    the teacher's. ``uniform``: all alike."""
     candidates: PositiveInt = 500
-    """Training documents that may be continued, of all sources in proportion to their number."""
+    """Number of training documents to choose from, of all sources in proportion to their size."""
     candidate_characters: Annotated[int, Field(ge=64, le=1 << 16)] = 1000
-    """How much of a candidate the student and the teacher are asked about."""
+    """Characters of a candidate on which the losses of student and teacher are measured."""
     prompt_tokens: Annotated[int, Field(gt=0, le=1 << 16)] = 32
-    """The teacher's tokens of a candidate that begin a document."""
+    """Tokens of a candidate, by the teacher's tokenizer, that a document begins with."""
     new_tokens: Annotated[int, Field(gt=0, le=1 << 16)] = 224
-    """Most tokens that the teacher adds."""
+    """Largest number of tokens that the teacher adds."""
     least_new_tokens: Annotated[int, Field(gt=0, le=1 << 16)] = 16
-    """A continuation that ends before is left out, and counted."""
+    """Continuations with fewer tokens are left out, and counted."""
     temperature: Temperature = 1.0
-    """Of the teacher's distribution."""
+    """Temperature at which the teacher is sampled."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    """Only the likeliest tokens that have this probability together are drawn."""
+    """Draw only from the likeliest tokens that have this probability together."""
     batch_size: RowsAtOnce = 8
     """Documents that are written at once."""
 

@@ -33,7 +33,7 @@ class AdaGCSettings(Section):
     """Each tensor's gradient, by the running mean of its norm (arXiv 2502.11034)."""
 
     ratio: Annotated[float, Field(ge=1.0, le=1000.0)] = 1.05
-    """How far a tensor's norm may be above its running mean."""
+    """Largest norm of a tensor's gradient, as a multiple of its running mean."""
     ema_decay: Decay = 0.98
     """Weight of the past in that mean."""
     warmup_steps: Steps = 100
@@ -56,7 +56,7 @@ class ClippingSettings(Section):
     """
 
     name: ClippingName = "zclip"
-    """The way that is used; ``none`` measures norms and clips nothing."""
+    """How to clip. ``none``: measure norms and clip nothing."""
     zclip: ZClipSettings = ZClipSettings()
     """The whole gradient, where its norm is an outlier."""
     adagc: AdaGCSettings = AdaGCSettings()
@@ -76,14 +76,16 @@ class SpikeSettings(Section):
     enabled: bool = False
     """Whether the loss of every step is compared with those before it."""
     window: Annotated[int, Field(ge=5, le=10_000)] = 50
-    """Losses that it is compared with; nothing is a spike before there are as many."""
+    """Number of losses to compare with. Nothing is a spike before there are as many."""
     threshold: Annotated[float, Field(gt=0.0, le=1000.0)] = 8.0
-    """Robust deviations (1.4826 MAD) above their median from which a loss is a spike."""
+    """A loss is a spike if it is this many robust deviations (1.4826 MAD) above the median of those
+    losses."""
     rollback: bool = False
-    """Go back to before the steps to leave out, by a checkpoint, and leave them out."""
+    """After a spike, go back to a checkpoint before the last ``skip_steps`` steps and leave these
+    steps out."""
     skip_steps: Annotated[int, Field(gt=0, le=10_000)] = 20
-    """Steps that a rollback leaves out, of which the one that spiked is the last. Checkpoints of as
-    many steps are kept, and at most ``window`` can be left out."""
+    """Steps that a rollback leaves out, at most ``window``. The last of them is the one that
+    spiked. Checkpoints are kept as far back."""
 
     @property
     def first_back(self) -> int:

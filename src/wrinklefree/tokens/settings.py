@@ -19,9 +19,9 @@ class BpeTokenizerSettings(Section):
 
     kind: Literal["bpe"]
     vocabulary_size: Annotated[int, Field(ge=MINIMUM_BPE_VOCABULARY, le=1 << 20)]
-    """All ids, special tokens included."""
+    """Number of token ids, special tokens included."""
     max_megabytes_per_source: Annotated[int, Field(gt=0, le=10**6)]
-    """Text read from each source for training it."""
+    """Text of each source to train the tokenizer on, in MB."""
 
 
 class BaseTokenizerSettings(Section):
@@ -39,7 +39,7 @@ class TokenizeSettings(Section):
     """How the documents of a source are divided among files and processes."""
 
     shard_megabytes: Annotated[int, Field(gt=0, le=1 << 16)] = 64
-    """Text of a shard, in MB of UTF-8: what is encoded anew when the stage was killed."""
+    """Text of a shard, in MB of UTF-8. After a kill, only unfinished shards are encoded again."""
     processes: Workers | Literal["all"] = "all"
     """How many shards are encoded at the same time, each by a process of its own.
 

@@ -36,7 +36,7 @@ class BaseSettings(Section):
     source: BaseSource
     """Where the model comes from."""
     scratch: ScratchSettings | None = None
-    """With ``source.kind: scratch``, and only then."""
+    """Needed with ``source.kind: scratch``, and refused without it."""
 
     @model_validator(mode="after")
     def _scratch_if_from_scratch(self) -> BaseSettings:

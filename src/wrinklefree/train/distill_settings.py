@@ -26,29 +26,33 @@ class DistillationSettings(Section):
     """The terms of a loss with a teacher."""
 
     teachers: Annotated[dict[Name, PositiveFloat], Field(min_length=1)] = {BASE: 1.0}
-    """Who teaches, and the weight of what each adds to every term: ``base``, and names of
-    ``teachers``."""
+    """Who teaches: ``base`` or names of ``teachers``, each with the weight of its part in every
+    term."""
     weights: DistillationWeights = DistillationWeights()
     """Factors of the terms of the loss."""
     temperature: Temperature = 2.0
     """Softens both distributions of the logits term."""
     universal: bool = False
-    """Let teachers have other tokenizers: where tokens of both begin at the same byte, the logits
-    term compares the sorted probabilities (ULD, arXiv 2402.12030), in any direction the same."""
+    """Allow teachers with other tokenizers. The logits term then compares sorted probabilities,
+    where tokens of both begin at the same byte (ULD, arXiv 2402.12030), and ``direction`` has no
+    effect."""
     temperature_squared: bool = True
-    """Multiply the logits term by temperature squared, as the paper's code and not its text."""
+    """Multiply the logits term by temperature squared, as the paper's code does and its text does
+    not."""
     direction: Direction = "forward"
-    """Of the logits term: ``forward`` KL(teacher || student), ``reverse`` KL(student || teacher),
-    ``confidence`` both, the reverse one by the teacher's probability of the text's token."""
+    """Direction of the logits term. ``forward``: KL(teacher || student). ``reverse``: KL(student ||
+    teacher). ``confidence``: a mean of both, in which the reverse one has the teacher's probability
+    of the text's token as its weight."""
     cached_logits: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Likeliest tokens of the teacher that are written down for every position before the training
-    begins, the others as one; the teacher leaves the memory then. 0: it stays and reads along."""
+    """Number of the teacher's likeliest tokens to store for every position before training begins;
+    all others are stored as one. The teacher then leaves memory. 0: store nothing and run the
+    teacher in every step."""
     relations: RelationSettings | None = None
     """The relations term; needed unless its weight is 0."""
     hidden: HiddenSettings = HiddenSettings()
     """The term of hidden states."""
     gradient_ratios: GradientRatioSettings = GradientRatioSettings()
-    """Weights by the ratio of gradients."""
+    """Weights of terms by the ratio of gradients."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:
@@ -102,10 +106,10 @@ class DistillSettings(QuantizedTrainingSettings, DistillationSettings):
 
 
 class NextTokenDistillSettings(DistillSettings):
-    """The same into the autoregressive student."""
+    """Distillation of the dense teacher into the autoregressive student."""
 
     future_tokens: FutureTokensSettings = FutureTokensSettings()
-    """Heads for the tokens behind the next one."""
+    """Heads that predict the tokens after the next one."""
 
 
 class DistillStudents(Section):

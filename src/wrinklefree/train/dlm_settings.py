@@ -10,7 +10,7 @@ class DlmSettings(QuantizedTrainingSettings):
     """Conversion to a block-diffusion model."""
 
     enabled: bool = True
-    """Whether there is a diffusion model; without it ``distill.dlm`` has no student either, and
-    evaluate leaves both out."""
+    """Whether to make a diffusion model. Without it ``distill.dlm`` has no student, and
+    ``evaluate`` leaves out both."""
     diffusion: DiffusionSettings
     """Block diffusion."""

@@ -10,10 +10,10 @@ from wrinklefree.schema.section import PositiveFloat, Section
 
 
 class FutureTokensSettings(Section):
-    """Heads that predict tokens behind the next one, trained with the model."""
+    """Heads that predict the tokens after the next one, trained with the model."""
 
     heads: Annotated[int, Field(ge=0, le=16)] = 0
-    """How many: the first predicts the token behind the next one. A distillation goes on with those
-    of its student, if these are as many, and leaves them out with 0."""
+    """Number of heads. The first predicts the token after the next one. A distillation goes on with
+    its student's heads if there are as many of them, else with new ones. 0: no heads."""
     weight: PositiveFloat = 0.3
-    """Of their mean cross-entropy in the loss."""
+    """Weight of their mean cross-entropy in the loss."""

@@ -19,10 +19,11 @@ class GradientRatioSettings(Section):
     hidden: PositiveFloat | None = None
     """Target of the hidden states."""
     steps: Steps = 10
-    """Steps over whose mean ratio a target's weight is decided: the first of the training, and
-    where quantization grows in it once more, the first at its full strength."""
+    """Number of steps over which ratios are averaged to decide a weight: the first steps of the
+    training, and the first at full strength again if quantization grows in it."""
     interval: StepsOrZero = 100
-    """Steps between measurements of all ratios, in the history; 0: only those that decide."""
+    """Steps between measurements of all ratios, which the history keeps. 0: only those that decide
+    weights."""
 
     @property
     def targets(self) -> dict[str, float]:

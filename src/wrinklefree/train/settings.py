@@ -42,10 +42,10 @@ class UnusualLambdaWarmupWarning(UserWarning):
 
 
 class LastAverageSettings(Section):
-    """The mean of the parameters at the last steps that are so far apart, the last one included."""
+    """The mean of the parameters after some of the last steps, the very last one included."""
 
     checkpoints: Annotated[int, Field(ge=2, le=10_000)] = 6
-    """How many are averaged."""
+    """Number of steps whose parameters are averaged."""
     interval: Steps = 10
     """Steps between them."""
 
@@ -64,7 +64,7 @@ class AveragingSettings(Section):
     """
 
     name: AveragingName = "none"
-    """The kind that is used; ``none``: the parameters of the last step."""
+    """Kind of average. ``none``: the parameters of the last step."""
     last: LastAverageSettings = LastAverageSettings()
     """The mean over some of the last steps."""
     ema: ExponentialAverageSettings = ExponentialAverageSettings()
@@ -72,7 +72,7 @@ class AveragingSettings(Section):
 
 
 class TrainingSettings(Section):
-    """The one training loop."""
+    """A training: how long, with which optimizer, on which rows."""
 
     steps: Steps
     """Optimizer steps."""
@@ -85,8 +85,8 @@ class TrainingSettings(Section):
     schedule: ScheduleSettings
     """The learning rate over steps."""
     router_balance_weight: NonNegativeFloat = 0.01
-    """Of the load-balancing loss, where the model has experts: how strongly routers are drawn to
-    spread tokens evenly over them. Of no effect without experts."""
+    """Weight of the load-balancing loss, which makes routers spread tokens evenly over the experts.
+    Has no effect without experts."""
     clipping: ClippingSettings = ClippingSettings()
     """How gradients are clipped."""
     spikes: SpikeSettings = SpikeSettings()
@@ -96,28 +96,30 @@ class TrainingSettings(Section):
     data: DataSettings = DataSettings()
     """Which rows are read, and in which order."""
     precision: Precision = "fp32"
-    """Type that products are computed in; parameters and optimizer state stay fp32. ``auto``:
+    """Data type that products are computed in. Parameters and optimizer state stay fp32. ``auto``:
     bfloat16 where the machine multiplies it faster."""
     activation_checkpointing: bool = False
-    """Keep only what enters each decoder layer, and run the layer again for its gradients: far less
-    memory, about a third more time. Has no effect on the result."""
+    """Keep only the inputs of each decoder layer, and run the layer again for its gradients. This
+    takes far less memory and about a third more time. Has no effect on the result."""
     compile: bool = False
-    """Decoder layers as programs of ``torch.compile``: a minute or more at the start for faster
-    steps. Rounds otherwise, so the result differs as by another machine. Without a GPU, attention
-    is over all pairs of tokens of a row then, where it else leaves out hidden ones of long rows."""
+    """Compile decoder layers with ``torch.compile``. This takes a minute or more at the start, and
+    steps are faster. Rounding differs, so the result differs as it does between machines. Without a
+    GPU, attention then computes all pairs of tokens of a long row, those that are masked too."""
     checkpoint_interval: Steps = 40
     """Steps between resumable checkpoints. Has no effect on the result."""
     log_interval: Steps = 20
     """Steps between lines of output. Has no effect on the result."""
     evaluate_interval: StepsOrZero = 0
-    """Steps between measurements of the held-out loss, in the history; 0: none."""
+    """Steps between measurements of the held-out loss, which the history keeps. 0: no
+    measurements."""
     evaluate_rows_per_domain: Rows = 8
-    """Held-out rows of each domain that it is measured on, the same ones each time."""
+    """Held-out rows of each domain to measure it on, the same rows each time."""
     telemetry_interval: StepsOrZero = 0
-    """Steps between measurements of what int8 loses of activations and what an update does to
-    ternary codes, in the history; 0: none."""
+    """Steps between measurements of the error of int8 activations and of how updates change ternary
+    codes, which the history keeps. 0: no measurements."""
     max_skipped_steps: StepsOrZero = 0
-    """Steps of a run that may be left out because loss or gradient is not finite."""
+    """How many steps may be left out because loss or gradient is not finite. The next one stops the
+    run."""
 
     @model_validator(mode="before")
     @classmethod

@@ -35,9 +35,9 @@ class Stage2Settings(QuantizedTrainingSettings):
     teacher: Literal["none", "base"] = "none"
     """``none``: the text alone teaches; ``base``: the dense model that the student was made of."""
     distillation: Stage2DistillationSettings = Stage2DistillationSettings()
-    """What the teacher teaches; only counts with one."""
+    """What the teacher teaches. Has no effect with ``teacher: none``."""
     future_tokens: FutureTokensSettings = FutureTokensSettings()
-    """Heads for the tokens behind the next one."""
+    """Heads that predict the tokens after the next one."""
 
     @property
     def taught(self) -> DistillationSettings | None:

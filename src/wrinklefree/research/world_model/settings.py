@@ -20,24 +20,24 @@ class VideoSettings(Section):
     """Clips of bright shapes on black, which move evenly and bounce off the edges."""
 
     clips: Rows = 4096
-    """To learn from."""
+    """Number of clips to train on."""
     held_out_clips: Rows = 64
-    """To be asked afterwards."""
+    """Number of clips to test on."""
     frames: Annotated[int, Field(ge=2, le=1024)] = 8
-    """Of a clip."""
+    """Frames of a clip."""
     size: Annotated[int, Field(ge=8, le=256)] = 16
-    """Pixels of a frame's width and height."""
+    """Width and height of a frame in pixels."""
     shapes: Annotated[int, Field(ge=1, le=100)] = 2
-    """Of a clip; later ones pass before earlier ones."""
+    """Shapes of a clip. Later ones pass in front of earlier ones."""
     most_speed: Annotated[float, Field(ge=0.0, le=100.0)] = 1.5
-    """Pixels per frame along each axis, at most."""
+    """Largest speed along each axis, in pixels per frame."""
 
 
 class PatchTokenizerSettings(Section):
     """A token for every patch: its principal components, each rounded to one of a few levels."""
 
     patch_size: Annotated[int, Field(ge=1, le=64)] = 4
-    """Pixels of a patch's width and height."""
+    """Width and height of a patch in pixels."""
     levels: list[list[Annotated[int, Field(ge=2, le=1024)]]] = [[8, 8], [8, 8], [4, 4]]
     """A list for each vocabulary: the levels of its components, in order of their variance. The
     vocabulary has as many words as their product."""
@@ -66,17 +66,17 @@ class WorldModelSettings(Section):
     """A masked model of video tokens, dense and ternary, trained alike."""
 
     video: VideoSettings = VideoSettings()
-    """The world."""
+    """The videos."""
     tokenizer: PatchTokenizerSettings = PatchTokenizerSettings()
     """How frames become tokens, and tokens frames."""
     model: ModelSettings
     """Shape of the model."""
     quantizer: QuantizerSettings = QuantizerSettings()
-    """How the weights of the ternary one become ternary."""
+    """How the weights of the ternary model become ternary."""
     training: RowsTraining
-    """The same for both; without quantization for the dense one."""
+    """How both are trained. The dense one is not quantized."""
     context_frames: PositiveInt = 4
-    """Frames that are always given; the others are masked and predicted."""
+    """Number of frames that are always given. The others are masked and predicted."""
     decoding_passes: RowsAtOnce = 8
     """Passes in which all other frames are predicted, the surest tokens first."""
 

@@ -24,7 +24,7 @@ class SlurmSettings(Section):
     partition: str
     """Where the tasks run."""
     time: Annotated[str, Field(pattern=r"^([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{2}){0,2}$")]
-    """Limit of a task, as sbatch takes it."""
+    """Time limit of a task, in the form that sbatch takes."""
     cpus_per_task: Workers = 1
     """CPUs of each task."""
     memory_gb_per_cpu: Annotated[int, Field(gt=0, le=10_000)] = 4
@@ -32,7 +32,7 @@ class SlurmSettings(Section):
     quality_of_service: str | None = None
     """``--qos`` of sbatch."""
     environment_command: str | None = None
-    """A line of shell that activates the environment of this project on a node."""
+    """A shell command that activates the environment of this project on a node."""
     sbatch: dict[str, str] = {}
     """Further options of sbatch, by long name: ``{account: text}``."""
 
@@ -44,11 +44,11 @@ class DatatroveEngine(Section):
     executor: Literal["local", "slurm"] = "local"
     """Where the tasks run: on this machine or on a cluster."""
     tasks: Annotated[int, Field(gt=0, le=100_000)] = 4
-    """Slices of the source, and buckets of hashes, that are worked on apart."""
+    """Number of parts that the source, and the hashes, are divided into."""
     workers: Workers = 2
-    """Tasks that run at a time."""
+    """Number of tasks that run at the same time."""
     slurm: SlurmSettings | None = None
-    """With ``executor: slurm``, and only then."""
+    """Needed with ``executor: slurm``, and refused without it."""
 
     @model_validator(mode="after")
     def _slurm_settings_belong_to_slurm(self) -> DatatroveEngine:

