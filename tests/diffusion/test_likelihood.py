@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import combinations, permutations
 from math import comb, factorial
 
@@ -87,7 +87,7 @@ def test_every_count_of_masks_is_as_likely_and_weighs_inversely(pack):
     batch = pack([[3, 8]] * 600, 12)
     blocks = find_blocks(batch.document_ids_BT, batch.positions_BT, 4)
     supervised = supervised_tokens(batch.tokens_BT, blocks, "noisy", MASK)
-    masked, weight = draw_masks(blocks, supervised, batch.sample_B, seed=0, draw=0)
+    masked, weight = draw_masks(blocks, supervised, [(0, row) for row in range(600)])
     assert not (masked & ~supervised).any()
     for block, size in ((0, 2), (1, 3), (2, 4)):
         inside = (blocks.block_BT == block) & supervised
@@ -132,3 +132,18 @@ def test_the_estimate_is_keyed_by_seed_draw_and_sample(tiny_model, pack):
     assert len(set(whole.nats_DBT.sum(2)[:, 2].tolist())) == 3
     other = negative_elbo(model, batch, **settings, draws=3, seed=2)
     assert not torch.allclose(other.nats_DBT, whole.nats_DBT)
+
+
+def test_rows_of_two_domains_have_masks_of_their_own(tiny_model, pack):
+    """Held-out rows are counted in each domain from 0."""
+    model, batch = tiny_model(0), pack([[12]], 12)
+    batches = [replace(batch, domain_B=batch.domain_B + number) for number in (0, 0, 1)]
+    masks = [
+        negative_elbo(
+            model, each, block_size=12, token_shift="none", mask_token_id=MASK, draws=8, seed=7
+        ).nats_DBT
+        > 0
+        for each in batches
+    ]
+    assert torch.equal(masks[0], masks[1])
+    assert not any(map(torch.equal, masks[0], masks[2]))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from tokenizers.normalizers import NFC
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wrinklefree.distill.universal import Spelling, aligned, universal_distance
@@ -160,3 +161,9 @@ def test_terms_that_compare_single_tokens_inside_are_refused(changes: dict[str, 
         DistillationSettings.model_validate({"universal": True, **changes})
     allowed = {"universal": True, "weights": {"relations": 0.0}}
     assert DistillationSettings.model_validate(allowed).universal
+
+
+def test_tokens_that_spell_a_text_otherwise_are_no_lesson(ours: Spelling, theirs: Spelling) -> None:
+    theirs.tokenizer.normalizer = NFC()
+    assert aligned(ours, theirs, encoded(ours, "the cafe of the city"))[1]
+    assert aligned(ours, theirs, encoded(ours, "the cafe\u0301 of the city")) == ([], {})

@@ -8,7 +8,7 @@ import wrinklefree.quant.bitlinear  # noqa: F401, it registers operations
 from wrinklefree.errors import UserError
 from wrinklefree.kernels import capabilities
 from wrinklefree.kernels.ternary_linear import products, reference, ternary_linear
-from wrinklefree.kernels.ternary_linear.products import BACK_ENDS, MOST_INPUTS, chosen_back_end
+from wrinklefree.kernels.ternary_linear.products import MOST_INPUTS, PRODUCTS, chosen_back_end
 
 SHAPES = [(1, 1, 1), (1, 63, 100), (5, 63, 100), (17, 100, 63), (2, 1025, 7), (0, 8, 3)]
 Codes = tuple[Tensor, Tensor]
@@ -43,7 +43,7 @@ def test_every_back_end_gives_the_bits_of_the_reference_with_any_threads(
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            for back_end in BACK_ENDS:
+            for back_end in PRODUCTS:
                 actual = ternary_linear(
                     *leaves(activation, weight, torch.float32),
                     activation,
@@ -60,7 +60,7 @@ def test_the_largest_sum_that_float32_holds_is_exact_and_one_more_is_not_lost() 
         codes = torch.full((1, inputs), 127, dtype=torch.int8)
         codes[0, 0] = 126  # an odd sum, which float32 holds below 2^24 only
         weight = torch.ones(1, inputs, dtype=torch.int8)
-        for back_end in BACK_ENDS:
+        for back_end in PRODUCTS:
             sums = products.integer_product(codes, weight, back_end)  # pyright: ignore[reportArgumentType]
             assert sums.item() == 127 * inputs - 1
 
@@ -81,8 +81,7 @@ def test_gradients_are_straight_through_in_float64(rows: bool) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_in_bfloat16_only_the_gradient_is_rounded() -> None:
-    """The error against float64 is that of a product of rounded gradients and exact codes."""
+def test_in_bfloat16_weights_stay_exact_and_activations_are_rounded_as_floats_are() -> None:
     activation, weight = draw(64, 96, 48)
     x, w = leaves(activation, weight, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,9 +94,11 @@ def test_in_bfloat16_only_the_gradient_is_rounded() -> None:
     expected = reference.ternary_linear_gradients(
         double[0], activation[0], double[1], weight[0], double[2]
     )
+    seen = activation[0].bfloat16() * activation[1].reciprocal().bfloat16()
+    expected = expected[0], double[0].T @ seen.double()
     for mine, theirs in zip(actual, expected, strict=True):
         assert mine.dtype == torch.float32
-        assert (mine - theirs).norm() <= 2**-7.5 * theirs.norm()
+        assert (mine - theirs).norm() <= 2**-8.5 * theirs.norm()  # as results are rounded
 
 
 def test_a_scale_that_is_not_a_number_spoils_its_own_rows_and_columns_only() -> None:
@@ -109,7 +110,7 @@ def test_a_scale_that_is_not_a_number_spoils_its_own_rows_and_columns_only() -> 
     assert torch.equal(output.isnan(), spoilt)
 
 
-@pytest.mark.parametrize("back_end", products.BACK_ENDS)
+@pytest.mark.parametrize("back_end", PRODUCTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("per", ["tensor", "row"])
 def test_the_operation_is_registered_as_torch_expects(
@@ -131,7 +132,7 @@ def test_quantization_is_registered_as_torch_expects(dtype: torch.dtype) -> None
         torch.library.opcheck(operations.ternary_codes.default, arguments)
 
 
-@pytest.mark.parametrize("back_end", products.BACK_ENDS)
+@pytest.mark.parametrize("back_end", PRODUCTS)
 def test_what_multiplied_last_is_on_record(
     back_end: products.BackEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,9 +181,10 @@ def test_the_back_end_is_what_is_measured_or_named(
         assert chosen_back_end(device) == expected
     monkeypatch.setenv(products.VARIABLE, "int8")
     assert chosen_back_end(device) == "int8"
-    monkeypatch.setenv(products.VARIABLE, "int4")
-    with pytest.raises(UserError, match="int4.*int8 or float32 or triton"):
-        chosen_back_end(device)
+    for name in ("int4", "triton"):  # the second runs on no CPU
+        monkeypatch.setenv(products.VARIABLE, name)
+        with pytest.raises(UserError, match=f"{name}.*int8 or float32 or triton .triton on CUDA"):
+            chosen_back_end(device)
     capabilities.gains.cache_clear()
 
 
@@ -192,3 +194,16 @@ def test_a_kind_with_wrong_products_is_not_fast(monkeypatch: pytest.MonkeyPatch)
     true = capabilities.int8_product
     monkeypatch.setattr(capabilities, "int8_product", lambda a, b: true(a, b) + 1)
     assert capabilities.measure("cpu")["int8"] == 0
+
+
+def test_without_a_home_nothing_is_kept_and_all_is_measured(monkeypatch: pytest.MonkeyPatch):
+    def nowhere() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(capabilities.Path, "home", nowhere)
+    monkeypatch.setattr(capabilities, "measure", lambda device_type: {"int8": 5.0})
+    capabilities.gains.cache_clear()
+    assert capabilities.gains("cpu") == {"int8": 5.0}
+    assert not capabilities.cache_file().parent.exists()
+    capabilities.gains.cache_clear()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -175,3 +176,33 @@ def test_mini_keeps_two_numbers_for_each_channel(
     for parameter in group["params"]:
         entries = sum(value.numel() for value in optimizer.state[parameter].values())
         assert entries == 2 * max(parameter.shape) + 2  # and a count of steps, and a norm
+
+
+@pytest.mark.parametrize("choices", [CHANNELS, MINI], ids=["channels", "mini"])
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5)])
+def test_a_direction_goes_by_the_sizes_of_earlier_gradients_and_not_by_their_mean(
+    shape: tuple[int, int], choices: dict[str, Any]
+) -> None:
+    first, second = (nn.Parameter(torch.randn(shape)) for _ in range(2))
+    optimizer = Apollo([{"params": [first, second], **GROUP, **choices}])
+    # Their sizes rise from channel to channel, and each update is smaller than the one before.
+    sizes = torch.logspace(-2, 0, 8)
+    uneven = sizes if shape[1] == 8 else sizes[:, None]
+    for step in range(30):
+        for parameter in (first, second):
+            parameter.grad = torch.randn(shape) * uneven * 0.9**step
+        optimizer.step()
+    state = {name: value.clone() for name, value in optimizer.state[second].items()}
+    gradient = torch.randn(shape) * 1e-9
+    found = optimizer.direction(second, gradient, optimizer.param_groups[0])
+    seed = zlib.crc32(repr((0, 1, 0)).encode())
+    wide = gradient if shape[0] < shape[1] else gradient.T
+    rank = min(choices["rank"], 5)
+    projected = projection(rank, 5, seed, gradient.device) @ wide
+    square = 0.9 * state["square"].view(rank, 8) + 0.1 * projected**2
+    stretched = projected / ((square / (1 - 0.9**31)).sqrt() + 1e-8)
+    across = 0 if choices["per_channel"] else (0, 1)
+    factor = choices["scale"] * stretched.norm(dim=across) / projected.norm(dim=across)
+    expected = wide * factor
+    torch.testing.assert_close(found, expected if shape[0] < shape[1] else expected.T)
+    assert all(torch.equal(optimizer.state[second][name], state[name]) for name in state)

@@ -197,3 +197,14 @@ def test_a_copy_of_the_model_is_not_recorded(build_model: Build, tokens_BT: Tens
     run(twin, tokens_BT)
     with pytest.raises(RuntimeError, match="no attention logits"):
         recorder.maxima_H()
+
+
+def test_one_mask_for_all_queries_serves_every_block_of_them(monkeypatch: pytest.MonkeyPatch):
+    query, key = torch.randn(2, 4, 16, 8), torch.randn(2, 2, 16, 8)
+    mask = torch.rand(2, 1, 1, 16) < 0.5
+    wanted = max_attention_logits(
+        query, key, scaling=1.0, mask=mask.expand(2, 1, 16, 16), causal=False
+    )
+    monkeypatch.setattr(attention_logits, "_LARGEST_BLOCK", 2 * 4 * 16 * 4)
+    found = max_attention_logits(query, key, scaling=1.0, mask=mask, causal=False)
+    assert torch.equal(found, wanted)

@@ -16,6 +16,7 @@ from wrinklefree.optim.muon import (
     muon_step,
     scale_factor,
 )
+from wrinklefree.optim.newton_schulz import Coefficients
 from wrinklefree.optim.partition import matrices
 from wrinklefree.optim.settings import MuonSettings
 
@@ -125,11 +126,16 @@ def test_the_step_leaves_gradient_and_what_is_orthogonalized_alone(nesterov: boo
 
 @pytest.mark.parametrize("shape", [(96, 96), (128, 32), (32, 128)])
 @pytest.mark.parametrize("scale", ["original", "match_rms"])
-def test_an_update_is_as_large_as_expected(shape: tuple[int, int], scale: Scale) -> None:
+@pytest.mark.parametrize(("coefficients", "off"), [("classic", 0.12), ("polar_express", 0.04)])
+def test_an_update_is_as_large_as_expected(
+    shape: tuple[int, int], scale: Scale, coefficients: Coefficients, off: float
+) -> None:
     parameter = nn.Parameter(torch.zeros(shape))
     parameter.grad = torch.randn(shape)
-    Muon([parameter], lr=1.0, scale=scale).step()
-    assert parameter.norm().item() == pytest.approx(expected_update_norm(*shape, scale), rel=0.12)
+    muon = Muon([parameter], lr=1.0, scale=scale, coefficients=coefficients)
+    muon.step()
+    expected = muon.expected_update_norm(parameter, muon.param_groups[0])
+    assert parameter.norm().item() == pytest.approx(expected, rel=off)
 
 
 def test_match_rms_gives_each_shape_the_same_rms() -> None:

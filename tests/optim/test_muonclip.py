@@ -5,9 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
 
+from wrinklefree.errors import UserError
 from wrinklefree.models.attention import BY_BLOCKS
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
@@ -293,3 +300,37 @@ def test_before_quantization_sets_in_the_one_learned_scale_of_all_heads_stays(bu
     size = attention.head_dim
     assert torch.equal(projection.weight[:size], 0.5 * weight[:size])
     assert torch.equal(projection.weight[size:], weight[size:])
+
+
+def test_the_scale_of_an_only_head_is_clipped_with_it():
+    projection = BitLinear.from_linear(
+        nn.Linear(16, 8, bias=False), QuantizerSettings(scale="learned", granularity="head"), 8
+    )
+    attention, activation = nn.Module(), torch.randn(5, 16)
+    attention.q_proj = projection
+    before = projection(activation)
+    shrink_queries(attention, torch.tensor([0.5]))
+    torch.testing.assert_close(projection(activation), 0.5 * before)
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 32, "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 1,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: Phi3ForCausalLM(Phi3Config(**SHAPE)), "Phi3Attention has no q_proj"),
+        (
+            lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, head_dim=8)),
+            "gain of Gemma3RMSNorm is not a factor",
+        ),
+    ],
+)
+def test_queries_that_can_not_be_clipped_are_refused_before_the_first_step(
+    build: Callable[[], PreTrainedModel], reason: str
+):
+    with pytest.raises(UserError, match=reason):
+        build_optimizer(build(), OptimizerSettings(name="muonclip"))

@@ -92,3 +92,21 @@ def test_each_setting_changes_the_matrices(
     for name, parameter in results[0].items():
         hidden = ".layers." in name and parameter.ndim == 2
         assert torch.equal(parameter, results[1][name]) is not hidden, name
+
+
+def test_a_direction_goes_by_the_sizes_of_earlier_rows() -> None:
+    parameter = nn.Parameter(torch.randn(6, 9, dtype=torch.float64))
+    settings = {"lr": 0.02, "scale": "original", "row_decay": 0.8, "nesterov": True}
+    optimizer = NorMuon([parameter], compute_dtype=torch.float64, **settings)
+    for _ in range(5):
+        parameter.grad = torch.randn(6, 9, dtype=torch.float64)
+        parameter.grad[1:] += 3 * parameter.grad[0]  # so that the rows' sizes differ
+        optimizer.step()
+    square = optimizer.state[parameter]["row_square"].clone()
+    gradient = torch.randn(6, 9, dtype=torch.float64)
+    found = optimizer.direction(parameter, gradient, optimizer.param_groups[0])
+    update = orthogonalize(gradient, torch.float64)
+    moved = 0.8 * square + 0.2 * update.square().mean(1, keepdim=True)
+    expected = update / moved.sqrt()
+    torch.testing.assert_close(found, expected * update.norm() / expected.norm())
+    assert torch.equal(optimizer.state[parameter]["row_square"], square)

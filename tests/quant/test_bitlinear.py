@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from wrinklefree.kernels.ternary_linear import reference
-from wrinklefree.kernels.ternary_linear.products import BACK_ENDS, VARIABLE
+from wrinklefree.kernels.ternary_linear.products import PRODUCTS, VARIABLE
 from wrinklefree.quant import bitlinear
 from wrinklefree.quant.bitlinear import (
     BitLinear,
@@ -67,7 +67,7 @@ def test_full_strength_is_the_exact_product_of_codes_on_every_back_end(
     expected = reference.ternary_linear(*codes_of_x, *codes_of_weight)
     if layer.bias is not None:
         expected = expected + layer.bias
-    for back_end in BACK_ENDS:
+    for back_end in PRODUCTS:
         monkeypatch.setenv(VARIABLE, back_end)
         assert torch.equal(layer(x), expected)
         with torch.no_grad():

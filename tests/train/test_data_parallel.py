@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import gains
 from wrinklefree.mixture.loader import HeldOutData, TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
+from wrinklefree.quant.bitlinear import BitLinear
+from wrinklefree.train import runtime
 from wrinklefree.train.cached_teacher import LogitsCache, fill_cache, row_keys
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.hooks import Hook, Training
@@ -385,3 +388,16 @@ if __name__ == "__main__":
     of_mixture, root = map(Path, sys.argv[1:3])
     for name in sys.argv[3:] or CASES:
         torch.save(outcome(name, of_mixture, root / name), root / f"{name}-{rank()}.pt")
+
+
+def test_codes_of_weights_that_another_process_replaced_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    layer, activation = BitLinear(64, 32), torch.randn(2, 64)
+    before = layer(activation)
+    # As a broadcast does: what it writes is not counted as a change.
+    monkeypatch.setattr(
+        runtime.distributed, "broadcast", lambda tensor, source: tensor.data.copy_(-tensor)
+    )
+    replace(Runtime.here("fp32"), ranks=2).place(layer)
+    assert torch.equal(layer(activation), -before)

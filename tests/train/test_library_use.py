@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.settings import TrainingSettings
+from wrinklefree.train.transformers_trainer import (
+    TrainingRows,
+    WrinkleFreeTrainer,
+    training_arguments,
+)
 
 FAMILIES = re.compile(
     r"bamba|bert|deepseek|falcon|gemma|gpt2|granite|jamba|llama(?![._]cpp)|mamba|mistral|mixtral|olmo"
@@ -24,14 +37,15 @@ FAMILIES = re.compile(
 README = Path(__file__).parents[2] / "src/wrinklefree/train/README.md"
 
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 30, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "attn_implementation": "sdpa",
+}  # fmt: skip
+
+
 def small_model() -> LlamaForCausalLM:
     torch.manual_seed(1)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=30, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=1, attn_implementation="sdpa",
-        )
-    )  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**SHAPE))
 
 
 def counting_rows() -> torch.Tensor:
@@ -132,3 +146,29 @@ def test_the_engine_knows_no_family_of_models_by_name():
     for file in files:
         found = {w for w in names_and_texts(file.read_text()) if FAMILIES.search(w)}
         assert not found, file
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=8.0)),
+            "granite model that changes its logits",
+        ),
+        (
+            lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.3)),
+            "attention_dropout of the llama model is 0.3.*Load the model with attention_dropout=0",
+        ),
+    ],
+)
+@pytest.mark.parametrize("inside", [Trainer, "transformers"])
+def test_a_model_of_which_a_part_would_not_be_trained_is_refused(
+    inside: Any, model: Callable[[], PreTrainedModel], message: str, tmp_path: Path
+):
+    chosen, rows = settings(), TokenRows(counting_rows(), seed=1)
+    with pytest.raises(UserError, match=message):
+        if inside is Trainer:
+            Trainer(model(), rows, chosen)
+        else:
+            arguments = training_arguments(chosen, tmp_path, use_cpu=True)
+            WrinkleFreeTrainer(model(), arguments, chosen, TrainingRows(rows, chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import signal
@@ -18,6 +19,7 @@ from wrinklefree.evaluate.history import read_history as read_curves
 from wrinklefree.tracking.artifact import open_artifact
 from wrinklefree.tracking.signals import STOPPING
 from wrinklefree.train.history import read_history
+from wrinklefree.train.hooks import Hook, Training
 from wrinklefree.train.loop import Trainer
 from wrinklefree.train.settings import QuantizedTrainingSettings
 
@@ -237,3 +239,39 @@ def test_settings_that_let_every_step_be_skipped_are_refused(
 ):
     with pytest.raises(ValueError, match="max_skipped_steps is 5 and steps 5: all could be"):
         make_settings({"max_skipped_steps": 5})
+
+
+def test_what_a_skipped_step_saw_clips_no_later_one(make_trainer: MakeTrainer):
+    clipping = {"name": "muonclip", "muonclip": {"qk_clip_threshold": 0.001, "compute": "float32"}}
+    settings = {"optimizer": clipping, "max_skipped_steps": 1, "checkpoint_interval": 1}
+
+    def trained(name: str, stop: int | None = None) -> Trainer:
+        trainer = make_trainer(name, **settings)
+        trainer.hooks.append(_SpoilsOneStep(stop))
+        with contextlib.suppress(Stopped):
+            trainer.run()
+        return trainer
+
+    whole = trained("whole")
+    trained("killed", stop=2)
+    resumed = trained("killed")
+    assert [entry.get("train/skipped") for entry in whole.state.history[:3]] == [None, 1.0, None]
+    assert whole.state.history[2] == resumed.state.history[2]
+    assert equal(weights(whole), weights(resumed))
+
+
+class _SpoilsOneStep(Hook):
+    """The gradient of the second step is not finite; before step ``stop`` the process is gone."""
+
+    def __init__(self, stop: int | None) -> None:
+        self._stop, self._step = stop, 0
+
+    def on_start(self, training: Training) -> None:
+        parameter = next(training.model.parameters())
+        parameter.register_hook(lambda gradient: gradient * (math.nan if self._step == 1 else 1))
+
+    def before_step(self, training: Training, step: int) -> dict[str, float]:
+        self._step = step
+        if step == self._stop:
+            raise Stopped
+        return {}

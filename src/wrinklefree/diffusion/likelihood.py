@@ -14,6 +14,7 @@ Shapes: D draws (of nats) or hidden size, B rows, T tokens of a row, N masked to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +54,16 @@ def negative_elbo(
 ) -> NegativeElbo:
     """Estimate the negative evidence lower bound of every token, ``draws`` times.
 
-    A function of (seed, draw, sample): it depends neither on the batch size nor on the device.
+    A function of (seed, draw, domain, sample), for held-out samples are counted by domain. It
+    depends neither on the batch size nor on the device.
     """
     blocks = find_blocks(batch.document_ids_BT, batch.positions_BT, block_size)
     supervised_BT = supervised_tokens(batch.tokens_BT, blocks, token_shift, mask_token_id)
     nats = []
+    row_keys = torch.stack([batch.domain_B, batch.sample_B], 1).tolist()
     for draw in range(draws):
-        masked_BT, weight_BT = draw_masks(
-            blocks, supervised_BT, batch.sample_B, seed=seed, draw=draw
-        )
+        keys = [(seed, draw, *key) for key in row_keys]
+        masked_BT, weight_BT = draw_masks(blocks, supervised_BT, keys)
         loss_BT = masked_token_losses(
             model, batch, blocks, masked_BT, token_shift=token_shift, mask_token_id=mask_token_id
         )
@@ -70,9 +72,9 @@ def negative_elbo(
 
 
 def draw_masks(
-    blocks: Blocks, supervised_BT: Tensor, sample_B: Tensor, *, seed: int, draw: int
+    blocks: Blocks, supervised_BT: Tensor, keys: Sequence[tuple[int, ...]]
 ) -> tuple[Tensor, Tensor]:
-    """Mask l ~ U{1..n} of the n supervised tokens of every block.
+    """Mask l ~ U{1..n} of the n supervised tokens of every block, drawn by the key of its row.
 
     Returns the mask, bool [B, T], and the weight n / l of every masked token, float64 [B, T], 0
     elsewhere.
@@ -80,8 +82,8 @@ def draw_masks(
     supervised = supervised_BT.cpu().numpy()
     block = blocks.block_BT.cpu().numpy()
     weight = np.zeros(supervised.shape)
-    for row, sample in enumerate(sample_B.tolist()):
-        generator = keyed_generator("likelihood", seed, draw, sample)
+    for row, key in enumerate(keys):
+        generator = keyed_generator("likelihood", *key)
         for name in np.unique(block[row, supervised[row]]):
             members = np.flatnonzero(supervised[row] & (block[row] == name))
             chosen = generator.permutation(members)[: generator.integers(1, len(members) + 1)]

@@ -62,7 +62,8 @@ def aligned(ours: Spelling, theirs: Spelling, ids: list[int]) -> tuple[list[int]
     Returns
     -------
     ids : in the other tokens, with the end of text if the piece has it; empty where it is cut
-        within a character.
+        within a character, or where the other tokens spell it otherwise (a tokenizer that
+        normalizes text, or adds a space before it).
     begin : by number of a token of ours, that of the other one; none for the first, which nothing
         predicts.
     """
@@ -71,6 +72,8 @@ def aligned(ours: Spelling, theirs: Spelling, ids: list[int]) -> tuple[list[int]
     if not (text := ours.text_of(body)):
         return [], {}
     other = [*theirs.tokenizer.encode(text, add_special_tokens=False).ids]
+    if theirs.text_of(other) != text:
+        return [], {}
     if ends:
         other.append(theirs.end_of_text_id)
     begin = {start: number for number, start in enumerate(theirs.starts(other))}

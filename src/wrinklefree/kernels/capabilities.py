@@ -55,8 +55,11 @@ def chosen_precision(wanted: Literal["auto"] | Precision, device_type: str) -> P
 
 
 def cache_file() -> Path:
-    """Where measurements are kept."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where measurements are kept; a place that can't be, for a user without a home."""
+    try:
+        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        folder = os.devnull
     return Path(folder) / "wrinklefree" / "products.json"
 
 

@@ -21,10 +21,14 @@ FLOATS = torch.float32, torch.bfloat16, torch.float16
 """What kernels compute with: float64 is for references."""
 
 
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether Triton kernels run on ``device``."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
 def has_triton(tensor: Tensor, *dtypes: torch.dtype) -> bool:
     """Whether a Triton kernel can take ``tensor``, of these dtypes where any are named."""
-    fits = tensor.is_cuda and (not dtypes or tensor.dtype in dtypes)
-    return fits and find_spec("triton") is not None
+    return (not dtypes or tensor.dtype in dtypes) and kernels_run_on(tensor.device)
 
 
 class Launch(NamedTuple):

@@ -39,7 +39,7 @@ from wrinklefree.models.configuration import checked_config, require_memory
 from wrinklefree.models.experts import IN_ORDER
 from wrinklefree.models.finite import require_finite
 from wrinklefree.models.folder import CONFIG, FORMAT, read_format
-from wrinklefree.models.forward import require_plain_logits
+from wrinklefree.models.forward import dropouts, require_plain_logits
 from wrinklefree.models.settings import ModelSettings
 from wrinklefree.models.state_space import reset_states, start_steps
 
@@ -51,8 +51,6 @@ PRETRAINED: dict[str, Any] = {
 }
 """How weights are read: no pickle, no code of the repository."""
 _NAMED = 3
-_DROPOUTS = ("dropout", "pdrop")
-"""Ends of the keys of a configuration that say how often activations are left out."""
 _RESIDUAL = ("o_proj.weight", "out_proj.weight", "down_proj.weight", "experts.down_proj")
 """Of the matrices whose outputs are added to the residual stream."""
 _CHUNK_SIZE = 64
@@ -187,7 +185,7 @@ def _load(path: Path | str, where: str, **how: Any) -> PreTrainedModel:
         checked_config(content, description)
         if "quantization_config" in content:
             raise UserError(f"{where}: the base is quantized; give a dense model")
-    dropped = [key for key, value in content.items() if key.endswith(_DROPOUTS) and value]
+    dropped = dropouts(content)
     without: dict[str, Any] = dict.fromkeys(dropped, 0.0)
     if dropped:
         warnings.warn(

@@ -5,6 +5,9 @@ Shapes: B rows, T tokens of a row, N selected tokens, D hidden size, V vocabular
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,6 +16,8 @@ from wrinklefree.errors import UserError
 from wrinklefree.kernels.sum_by_blocks import block_size
 from wrinklefree.models.attention import AttentionRule
 
+_DROPOUTS = ("dropout", "pdrop")
+"""Ends of the keys of a configuration that say how often activations are left out."""
 LEAST_TOKENS = 256
 """Fewest tokens of a block of logits: each block reads the whole head, however short it is."""
 
@@ -93,6 +98,21 @@ def require_embeddings(
             f"the {whose} has token ids up to {vocabulary_size - 1}, but the model's embedding ends"
             f" at {embeddings - 1}: they come from different tokenizers. Run the stages of both"
             " again with one tokenizer (tokenizer.kind: base for a pretrained model)"
+        )
+
+
+def dropouts(configuration: Mapping[str, Any]) -> list[str]:
+    """The keys of a model's configuration by which activations are left out at random."""
+    return [key for key, value in configuration.items() if key.endswith(_DROPOUTS) and value]
+
+
+def require_no_dropout(model: PreTrainedModel) -> None:
+    """Raise a UserError where a step of the model would not be a function of what it reads."""
+    if keys := dropouts(model.config.to_dict()):
+        raise UserError(
+            f"{keys[0]} of the {model.config.model_type} model is {getattr(model.config, keys[0])}:"
+            " training here leaves out no activations. Load the model with"
+            f" {', '.join(f'{key}=0.0' for key in keys)}"
         )
 
 

@@ -152,7 +152,7 @@ class ReconstructSettings(Section):
     batch_size: RowsAtOnce = 2
     """Rows per step."""
     lr: Annotated[float, Field(gt=0, le=0.1)] = 0.004
-    """Peak learning rate of AdamW. For every layer it rises over 5 steps and ends at 0."""
+    """Learning rate of AdamW. For every layer it rises over 5 steps, and falls to 0."""
     precision: Precision = "auto"
     """Data type that products are computed in. ``auto``: bfloat16 where the machine multiplies it
     faster."""
@@ -172,7 +172,7 @@ class SublnSettings(Section):
 
     gain: Literal["calibrated", "calibrated_scalar", "ones", "none"] = "calibrated"
     """Initial gains of the norms. ``calibrated``: fitted, one for each channel.
-    ``calibrated_scalar``: fitted, one for each layer. ``ones``: all 1, as in the paper. ``none``:
+    ``calibrated_scalar``: fitted, one for each norm. ``ones``: all 1, as in the paper. ``none``:
     no norms, so that the model runs wherever its dense architecture does."""
     calibration_rows: Annotated[int, Field(gt=0, le=10**6)] = 32
     """Number of training rows to fit gains on, and of held-out rows to measure losses on."""

@@ -78,6 +78,8 @@ class Apollo(PerParameterOptimizer):
     ``weight_decay`` (decoupled). A rank above the smaller side of a matrix is that side.
     """
 
+    sizes = ("step", "square", "norm")
+
     def __init__(self, groups: Iterable[Group], **settings: Any) -> None:
         super().__init__(groups, settings)
         hidden = (parameter for group in self.param_groups for parameter in group["params"])
@@ -105,16 +107,35 @@ class Apollo(PerParameterOptimizer):
     ) -> None:
         """See :class:`~wrinklefree.optim.contract.PerParameterOptimizer`."""
         assert parameter.grad is not None
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        self._add_update(parameter, parameter.grad, state, group, self._number[id(parameter)])
+
+    @torch.no_grad()
+    def direction(self, parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:
+        """See :class:`~wrinklefree.optim.contract.Part`: by the projection of ``parameter``."""
+        update, state = torch.zeros_like(parameter), self.state_without_momentum(parameter, group)
+        alone = group | {"lr": 1.0, "betas": (0.0, group["betas"][1])}
+        self._add_update(update, gradient, state, alone, self._number[id(parameter)])
+        return -update
+
+    def _add_update(
+        self,
+        parameter: Tensor,
+        its_gradient: Tensor,
+        state: dict[str, Tensor],
+        group: Group,
+        number: int,
+    ) -> None:
+        """Move ``parameter`` and ``state``; projections are drawn by the parameter's ``number``."""
         state["step"] += 1
         step, start = int(state["step"]), 0
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        views = (matrices(tensor, group["rows"]) for tensor in (parameter, parameter.grad))
+        views = (matrices(tensor, group["rows"]) for tensor in (parameter, its_gradient))
         for index, (weight, gradient) in enumerate(zip(*views, strict=True)):
             tall = weight.shape[0] > weight.shape[1]
             weight_DC, gradient_DC = (weight.mT, gradient.mT) if tall else (weight, gradient)
             rank, (side, channels) = _rank(weight, group), weight_DC.shape
             stop = start + rank * channels
-            place = ((step - 1) // REFRESH_STEPS, self._number.get(id(parameter), 0), index)
+            place = ((step - 1) // REFRESH_STEPS, number, index)
             # Hashed, for a generator on a CPU takes no more than the lower 32 bits of a seed.
             seed = zlib.crc32(repr(place).encode())
             update_DC = apollo_step(

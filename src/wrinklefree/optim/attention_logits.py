@@ -124,7 +124,7 @@ def _allowed(
     """The part of the mask for queries from ``start`` to ``stop``."""
     if mask is not None:
         assert mask.dtype == torch.bool, "attention masks are boolean"
-        return mask[:, :, start:stop]
+        return mask[:, :, start:stop] if mask.shape[2] > 1 else mask
     if not causal:
         return None
     query = torch.arange(start, stop, device=device)

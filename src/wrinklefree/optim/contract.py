@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,18 @@ class Part(Protocol):
         ...
 
     def direction(self, parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:
-        """What a learning rate of 1 would subtract if ``gradient`` had been the only one lately."""
+        """What a learning rate of 1 would subtract for ``gradient``, without momentum's past.
+
+        How sizes of entries, rows or matrices are evened out follows the gradients before.
+        """
         ...
 
 
 class PerParameterOptimizer(Optimizer):
     """Steps parameters one after the other; those without gradient are left alone."""
+
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """Parts of the state that measure how large gradients were; others are momentum."""
 
     @abstractmethod
     def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
@@ -54,12 +60,18 @@ class PerParameterOptimizer(Optimizer):
 
     @torch.no_grad()
     def direction(self, parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:
-        """See :class:`Part`: a first step, as these methods keep no measure of size."""
+        """See :class:`Part`: a first step, but for the sizes of the gradients before."""
         probe = nn.Parameter(torch.zeros_like(parameter))
         probe.grad = gradient
-        state = self.initial_state(probe, group)
+        state = self.state_without_momentum(parameter, group)
         self.step_parameter(probe, state, group | {"lr": 1.0, "weight_decay": 0.0})
         return -probe.detach()
+
+    def state_without_momentum(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
+        """The state before the first step, with a copy of the present ``sizes``, if any."""
+        present = self.state.get(parameter) or {}
+        sizes = {name: present[name].clone() for name in self.sizes if present}
+        return self.initial_state(parameter, group) | sizes
 
     @abstractmethod
     def step_parameter(self, parameter: nn.Parameter, state: dict[str, Tensor], group: Group):

@@ -21,6 +21,8 @@ from wrinklefree.optim.partition import matrices
 from wrinklefree.optim.settings import MuonBase, MuonSettings
 
 Scale = Literal["original", "match_rms"]
+_SINGULAR_VALUES: dict[Coefficients, float] = {"classic": 0.9, "polar_express": 1.0}
+"""The root of their mean square behind the polynomials."""
 
 
 def scale_factor(rows: int, columns: int, scale: Scale) -> float:
@@ -34,12 +36,12 @@ def scale_factor(rows: int, columns: int, scale: Scale) -> float:
     return 0.2 * math.sqrt(max(rows, columns))
 
 
-def expected_update_norm(rows: int, columns: int, scale: Scale) -> float:
-    """Frobenius norm of one update at learning rate 1, for a momentum of full rank.
-
-    Five Newton-Schulz steps leave singular values of 0.9 in the root mean square.
-    """
-    return 0.9 * math.sqrt(min(rows, columns)) * scale_factor(rows, columns, scale)
+def expected_update_norm(
+    rows: int, columns: int, scale: Scale, coefficients: Coefficients = "classic"
+) -> float:
+    """Frobenius norm of one update at learning rate 1, for a momentum of full rank."""
+    size = _SINGULAR_VALUES[coefficients] * math.sqrt(min(rows, columns))
+    return size * scale_factor(rows, columns, scale)
 
 
 def muon_step(
@@ -109,8 +111,8 @@ class MuonLike(PerParameterOptimizer):
     def expected_update_norm(self, parameter: Tensor, group: Group) -> float:
         """See :class:`~wrinklefree.optim.contract.Part`."""
         pieces = matrices(parameter, group["rows"])
-        norms = (expected_update_norm(len(m), m.shape[1], group["scale"]) for m in pieces)
-        return math.hypot(*norms)
+        how = group["scale"], group["coefficients"]
+        return math.hypot(*(expected_update_norm(len(m), m.shape[1], *how) for m in pieces))
 
     def step_matrices(
         self,

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from wrinklefree.errors import UserError
 from wrinklefree.optim.attention_logits import AttentionLogitRecorder
 from wrinklefree.optim.combined import CombinedOptimizer, Maximum
 from wrinklefree.optim.muon import Muon, muon_with_adamw
@@ -58,10 +59,16 @@ class QkClip:
     model : from now on recorded, see
         :class:`~wrinklefree.optim.attention_logits.AttentionLogitRecorder`.
     threshold : tau, in units of the logits (after scaling by 1/sqrt(D)).
+
+    Raises
+    ------
+    UserError : the model has no queries that can be shrunk by themselves.
     """
 
     def __init__(self, model: PreTrainedModel, threshold: float) -> None:
         self._recorder = AttentionLogitRecorder(model)
+        for attention in self._recorder.attentions:
+            _require_queries(attention)
         self._threshold = threshold
         self.last: QkClipStats | None = None
         """What the latest call did."""
@@ -107,6 +114,23 @@ class QkClip:
         }
 
 
+def _require_queries(attention: nn.Module) -> None:
+    """Raise a UserError unless ``shrink_queries`` shrinks what the queries of ``attention`` are."""
+    norm = getattr(attention, "q_norm", None)
+    if norm is None and not hasattr(attention, "q_proj"):
+        raise UserError(
+            f"optimizer.name muonclip: {type(attention).__name__} has no q_proj whose heads could"
+            " be clipped (its projections are fused); take muon, or a model with separate ones"
+        )
+    if norm is not None:
+        nothing = {"weight": torch.zeros_like(norm.weight)}
+        if torch.func.functional_call(norm, nothing, torch.ones_like(norm.weight)).any():
+            raise UserError(
+                f"optimizer.name muonclip: the gain of {type(norm).__name__} is not a factor of the"
+                " queries (1 + weight), so that they can't be clipped by it; take muon"
+            )
+
+
 @torch.no_grad()
 def shrink_queries(attention: nn.Module, gamma_H: Tensor) -> float:
     """Scale the queries of head h by ``gamma_H[h]`` (module docstring), in place.
@@ -127,8 +151,9 @@ def shrink_queries(attention: nn.Module, gamma_H: Tensor) -> float:
         and projection.quantization_lambda
     ):
         return _shrink_until(projection, gamma_H)
-    for parameter in projection.parameters(recurse=False):
-        if len(parameter) > 1:  # else it is the one learned scale of all heads, not yet in use
+    shared = getattr(projection, "granularity", "") == "tensor"  # one scale, not yet in use
+    for name, parameter in projection.named_parameters(recurse=False):
+        if not (shared and name == "alpha"):
             _scale_rows(parameter, gamma_H)
     return 0.0
 

@@ -56,6 +56,8 @@ def normuon_step(
 class NorMuon(MuonLike):
     """NorMuon; see :class:`~wrinklefree.optim.muon.MuonLike`."""
 
+    sizes = ("row_square",)
+
     def initial_state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
         """See :class:`~wrinklefree.optim.contract.Part`."""
         rows = parameter.new_zeros((*parameter.shape[:-1], 1))

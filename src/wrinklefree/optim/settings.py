@@ -228,6 +228,6 @@ class ScheduleSettings(Section):
     warmup_steps: StepsOrZero
     """Steps over which the rate rises to its peak."""
     final_lr_fraction: Fraction = 0.1
-    """Rate at the end, as a share of the peak."""
+    """Rate at the end, as a share of the peak. Has no effect with ``constant``."""
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Share of the steps, at the end, in which ``wsd`` decays."""

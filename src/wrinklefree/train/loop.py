@@ -232,6 +232,7 @@ class Trainer:
             f"warning: step {step + 1} is skipped: {culprit(self.model)} is not finite (loss"
             f" {totals.objective:g}); {taken + 1} of {most} steps that may be"
         )
+        self.optimizer.forget()
         return self._not_taken(step)
 
     def _not_taken(self, step: int) -> dict[str, float]:

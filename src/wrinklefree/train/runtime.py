@@ -21,6 +21,7 @@ from torch import Tensor, distributed, nn
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import Precision, chosen_precision, gains
 from wrinklefree.kernels.ternary_linear.products import chosen_back_end
+from wrinklefree.quant.bitlinear import forget_codes
 from wrinklefree.train.allocator import keep_freed_memory
 
 
@@ -77,6 +78,7 @@ class Runtime:
         if self.ranks > 1:
             for tensor in itertools.chain(module.parameters(), module.buffers()):
                 distributed.broadcast(tensor.detach(), 0)
+            forget_codes(module)  # of what was there before, since no change is counted
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:
         """What forward passes run inside."""

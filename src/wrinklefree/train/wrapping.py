@@ -17,6 +17,7 @@ from wrinklefree.models.attention import FLEX
 from wrinklefree.models.attention_by_blocks import attend_by_blocks
 from wrinklefree.models.depths import skipping_layers
 from wrinklefree.models.experts import layers_with_experts
+from wrinklefree.models.forward import require_no_dropout, require_plain_logits
 from wrinklefree.models.layers import decoder_layers, has_states, head_size
 from wrinklefree.models.state_space import refuse_states
 from wrinklefree.quant.bitlinear import codes_at_hand, ternary_layers_by_name
@@ -44,7 +45,13 @@ def make_train_step(
     Parameters
     ----------
     objective : the next token, where it is None.
+
+    Raises
+    ------
+    UserError : what is trained here would not be all that the model computes.
     """
+    require_no_dropout(model)
+    require_plain_logits(model, "model")
     objective = objective or Objective(NextToken())
     for _, teacher in objective.teachers:
         if teacher.model:

@@ -27,7 +27,7 @@ magnitude over seven decades; ``dynamic_unsigned`` holds numbers of 0 and above.
 def dynamic_values(signed: bool) -> Tensor:
     """The 256 numbers of a dynamic map in rising order, float32, from 0 or -0.993 to 1.
 
-    Each decade from 1e-6 to 1 is divided evenly, into twice as many parts as the one below it.
+    Each decade from 1e-7 to 1 is divided evenly, into twice as many parts as the one below it.
     """
     values = [torch.tensor([0.0, 1.0], dtype=torch.float64)]
     for decade in range(7):

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.capabilities import gains, int8_product, multiplies_faster
-from wrinklefree.kernels.launch import FLOATS, block_of, has_triton
+from wrinklefree.kernels.launch import FLOATS, block_of, has_triton, kernels_run_on
 from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
 
 BackEnd = Literal["int8", "float32", "triton"]
 
-VARIABLE = "WRINKLEFREE_PRODUCTS"
+VARIABLE = "WRINKLEFREEPRODUCTS"
 """Environment variable that names the back end, in place of what the machine is fast at."""
 last_used: BackEnd | None = None
 """What multiplied last in this process, for its record."""
@@ -38,13 +38,14 @@ def chosen_back_end(device: torch.device) -> BackEnd:
 
     Raises
     ------
-    UserError : the environment names another one than there are.
+    UserError : the environment names another one than there are, or one that is not here.
     """
     if named := os.environ.get(VARIABLE):
-        if named not in BACK_ENDS:
+        known = get_args(BackEnd)
+        if named not in known or (named == "triton" and not kernels_run_on(device)):
             raise UserError(
-                f"environment variable {VARIABLE} is {named!r}: expected {' or '.join(BACK_ENDS)},"
-                " or leave it unset for what this machine is fast at"
+                f"environment variable {VARIABLE} is {named!r}: expected {' or '.join(known)}"
+                " (triton on CUDA only), or leave it unset for what this machine is fast at"
             )
         return cast(BackEnd, named)
     if multiplies_faster("triton", device.type):
@@ -97,9 +98,13 @@ def record(back_end: BackEnd) -> None:
 
 
 def integer_product(codes_MN: Tensor, weight_ON: Tensor, back_end: BackEnd) -> Tensor:
-    """The exact ``X T`` of int8 codes, [M, O], in int32 or in a float type that holds it."""
-    record(back_end)
-    return BACK_ENDS[back_end](codes_MN, weight_ON)
+    """The exact ``X T`` of int8 codes, [M, O], in int32 or in a float type that holds it.
+
+    ``triton`` has no such product, for it scales as it multiplies: float32 takes its place.
+    """
+    multiplies: BackEnd = "float32" if back_end == "triton" else back_end
+    record(multiplies)
+    return PRODUCTS[multiplies](codes_MN, weight_ON)
 
 
 def _int8(codes_MN: Tensor, weight_ON: Tensor) -> Tensor:
@@ -118,8 +123,4 @@ def _float32(codes_MN: Tensor, weight_ON: Tensor) -> Tensor:
     return (codes_MN.double() @ weight_ON.double().T).to(torch.int32)
 
 
-BACK_ENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "int8": _int8,
-    "float32": _float32,
-    "triton": _float32,  # where scales are float32, one kernel multiplies and scales
-}
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"int8": _int8, "float32": _float32}
