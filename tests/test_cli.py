@@ -4,10 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from wrinklefree import cli
 from wrinklefree.downloads.local_files import digest_of_files
 from wrinklefree.tracking.artifact import Origin, writing_artifact
 
@@ -168,3 +170,36 @@ def test_settings_and_commands_import_nothing_heavy(module: str):
     assert (
         subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
     )
+
+
+def test_a_prompt_that_is_no_text_is_one_line_and_status_2(tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    command = [sys.executable, "-m", "wrinklefree.cli", "generate", "model.gguf", b"caf\xe9"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
+    assert result.stderr.startswith(b"error: the prompt is not UTF-8")
+
+
+def test_who_interrupts_a_command_sees_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_plan", interrupted)
+    monkeypatch.setattr(sys, "argv", ["wrinklefree", "plan"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 130 and not any(capsys.readouterr())
+
+
+def test_who_has_read_enough_sees_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "wrinklefree.cli", "catalog"]
+    result = subprocess.run(
+        command, cwd=PROJECT, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -95,9 +96,14 @@ def main() -> None:
             "plan": _plan,
             "generate": _generate,
         }[arguments.command](arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that can't be written
         _tell_error(error)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _tell_error(error: Exception) -> None:
@@ -341,6 +347,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     from wrinklefree.export.llama_cpp import opened
     from wrinklefree.tracking.terminal import printable
 
+    try:
+        arguments.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            "the prompt is not UTF-8; set the terminal and its locale to UTF-8"
+        ) from error
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     with opened(arguments.file, context=_GENERATED_CONTEXT) as model:
         pieces = model.generate(arguments.prompt, arguments.tokens)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from wrinklefree.config.load import validate
+from wrinklefree.config.load import each_by_itself, validate
 from wrinklefree.errors import UserError
 from wrinklefree.schema.load import overlay, read_yaml, without_nulls
 
@@ -76,6 +76,11 @@ def test_layers_with_experts_leave_no_tokens_out_which_is_said_when_settings_are
 
 GGUF = {"kind": "gguf", "package": "a", "version": "1", "sha256": "0" * 64, "member": "a.gguf"}
 STATES = {"attention_layers": [1], "heads": 4}
+QWEN = {
+    "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 100,
+    "tie_word_embeddings": True,
+}  # fmt: skip
 DENSE = {"base": {"model": {"intermediate_size": 256, "layers": 2}}}
 MISTAKES = [
     (
@@ -152,6 +157,14 @@ MISTAKES = [
     ("dlm.clipping.zclip.ema_decay", 1.0, ["dlm.clipping.zclip.ema_decay", "less than 1"]),
     ("dlm.zclip.enabled", False, ["dlm: zclip stands in clipping", "clipping: {name: none}"]),
     ("dlm.diffusion.block_size", 257, ["dlm.diffusion.block_size is 257", "sequence_length 256"]),
+    (
+        "base.source",
+        {"kind": "hub", "repository": "a/b", "revision": "main"},
+        ["base.source.revision", "main", "[0-9a-f]{40}"],
+    ),
+    ("subln.prune.layers", 5, ["subln.prune.layers is 5, but base.scratch.model has 4"]),
+    ("subln.prune.intermediate_size", 769, ["subln.prune.intermediate_size is 769", "has 768"]),
+    ("resources.model", QWEN, ["resources.model is the shape of a base that is brought"]),
     ("sources.code.package", "sympy\n--pre", ["sources.code.package", "pattern"]),
     ("sources.code.package", "-r", ["sources.code.package", "pattern"]),
     ("sources.code.version", "1.14.0\n", ["sources.code.version", "pattern"]),
@@ -222,6 +235,7 @@ def test_a_mistake_is_named_with_its_place_and_what_was_expected(
         ("dlm.schedule.warmup_steps", 69),
         ("dlm.diffusion.block_size", 256),
         ("base.scratch.model.heads", 128),
+        ("subln.prune", {"layers": 4, "intermediate_size": 768}),
         ("distill.ar.weights", {"cross_entropy": 0.0, "logits": 0.0, "relations": 0.1}),
         ("sources.code.version", "2.0.0rc1+cpu.x86_64"),
     ],
@@ -400,3 +414,13 @@ def test_a_licence_of_the_base_is_of_one_that_is_brought(parameters: dict[str, A
         validate(asked)
     asked = changed(changed(asked, "base", {"source": GGUF}), "tokenizer", {"kind": "base"})
     assert validate(asked).export.base_licence == "Apache-2.0"
+
+
+def test_sections_of_a_run_need_not_agree_with_those_of_params_by_now(parameters: dict[str, Any]):
+    with pytest.raises(UserError, match="mixture.weights"):
+        validate(changed(parameters, "mixture.weights", {"prose": 1.0}))
+    by_itself = each_by_itself(changed(parameters, "mixture.weights", {"prose": 1.0}))
+    whole = validate(parameters).model_dump()
+    assert by_itself == whole | {"mixture": {**whole["mixture"], "weights": {"prose": 1.0}}}
+    with pytest.raises(UserError, match="mixture.weight: no setting"):
+        each_by_itself(changed(parameters, "mixture.weight", 1))

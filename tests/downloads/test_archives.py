@@ -243,7 +243,9 @@ def test_settings_are_those_of_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.indexes == ["http://four/simple", "http://two/simple", "http://three/simple"]
     assert found.timeout == 7
     assert found.session.verify == "/certificate.pem"
-    assert found.session.proxies == {"http": "http://proxy:1", "https": "http://proxy:1"}
+    monkeypatch.setenv("HTTPS_PROXY", "http://another:2")
+    taken = found.session.merge_environment_settings("https://one/simple", {}, None, None, None)
+    assert taken["proxies"] == {"http": "http://proxy:1", "https": "http://proxy:1"}
     monkeypatch.setenv("PIP_NO_INDEX", "true")
     assert pip_settings().indexes == []
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from wrinklefree.engines.current import check_current
 from wrinklefree.engines.described import settings_of_run
 from wrinklefree.errors import UserError
-from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
+from wrinklefree.tracking.artifact import Origin, open_artifact, read_manifest, writing_artifact
+from wrinklefree.tracking.provenance import write_provenance
 
 RUN: dict[str, Any] = {
     "seed": 1,
@@ -79,3 +81,13 @@ def test_without_results_it_is_said_that_there_is_nothing_to_describe(
     monkeypatch.chdir(tmp_path / "data")
     with pytest.raises(UserError, match="no results to describe yet; run"):
         settings_of_run(PRESENT)
+
+
+def test_what_is_of_a_source_that_was_removed_is_to_be_deleted():
+    folder = Path("data/tokens/unused")
+    artifact = open_artifact(folder)
+    write_provenance(folder, {}, code="c", versions={}, mlflow_run="", seconds=1.0)
+    with pytest.raises(
+        UserError, match=f"{folder}: params.yaml no longer has it .*delete {folder}"
+    ):
+        check_current(artifact, PRESENT)

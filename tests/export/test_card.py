@@ -52,9 +52,9 @@ HEADER = "---\nlibrary_name: transformers\n---\n"
     [
         ({"kind": "scratch"}, {}, "trained from scratch"),
         (
-            {"kind": "hub", "repository": "someone/model", "revision": "0a1b"},
+            {"kind": "hub", "repository": "someone/model", "revision": "0a" * 20},
             {"base_model": "someone/model", "base_model_relation": "quantized"},
-            "is `someone/model` of the Hugging Face hub, commit `0a1b`. Its licence is MIT; what",
+            f"is `someone/model` of the Hugging Face hub, commit `{'0a' * 20}`. Its licence is MIT",
         ),
         (
             {

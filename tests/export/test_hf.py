@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -466,3 +467,28 @@ def hf_pack_reversed(codes: Tensor) -> Tensor:
     """Rows in the order that a reader of consecutive rows would expect."""
     quarters = (codes + 1).to(torch.uint8).reshape(-1, 4, codes.shape[1]).unbind(1)
     return torch.stack([quarter << (2 * i) for i, quarter in enumerate(quarters)]).sum(0).byte()
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(made, Tensor) and made.is_floating_point():
+                self.numbers = max(self.numbers, made.numel())
+        return result
+
+
+def test_logits_of_one_row_are_the_largest_that_a_comparison_makes(tmp_path: Path) -> None:
+    vocabulary, length = 20_000, 30
+    student, folder = write_student(tmp_path, llama(vocab_size=vocabulary)), tmp_path / "out"
+    rows = torch.randint(0, 97, (5, length))
+    export(student, folder, rows)
+    with _Largest() as largest:
+        compare_with_stock(load_model(student)[0], folder, rows)
+    assert largest.numbers == max(length, 64) * vocabulary  # or the embedding

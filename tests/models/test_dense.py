@@ -442,7 +442,7 @@ def test_a_repository_that_is_a_folder_here_is_refused(
     tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "model", tiny(), ModelFormat(), tokenizer_folder)
-    hub = HubBaseSettings(kind="hub", repository=str(tmp_path / "model"), revision="main")
+    hub = HubBaseSettings(kind="hub", repository=str(tmp_path / "model"), revision="0" * 40)
     with pytest.raises(UserError, match="is a folder here.*kind: folder"):
         load_hub(hub)
     with pytest.raises(UserError, match="is a folder here"):

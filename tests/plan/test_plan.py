@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from wrinklefree.config.resources import (
     reconstruction_bytes,
 )
 from wrinklefree.diffusion.settings import DiffusionSettings
+from wrinklefree.downloads.settings import FolderBaseSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models import attention
@@ -295,23 +297,24 @@ def test_products_of_heads_for_later_tokens_are_counted():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("family", "teacher", "diffusion"),
+    ("family", "taught", "diffusion"),
     [
-        ("qwen3", False, None),
-        ("qwen3", True, None),
-        ("qwen3", True, DiffusionSettings(block_size=4)),
-        ("qwen3_moe", False, None),
+        ("qwen3", None, None),
+        ("qwen3", {"relations": 0.0}, None),
+        ("qwen3", {"cross_entropy": 0.0, "logits": 0.0, "relations": 0.0, "hidden": 1.0}, None),
+        ("qwen3", {"relations": 0.0}, DiffusionSettings(block_size=4)),
+        ("qwen3_moe", None, None),
     ],
 )
 def test_operations_are_those_that_a_counter_sees(
-    family: str, teacher: bool, diffusion: Any, checkpointing: bool
+    family: str, taught: dict[str, float] | None, diffusion: Any, checkpointing: bool
 ):
     settings = settings_of(activation_checkpointing=checkpointing)
-    if teacher:
+    if taught:
         settings = settings_of(
             DistillSettings,
             activation_checkpointing=checkpointing,
-            weights={"relations": 0.0},
+            weights=taught,
             relations={"heads": 4, "causal": True},
         )
     training = Training("t", settings, 64, QUANTIZER, diffusion)
@@ -413,7 +416,11 @@ def test_the_preset_of_seeds_002_has_its_size_and_rates():
     line = "qwen3_moe, 1,531,900,416 parameters, 474,935,808 of them for each\ntoken; rows of 2,048"
     stacks = 28 * 32 * 3 * 1024 * 512
     assert counted - 474_935_808 == stacks * 24 // 32
-    assert report(settings, "stage2", 1, 1.0).startswith(line)
+    table = report(settings, None, 1, 200.0)
+    assert table.startswith(line)
+    page = (PROJECT / "docs" / "moe.md").read_text(encoding="utf-8")
+    (planned,), (shown,) = (re.findall(r"^all +.*", text, re.MULTILINE) for text in (table, page))
+    assert shown.split() == planned.split()
 
 
 @pytest.mark.exhaustive
@@ -504,3 +511,29 @@ def test_a_model_that_leaves_tokens_out_is_not_counted_as_a_whole_one() -> None:
     subln = settings.subln.model_copy(update={"mixture_of_depths": MixtureOfDepthsSettings()})
     with pytest.raises(UserError, match="go without it for an upper bound"):
         report(settings.model_copy(update={"subln": subln}), None, 1, 200)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "config.json: expected a mapping"),
+        ({}, "config.json: model_type is missing"),
+        ({"model_type": "gpt9"}, "config.json: model_type is 'gpt9'"),
+        ({"model_type": "llama", "num_attention_heads": 0}, "num_attention_heads"),
+    ],
+)
+def test_a_wrong_file_of_sizes_is_one_message(content: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    settings = preset("smollm2_135m")
+    source = FolderBaseSettings(kind="folder", path=str(tmp_path), sha256="0" * 64)
+    base = settings.base.model_copy(update={"source": source})
+    with pytest.raises(UserError, match=f"(?s)base.source.path: .*{message}"):
+        model_config(settings.model_copy(update={"base": base}))
+
+
+def test_more_layers_than_there_are_can_not_be_left() -> None:
+    settings = preset("smollm2_135m")
+    prune = settings.subln.prune.model_copy(update={"layers": 31})
+    subln = settings.subln.model_copy(update={"prune": prune})
+    with pytest.raises(UserError, match="subln.prune.layers is 31, but the base has 30"):
+        report(settings.model_copy(update={"subln": subln}), "stage2", 1, 1.0)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import Template
 from workspace import PROJECT, TARGETS, copy_run, run
 
 from snakemake_report_plugin_wrinklefree import _demoted
+from wrinklefree.config.load import each_by_itself
 from wrinklefree.evaluate.page import body_of, sections_page
+from wrinklefree.schema.load import overlay, read_yaml
 from wrinklefree.tracking.artifact import read_manifest
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -30,7 +33,8 @@ def reported(completed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported") / "project"
     copy_run(completed, folder)
     default = (PROJECT / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(default.replace("seed: 1337", "seed: 5"))
+    later = default.replace("seed: 1337", "seed: 5").replace("maths", "sums")
+    (folder / "params.yaml").write_text(later)
     run(folder, "snakemake", *TARGETS, *REPORT)
     return folder
 
@@ -120,3 +124,26 @@ def test_it_opens_fast_is_legible_and_accessible(
     found = axe.Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     page.close()
+
+
+def described(**changes: Any) -> str:
+    """What the first page says of a run with these settings, in one line."""
+    settings = each_by_itself(overlay(read_yaml(PROJECT / "params.yaml"), changes))
+    page = Template((PROJECT / "workflow/report/workflow.rst").read_text(encoding="utf-8"))
+    snakemake = {"config": json.loads(json.dumps(settings))}
+    return " ".join(page.render(snakemake=snakemake).split())
+
+
+def test_the_description_says_what_these_settings_do():
+    whole = described()
+    assert "whose strength λ rises from 0 to 1 in 20 steps." in whole
+    assert "Linear layers that quantize, and norms before two of them. Nothing is trained." in whole
+    assert "trained the damage away. The result was converted to a block-diffusion model" in whole
+    other = described(
+        subln={"gain": "none", "reconstruct": {"kind": "layers"}},
+        stage2={"lambda_warmup": {"warmup_steps": 0}},
+        dlm={"enabled": False},
+    )
+    assert "trained the damage away. Every model" in other and "diffusion model as" not in other
+    assert "Linear layers that quantize. Layers are trained one after the other" in other
+    assert "steps of pretraining under quantization. " in other

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snakemake_interface_executor_plugins.settings import ExecMode
 
-from wrinklefree.config.load import validate
+from wrinklefree.config.load import each_by_itself, validate
 from wrinklefree.schema.load import without_nulls
 from wrinklefree.schema.reads import reads
 from wrinklefree.config.resources import data_memory_mb, model_memory_mb
@@ -41,10 +41,10 @@ if any(word.split("=")[0] in ("--report", "--reporter") for word in sys.argv):
     # It describes the run that took place, whatever params.yaml says by now.
     try:
         PARAMETERS = settings_of_run(PARAMETERS)
+        # Captions also show what has its default, which nobody wrote down.
+        config.update(each_by_itself(PARAMETERS))
     except UserError as error:
         sys.exit(f"error: {error}")
-    # Captions also show what has its default, which nobody wrote down.
-    config.update(validate(PARAMETERS).model_dump())
 SOURCES = sorted(PARAMETERS["sources"])
 STUDENTS = {"ar": "stage2", "dlm": "dlm"}
 # GPUs of the stages that compute with the model; without any they train on CPUs.

@@ -46,6 +46,7 @@ _OF_ARCHITECTURES = ArchitectureSettings.model_fields
 _AROUND_ARCHITECTURES = {
     "architectures": {"shared": {}, "each": {}},
     "export": {"linear_class": "none"},
+    "resources": {},
     # Its vocabulary is there already, whatever it is from.
     "tokenizer": {"kind": "bpe", "vocabulary_size": 512, "max_megabytes_per_source": 1},
 }
@@ -320,6 +321,28 @@ class Parameters(Section):
                         f"base.scratch.model.{name} is {getattr(model, name)}, no multiple of"
                         f" subln.quantizer.group_size {size}; change one of them"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_pruned(self) -> Parameters:
+        prune = self.subln.prune
+        for name in ("layers", "intermediate_size"):
+            wanted = getattr(prune, name)
+            present = getattr(self.base.scratch.model, name) if self.base.scratch else None
+            if wanted and present and wanted > present:
+                raise ValueError(
+                    f"subln.prune.{name} is {wanted}, but base.scratch.model has {present}; lower"
+                    " it, or leave it out to keep all"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_shape_is_of_what_was_brought(self) -> Parameters:
+        if self.base.scratch and self.resources.model:
+            raise ValueError(
+                "resources.model is the shape of a base that is brought, but base.scratch has that"
+                " of the model that is trained here; leave out resources.model"
+            )
         return self
 
     @model_validator(mode="after")

@@ -88,6 +88,7 @@ def _session(options: dict[str, str]) -> requests.Session:
         session.cert = client_cert
     if proxy := options.get("proxy"):
         session.proxies = {"http": proxy, "https": proxy}
+        session.trust_env = False  # or a proxy of the environment would win
     return session
 
 

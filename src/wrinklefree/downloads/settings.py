@@ -6,11 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wrinklefree.schema.section import (
-    PackageWord,
-    Section,
-    Sha256,
-)
+from wrinklefree.schema.section import Commit, PackageWord, Section, Sha256
 
 
 class ScratchBaseSettings(Section):
@@ -25,8 +21,8 @@ class HubBaseSettings(Section):
     kind: Literal["hub"]
     repository: str
     """``owner/name``."""
-    revision: str
-    """A commit, so that the run can be repeated."""
+    revision: Commit
+    """A commit, by its 40 digits, so that the run can be repeated."""
 
 
 class FolderBaseSettings(Section):

@@ -31,7 +31,11 @@ def check_current(artifact: Artifact, parameters: dict[str, Any]) -> None:
             f" {stage_of(path, manifest)} again"
         )
     several = any("{instance}" in reads for reads in READS.get(manifest.stage, ()))
-    settings = shaping(narrow(parameters, manifest.stage, path.name if several else None))
+    try:
+        narrowed = narrow(parameters, manifest.stage, path.name if several else None)
+    except UserError as error:
+        raise UserError(f"{path}: params.yaml no longer has it ({error}); delete {path}") from error
+    settings = shaping(narrowed)
     script = (SCRIPTS / f"{manifest.stage}.py").resolve()
     for what, made, present in (
         ("settings", manifest.settings, settings),

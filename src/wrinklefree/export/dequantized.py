@@ -21,7 +21,6 @@ from wrinklefree.export.gate import check_tensors, compare_with_stock
 from wrinklefree.export.hf import write_beside_weights
 from wrinklefree.export.layouts import layout_of
 from wrinklefree.export.reference import (
-    LONGEST_ROW,
     distances,
     logits_of_rows,
     with_codes_as_weights,
@@ -76,8 +75,8 @@ def export_dequantized(
     check_tensors(target, student.model, layout, torch.bfloat16)
     gate = compare_with_stock(plain, target, tokens_BT)
     stock = AutoModelForCausalLM.from_pretrained(target, attn_implementation="sdpa", dtype="auto")
-    rows_BT = tokens_BT[:, :LONGEST_ROW]
-    found = distances(logits_of_rows(student.model, rows_BT), logits_of_rows(stock.eval(), rows_BT))
+    ternary = logits_of_rows(student.model, tokens_BT)
+    found = distances(ternary, logits_of_rows(stock.eval(), tokens_BT))
     facts = {"bytes": (target / WEIGHTS).stat().st_size, **found, "gate": gate}
     add_dequantized_to_card(folder, facts)
     return {"dequantized": facts}

@@ -24,6 +24,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wrinklefree.export.layouts import Layout
+from wrinklefree.export.reference import (
+    largest_difference,
+    logits_of_rows,
+    noisy_logits_of_rows,
+    relative,
+)
 from wrinklefree.models.folder import CONFIG, WEIGHTS, stored_tensors
 from wrinklefree.models.layers import decoder_layers
 from wrinklefree.quant.bitlinear import BitLinear
@@ -36,7 +42,6 @@ LOGITS_TOLERANCE = 1e-2
 """Bound of the relative difference of logits, of a model that does not amplify rounding."""
 AMPLIFICATION_MARGIN = 4.0
 """How many times its own answer to noise a model's logits may be off."""
-ROUNDING_NOISE = 1e-7
 _ROUNDING = 2 * torch.finfo(torch.float32).eps
 """Relative; a scale may be written as what to divide by."""
 _SCALE = ".weight_scale"
@@ -134,22 +139,22 @@ def compare_with_stock(ours: PreTrainedModel, folder: Path, tokens_BT: Tensor) -
         if [type(stock).__name__] != stock.config.architectures:
             raise RuntimeError(f"{folder} loads as {type(stock).__name__}")
         layer_difference = _compare_layers(ours, stock, folder, tokens_BT)
-        ours_BTV, stock_BTV = _logits(ours, tokens_BT), _logits(stock, tokens_BT)
-        relative = _relative(stock_BTV, ours_BTV)
-        sensitivity = _relative(noisy_logits(ours, tokens_BT), ours_BTV)
+        our_logits, stock_logits = logits_of_rows(ours, tokens_BT), logits_of_rows(stock, tokens_BT)
+        difference = relative(stock_logits, our_logits)
+        sensitivity = relative(noisy_logits_of_rows(ours, tokens_BT), our_logits)
         allowed = max(LOGITS_TOLERANCE, AMPLIFICATION_MARGIN * sensitivity)
-        if not relative <= allowed:
+        if not difference <= allowed:
             raise RuntimeError(
-                f"{folder}: logits in transformers differ from ours by {relative:.2g} of their"
+                f"{folder}: logits in transformers differ from ours by {difference:.2g} of their"
                 f" size, allowed {allowed:.2g}"
             )
-        largest = (ours_BTV - stock_BTV).abs().max().item()
+        largest = largest_difference(stock_logits, our_logits)
         ours_BS, stock_BS = _greedy(ours, tokens_BT), _greedy(stock, tokens_BT)
         ties = _check_greedy(ours, folder, ours_BS, stock_BS, tokens_BT.shape[1], largest)
     return {
         "layer_relative_difference": layer_difference,
         "logits_max_difference": largest,
-        "logits_relative_difference": relative,
+        "logits_relative_difference": difference,
         "logits_relative_sensitivity": sensitivity,
         "greedy_tokens": tokens_BT.shape[0] * GREEDY_TOKENS,
         "greedy_ties": ties,
@@ -160,15 +165,17 @@ def _compare_layers(
     ours: PreTrainedModel, stock: PreTrainedModel, folder: Path, tokens_BT: Tensor
 ) -> float:
     """The largest difference of any part of the two models on the same input."""
-    stock_parts, differences = _parts(stock), {}
+    stock_parts = _parts(stock)
+    squares: dict[str, Tensor] = {}  # sums of differences', and of what is compared
 
     def compare(name: str, added_to_input: bool) -> Any:
         def hook(
             module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor
         ) -> None:
             start = arguments[0] if added_to_input else 0.0
-            theirs = stock_parts[name](*arguments, **named)
-            differences[name] = _relative(theirs - start, output - start)
+            theirs, added = stock_parts[name](*arguments, **named) - start, output - start
+            both = (theirs - added).double(), added.double()
+            squares[name] = squares.get(name, 0) + torch.stack([x.square().sum() for x in both])
 
         return hook
 
@@ -177,10 +184,12 @@ def _compare_layers(
         for name, module in _parts(ours).items()
     ]
     try:
-        _logits(ours, tokens_BT)
+        for row_T in tokens_BT:
+            ours(input_ids=row_T[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
+    differences = {name: (off / whole).sqrt().item() for name, (off, whole) in squares.items()}
     for name, difference in differences.items():
         if not difference <= LAYER_TOLERANCE:
             raise RuntimeError(
@@ -198,37 +207,11 @@ def _parts(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {"embedding": model.get_input_embeddings(), **layers, "norm": norm, "head": head}
 
 
-def _relative(value: Tensor, truth: Tensor) -> float:
-    """RMS of the difference over the RMS of ``truth``."""
-    difference = (value.double() - truth.double()).norm()
-    return (difference / truth.double().norm()).item()
-
-
-def _logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
-    return model(input_ids=tokens_BT, use_cache=False).logits
-
-
-@torch.no_grad()
-def noisy_logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
-    """Logits, float [B, T, V], with rounding noise on the embeddings."""
-    generator = torch.Generator().manual_seed(0)
-
-    def disturb(module: nn.Module, arguments: tuple[Any, ...], output_BTD: Tensor) -> Tensor:
-        noise_BTD = torch.randn(output_BTD.shape, generator=generator).to(output_BTD)
-        return output_BTD * (1.0 + ROUNDING_NOISE * noise_BTD)
-
-    handle = model.get_input_embeddings().register_forward_hook(disturb)
-    try:
-        return _logits(model, tokens_BT)
-    finally:
-        handle.remove()
-
-
 def _greedy(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     """``tokens_BT`` and 32 more of each row; the end of text does not stop it."""
     tokens_BS, step_BT, cache = tokens_BT, tokens_BT, None
     for _ in range(GREEDY_TOKENS):
-        output = model(input_ids=step_BT, past_key_values=cache, use_cache=True)
+        output = model(input_ids=step_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         step_BT = output.logits[:, -1:].argmax(-1)
         tokens_BS = torch.cat([tokens_BS, step_BT], dim=1)
@@ -247,7 +230,7 @@ def _check_greedy(
     parted = (ours_BS != stock_BS).any(dim=1).nonzero().flatten().tolist()
     for row in parted:
         position = int((ours_BS[row] != stock_BS[row]).nonzero()[0])
-        logits_V = _logits(ours, ours_BS[row : row + 1, :position])[0, -1]
+        logits_V = torch.from_numpy(logits_of_rows(ours, ours_BS[row : row + 1, :position])[0][-1])
         chosen, other = int(ours_BS[row, position]), int(stock_BS[row, position])
         gap = (logits_V[chosen] - logits_V[other]).item()
         # Either of the two logits may be off by the rounding.

@@ -6,34 +6,31 @@ Shapes: B rows, T tokens of a row, V vocabulary, O outputs, N inputs of a linear
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wrinklefree.export.gate import noisy_logits
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
 
-LONGEST_ROW = 256
-"""Tokens of a row that are compared: logits over a large vocabulary take a megabyte a token."""
+ROUNDING_NOISE = 1e-7
 
 
 class Reference:
-    """Logits of our model on the beginnings of rows, float32 [B][T, V], with and without quantized
-    activations, and how far rounding noise moves them.
+    """Logits of our model, float32 [B][T, V], with and without quantized activations, and how far
+    rounding noise moves them.
 
     ``plain_model`` is the one without, ``model`` the one with."""
 
     def __init__(self, model: PreTrainedModel, tokens_BT: Tensor) -> None:
-        tokens_BT = tokens_BT[:, :LONGEST_ROW]
         self.rows: list[list[int]] = tokens_BT.tolist()
         self.model = model
         self.quantized = logits_of_rows(model, tokens_BT)
         self.plain_model = plain = with_codes_as_weights(model)
         self.plain = logits_of_rows(plain, tokens_BT)
-        noisy = [noisy_logits(plain, row_T[None])[0].numpy() for row_T in tokens_BT]
-        self.noise = relative(noisy, self.plain)
+        self.noise = relative(noisy_logits_of_rows(plain, tokens_BT), self.plain)
         self.quantization = relative(self.plain, self.quantized)
         self.quantization_divergence = mean_divergence(self.quantized, self.plain)
 
@@ -55,6 +52,21 @@ def logits_of_rows(model: PreTrainedModel, rows_BT: Tensor) -> list[np.ndarray]:
     """float32 [T, V] of every row, one after the other."""
     logits = (model(input_ids=row_T[None], use_cache=False).logits[0] for row_T in rows_BT)
     return [logits_TV.float().numpy() for logits_TV in logits]
+
+
+def noisy_logits_of_rows(model: PreTrainedModel, rows_BT: Tensor) -> list[np.ndarray]:
+    """As :func:`logits_of_rows`, with rounding noise on the embeddings."""
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(module: nn.Module, arguments: tuple[Any, ...], output_BTD: Tensor) -> Tensor:
+        noise_BTD = torch.randn(output_BTD.shape, generator=generator).to(output_BTD)
+        return output_BTD * (1.0 + ROUNDING_NOISE * noise_BTD)
+
+    handle = model.get_input_embeddings().register_forward_hook(disturb)
+    try:
+        return logits_of_rows(model, rows_BT)
+    finally:
+        handle.remove()
 
 
 def relative(values: list[np.ndarray], truth: list[np.ndarray]) -> float:

@@ -20,6 +20,8 @@ from wrinklefree.export.student import load_student
 from wrinklefree.mixture.loader import HeldOutData
 from wrinklefree.mixture.rows import read_mixture
 
+LONGEST_ROW = 256
+"""Tokens of a row that files are compared on: logits of a large vocabulary take a megabyte each."""
 _SCORED = EvaluateSettings(rows_per_domain=16, batch_size=4, prompts=["-"])
 """Rows of each domain that the losses of the model card are of."""
 
@@ -49,7 +51,7 @@ def export_student(
         for domain in held_out.domains
         for batch in held_out.batches(domain, rows=1, batch_size=1)
     ]
-    tokens_BT = torch.cat(rows)
+    tokens_BT = torch.cat(rows)[:, :LONGEST_ROW]
     student = load_student(model)
     facts = export_hf(settings, student, folder, tokens_BT=tokens_BT)
     facts |= export_dequantized(settings, student, folder, tokens_BT=tokens_BT)

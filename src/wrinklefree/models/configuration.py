@@ -67,15 +67,31 @@ class _Sizes(BaseModel):
 def checked_config(content: dict[str, Any], where: str) -> PreTrainedConfig:
     """The configuration in ``content``, for a model that fits into the memory of this machine.
 
+    Arguments are those of :func:`planned_config`, which raises the other errors.
+
+    Raises
+    ------
+    UserError : sizes beyond the machine's memory; it names them.
+    """
+    config = planned_config(content, where)
+    require_memory(config, where)
+    return config
+
+
+def planned_config(content: Any, where: str) -> PreTrainedConfig:
+    """The configuration in ``content``, of a model of any size.
+
     Parameters
     ----------
     where : what errors begin with, such as the path of the file.
 
     Raises
     ------
-    UserError : an architecture that transformers doesn't have, a number that can't be, or sizes
-        beyond the machine's memory; it names key and value.
+    UserError : an architecture that transformers doesn't have or a number that can't be; it names
+        key and value.
     """
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected a mapping of sizes; put back the model's own file")
     content = dict(content)
     kind = content.pop("model_type", None)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -91,7 +107,6 @@ def checked_config(content: dict[str, Any], where: str) -> PreTrainedConfig:
             f"{where}: not a configuration of the architecture {kind}"
             f" ({' '.join(str(error).split())}); put back the file that came with the model"
         ) from error
-    require_memory(config, where)
     return config
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from wrinklefree.errors import UserError
@@ -165,9 +165,13 @@ def _shown(importances: list[float]) -> list[float]:
 
 def check_prune(settings: PruneSettings, model: PreTrainedModel) -> None:
     """Raise UserError where more shall remain than there is, or the architecture is in the way."""
-    config = model.config
     if settings.layers or settings.intermediate_size:
         refuse_states(model, "they can't be pruned; leave subln.prune out")
+    check_pruned_shape(settings, model.config)
+
+
+def check_pruned_shape(settings: PruneSettings, config: PreTrainedConfig) -> None:
+    """Raise UserError where that shows in the configuration of the base."""
     if settings.layers and has_both_kinds(config):
         raise UserError(
             "subln.prune.layers is set, and some layers of the base have experts and others have"

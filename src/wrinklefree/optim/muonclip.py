@@ -122,7 +122,7 @@ def _require_queries(attention: nn.Module) -> None:
             f"optimizer.name muonclip: {type(attention).__name__} has no q_proj whose heads could"
             " be clipped (its projections are fused); take muon, or a model with separate ones"
         )
-    if norm is not None:
+    if norm is not None and not norm.weight.is_meta:
         nothing = {"weight": torch.zeros_like(norm.weight)}
         if torch.func.functional_call(norm, nothing, torch.ones_like(norm.weight)).any():
             raise UserError(

@@ -22,6 +22,7 @@ from wrinklefree.distill.settings import HiddenSettings, RelationSettings
 from wrinklefree.models.forward import hidden_states, tokens_at_once
 from wrinklefree.models.future_heads import attach_future_heads
 from wrinklefree.models.layers import decoder_layers, has_both_kinds, head_size
+from wrinklefree.models.prune import check_pruned_shape
 from wrinklefree.models.settings import PruneSettings, SublnSettings
 from wrinklefree.optim.build import build_optimizer
 from wrinklefree.plan.live import Phases, decoder_phases, model_on_meta, phases_of
@@ -87,6 +88,20 @@ class Training:
         return taught is not None and BASE in taught.teachers and not taught.cached_logits
 
     @property
+    def learns_logits(self) -> bool:
+        """Whether a term of the loss has gradients by way of the head."""
+        taught = self.distillation
+        return (
+            taught is None or bool(taught.weights.cross_entropy) or is_asked_for(taught, "logits")
+        )
+
+    @property
+    def teacher_makes_logits(self) -> bool:
+        """Whether a teacher that reads also has its head make logits."""
+        taught = self.distillation
+        return self.teacher_reads and taught is not None and is_asked_for(taught, "logits")
+
+    @property
     def future_heads(self) -> int:
         """How many heads for later tokens it trains."""
         settings = self.settings
@@ -123,7 +138,8 @@ class Memory:
 
 
 def pruned(base: PreTrainedConfig, prune: PruneSettings) -> PreTrainedConfig:
-    """The configuration of what ``prune`` leaves of a model."""
+    """The configuration of what ``prune`` leaves of a model; UserError where it can't be."""
+    check_pruned_shape(prune, base)
     changes: dict[str, Any] = {}
     if prune.layers:
         changes |= {"num_hidden_layers": prune.layers, "layer_types": None}
@@ -239,12 +255,12 @@ def _loss(training: Training, config: PreTrainedConfig) -> int:
     rows, length = training.settings.batch_size, training.length
     copies = COPIES_OF_LOGITS + (training.diffusion is not None)
     distillation, relations = training.distillation, 0
-    if distillation and _wanted(distillation, "logits"):
+    if distillation and is_asked_for(distillation, "logits"):
         copies += COPIES_OF_A_TEACHER + (training.diffusion is not None)
-    if distillation and distillation.relations and _wanted(distillation, "relations"):
+    if distillation and distillation.relations and is_asked_for(distillation, "relations"):
         relations = _relations(distillation.relations, config, rows, length)
     hidden = 0
-    if distillation and _wanted(distillation, "hidden"):
+    if distillation and is_asked_for(distillation, "hidden"):
         hidden = _hidden(distillation.hidden, config, rows, length)
     tokens = int(training.asked * rows * length)
     block = min(tokens, tokens_at_once(config.vocab_size))
@@ -260,7 +276,8 @@ def _loss(training: Training, config: PreTrainedConfig) -> int:
     return block * copies * config.vocab_size * _FLOAT + gradients + relations + hidden
 
 
-def _wanted(distillation: DistillationSettings, term: str) -> bool:
+def is_asked_for(distillation: DistillationSettings, term: str) -> bool:
+    """Whether a term has a weight, or is to get one."""
     weight = getattr(distillation.weights, term)
     return bool(weight or term in distillation.gradient_ratios.targets)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from wrinklefree.config.parameters import Parameters
 from wrinklefree.config.resources import model_shape, reconstruction_bytes
 from wrinklefree.errors import UserError
 from wrinklefree.evaluate.columns import plain
+from wrinklefree.models.configuration import planned_config
 from wrinklefree.models.layers import has_both_kinds, has_states, head_size
 from wrinklefree.models.settings import SublnSettings
 from wrinklefree.plan.live import model_on_meta
@@ -87,13 +88,14 @@ def report(settings: Parameters, stage: str | None, devices: int, tflops: float)
 
 def model_config(settings: Parameters) -> PreTrainedConfig:
     """The dense model's configuration, from the settings or a local folder's ``config.json``."""
-    source = settings.base.source
+    source, where = settings.base.source, "resources.model"
     if source.kind == "folder":
         path = Path(source.path) / "config.json"
+        where = f"base.source.path: {path}"
         try:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise UserError(f"base.source.path: {path} can't be read ({error})") from error
+            raise UserError(f"{where} can't be read ({error})") from error
     elif shape := model_shape(settings):
         content = shape.model_dump(exclude_none=True)
     else:
@@ -101,9 +103,9 @@ def model_config(settings: Parameters) -> PreTrainedConfig:
             f"base.source.kind is {source.kind} and resources.model is missing: write the sizes of"
             " the model's config.json there, as params/qwen3_4b.yaml does"
         )
-    return AutoConfig.for_model(
-        content.pop("model_type"), **content | {"max_position_embeddings": 1 << 20}
-    )
+    config = planned_config(content, where)
+    config.max_position_embeddings = 1 << 20
+    return config
 
 
 def trainings_of(settings: Parameters) -> dict[str, Training]:
@@ -135,13 +137,15 @@ def operations_per_token(training: Training, config: PreTrainedConfig) -> float:
     head = 2 * config.vocab_size * config.hidden_size
     read, length = training.views * training.read_length / training.length, training.read_length
     later = 2 * config.hidden_size**2 + head
-    total = 3 * (read * _decoder(student, length) + training.asked * head)
+    total = 3 * read * _decoder(student, length)
+    total += (3 if training.learns_logits else 1) * training.asked * head
     total += 3 * training.future_heads * training.asked * later
     if training.settings.activation_checkpointing:
         last = student.num_hidden_layers * 2 * student.hidden_size * _features(student)
         total += read * (_decoder(student, length) - (0 if training.quantizer else last))
     if training.teacher_reads:
-        total += _decoder(config, training.length) + training.asked * head
+        total += _decoder(config, training.length)
+        total += training.asked * head if training.teacher_makes_logits else 0
     return total
 
 
