@@ -76,6 +76,13 @@ def test_comments_outside_the_preset_stay(project: Path):
             assert line in text
 
 
+def test_lines_that_a_preset_does_not_name_stay_as_they_are(project: Path):
+    (project / "seed.yaml").write_text("seed: 5\n")
+    before = (PROJECT / "params.yaml").read_text()
+    after = lay_into(Path("params.yaml"), project / "seed.yaml")
+    assert after == before.replace("seed: 1337\n", "seed: 5\n", 1) != before
+
+
 def test_a_missing_preset_names_those_that_exist(project: Path):
     with pytest.raises(UserError, match="no preset qwen5; presets in params/: .*qwen3_4b"):
         find_preset("qwen5")

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 def edited_yaml(path: Path, edit: Callable[[Any], None]) -> str:
     """The text of ``path`` after ``edit`` changed its document in place; the file stays."""
     yaml = YAML()
-    yaml.width = 100
+    yaml.width = 10_000  # no line is broken that was not
     yaml.preserve_quotes = True
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(path.read_text(encoding="utf-8"))
