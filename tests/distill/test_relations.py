@@ -20,7 +20,7 @@ from wrinklefree.kernels.relation_loss import reference
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
 from wrinklefree.models.layers import layer_at
-from wrinklefree.models.projections import Projections, capture_projections
+from wrinklefree.models.projections import Projections, captured_projections
 
 
 def projections(heads, key_heads, size, seed):
@@ -134,7 +134,7 @@ def test_captured_projections_are_those_of_the_layer(tiny_model, pack, layer):
     )
     plain = forward(model, batch)
     hook.remove()
-    with capture_projections(model, layer) as capture:
+    with captured_projections(model, [layer]) as capture:
         watched = forward(model, batch)
         forward(other, batch)
     assert torch.equal(plain, watched)
@@ -143,10 +143,10 @@ def test_captured_projections_are_those_of_the_layer(tiny_model, pack, layer):
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, *inputs["position_embeddings"])
-    assert torch.equal(capture.projections.query_BHTD, query)
-    assert torch.equal(capture.projections.key_BKTD, key)
-    assert torch.equal(capture.projections.value_BKTD, value)
-    capture.projections.key_BKTD.sum().backward()
+    assert torch.equal(capture[layer].query_BHTD, query)
+    assert torch.equal(capture[layer].key_BKTD, key)
+    assert torch.equal(capture[layer].value_BKTD, value)
+    capture[layer].key_BKTD.sum().backward()
     assert attention.k_proj.weight.grad is not None
 
 
@@ -164,10 +164,10 @@ def test_queries_and_keys_are_taken_after_their_norms(pack):
     model = Qwen3ForCausalLM(config).eval()
     attention = model.model.layers[0].self_attn
     nn.init.constant_(attention.q_norm.weight, 3.0)
-    with capture_projections(model, 0) as capture:
+    with captured_projections(model, [0]) as capture:
         forward(model, pack([[9]], 9))
     # A rotation keeps the norm, which qk-norm has set: 3 sqrt(16) and sqrt(16).
-    query, key = capture.projections.query_BHTD, capture.projections.key_BKTD
+    query, key = capture[0].query_BHTD, capture[0].key_BKTD
     for projection, norm in ((query, 12.0), (key, 4.0)):
         expected = torch.full(projection.shape[:-1], norm)
         torch.testing.assert_close(projection.norm(dim=-1), expected, rtol=1e-3, atol=0)
@@ -176,8 +176,8 @@ def test_queries_and_keys_are_taken_after_their_norms(pack):
 def test_the_attention_function_is_restored_also_after_an_error(tiny_model):
     model, table = tiny_model(), dict(ALL_ATTENTION_FUNCTIONS)
     chosen, other = (layer.self_attn for layer in model.model.layers)
-    with pytest.raises(RuntimeError), capture_projections(model, 0):
-        with capture_projections(model, 0):
+    with pytest.raises(RuntimeError), captured_projections(model, [0]):
+        with captured_projections(model, [0]):
             pass
         assert chosen.config._attn_implementation != "sdpa"
         assert other.config._attn_implementation == "sdpa"
@@ -191,6 +191,6 @@ def test_eager_attention_is_refused(tiny_model):
     model.set_attn_implementation("eager")
     with (
         pytest.raises(UserError, match="attention implementation eager"),
-        capture_projections(model, 0),
+        captured_projections(model, [0]),
     ):
         pass

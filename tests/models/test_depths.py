@@ -109,7 +109,7 @@ def test_chosen_tokens_are_computed_among_themselves_and_the_others_pass_by(
         assert chosen_BT.sum(1).tolist() == [14] * 3  # 0.4 of 33, rounded up
         score_BT = choices[0].weight_BT
         least, most = score_BT[0][chosen_BT[0]].min(), score_BT[0][~chosen_BT[0]].max()
-        assert least > most
+        assert least >= most  # equal where equal tokens begin two documents
     else:
         assert len(set(chosen_BT.sum(1).tolist())) > 1, "rows have as many tokens"
         assert torch.equal(chosen_BT, choices[0].logit_BT > 0)

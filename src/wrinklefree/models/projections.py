@@ -6,7 +6,7 @@ Shapes: B rows, T tokens of a row, H attention heads, K key/value heads, D head 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,23 +49,6 @@ class Projections:
         )
 
 
-class Capture:
-    """Holds the projections of the last forward pass of one layer."""
-
-    def __init__(self) -> None:
-        self._projections: Projections | None = None
-
-    @property
-    def projections(self) -> Projections:
-        """The captured projections; the model must have run inside the context."""
-        assert self._projections is not None, "the model did not run while being captured"
-        return self._projections
-
-    def store(self, projections: Projections) -> None:
-        """Keep these and drop the earlier ones."""
-        self._projections = projections
-
-
 def attention_of(model: PreTrainedModel, layer: int) -> nn.Module:
     """The attention of all tokens in a decoder layer, or a UserError where it has none."""
     if layer in skipping_layers(model):
@@ -84,14 +67,29 @@ def attention_of(model: PreTrainedModel, layer: int) -> nn.Module:
 
 
 @contextmanager
-def capture_projections(model: PreTrainedModel, layer: int) -> Iterator[Capture]:
-    """Read the queries, keys and values of a layer while the model runs inside the context.
+def captured_projections(
+    model: PreTrainedModel, layers: Collection[int]
+) -> Iterator[dict[int, Projections]]:
+    """Queries, keys and values of some layers, while the model runs inside the context.
 
-    The layer alone is given another attention function for as long; all others keep theirs, so that
-    what is compiled of them stays valid. A layer that runs again after the context, as the backward
-    pass of activation checkpointing makes it, is not read again.
+    By layer, and there after the run. These layers alone are given another attention function for
+    as long; all others keep theirs, so that what is compiled of them stays valid. A layer that runs
+    again after the context, as activation checkpointing makes it, is not read again.
     """
-    attention = attention_of(model, layer)
+    found: dict[int, Projections] = {}
+    with ExitStack() as stack:
+        for layer in set(layers):
+
+            def keep(*projections: Tensor, layer: int = layer) -> None:
+                found[layer] = Projections(*projections)
+
+            stack.enter_context(_attending(attention_of(model, layer), keep))
+        yield found
+
+
+@contextmanager
+def _attending(attention: nn.Module, keep: Callable[[Tensor, Tensor, Tensor], None]):
+    """Give queries, keys and values of ``attention`` to ``keep`` whenever it runs."""
     own: Any = attention.config
     name = own._attn_implementation
     if name not in ALL_ATTENTION_FUNCTIONS:
@@ -101,27 +99,19 @@ def capture_projections(model: PreTrainedModel, layer: int) -> Iterator[Capture]
         )
     outer = _ATTEND.get(attention)
     inner: Callable[..., Any] = outer or ALL_ATTENTION_FUNCTIONS[name]
-    capture = Capture()
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **rest: Any):
-        capture.store(Projections(query, key, value))
+        keep(query, key, value)
         return inner(module, query, key, value, *args, **rest)
 
     _ATTEND[attention] = attend
     attention.config = copy.copy(own)
     attention.config._attn_implementation = CAPTURING_ATTENTION
     try:
-        yield capture
+        yield
     finally:
         attention.config = own
         if outer:
             _ATTEND[attention] = outer
         else:
             del _ATTEND[attention]
-
-
-@contextmanager
-def captured(model: PreTrainedModel, layers: Collection[int]) -> Iterator[Mapping[int, Capture]]:
-    """Capture the projections of some layers, by layer, while the model runs inside."""
-    with ExitStack() as stack:
-        yield {layer: stack.enter_context(capture_projections(model, layer)) for layer in {*layers}}

@@ -14,7 +14,7 @@ from wrinklefree.distill.settings import DistillationWeights, HiddenSettings, Re
 from wrinklefree.errors import UserError
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import next_token_logits
-from wrinklefree.models.projections import capture_projections
+from wrinklefree.models.projections import captured_projections
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
@@ -95,12 +95,12 @@ def slow_divergence(teacher_V, student_V, temperature):
 def test_terms_of_the_autoregressive_student_follow_their_definitions(tiny_model, batch):
     teacher, model = tiny_model(1), tiny_model(2)
     terms = evaluate(autoregressive(settings_with(), teacher), model, batch).terms
-    with capture_projections(teacher, 0) as of_teacher:
+    with captured_projections(teacher, [0]) as of_teacher:
         teacher_logits = full_logits(teacher, batch)
-    with capture_projections(model, 0) as of_student:
+    with captured_projections(model, [0]) as of_student:
         student_logits = full_logits(model, batch)
     relations = relations_divergence(
-        *(relation_vectors(found.projections, 4) for found in (of_teacher, of_student)),
+        *(relation_vectors(found[0], 4) for found in (of_teacher, of_student)),
         batch.document_ids_BT,
         causal=True,
         temperature=1.0,
@@ -250,12 +250,12 @@ def test_relations_are_averaged_over_masked_tokens_where_the_loss_is(tiny_model,
     objective = of_diffusion(settings_with(), diffusion, tiny_model(1))
     masked = objective.corruption.prepare(batch, 0).views[0].masked_BT
     teacher, model = tiny_model(1), tiny_model(2)
-    with capture_projections(teacher, 0) as of_teacher:
+    with captured_projections(teacher, [0]) as of_teacher:
         full_logits(teacher, batch)
-    with capture_projections(model, 0) as of_student:
+    with captured_projections(model, [0]) as of_student:
         full_logits(model, batch)
     relations = relations_divergence(
-        *(relation_vectors(found.projections, 4) for found in (of_teacher, of_student)),
+        *(relation_vectors(found[0], 4) for found in (of_teacher, of_student)),
         batch.document_ids_BT,
         causal=True,
         temperature=1.0,

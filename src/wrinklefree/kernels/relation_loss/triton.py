@@ -20,17 +20,9 @@ from wrinklefree.kernels.launch import launch
 
 @triton.jit
 def _scores(
-    pointer,
-    row,
-    key,
-    size,
-    inverse_temperature,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    pointer, row, key, size, inverse_temperature, PRECISION: tl.constexpr, DEPTH: tl.constexpr
 ):
-    scores = tl.zeros((ROWS, KEYS), tl.float32)
+    scores = tl.zeros((row.shape[0], key.shape[0]), tl.float32)
     for start in range(0, size, DEPTH):
         feature = start + tl.arange(0, DEPTH)
         rows = tl.load(pointer + row[:, None] * size + feature[None, :])
@@ -96,27 +88,11 @@ def _divergence_kernel(
         piece_of_key = tl.load(piece_pointer + key)[None, :]
         allowed = _allowed(row[:, None], key[None, :], piece, piece_of_key, CAUSAL)
         score = _scores(
-            student_pointer,
-            row,
-            key,
-            student_size,
-            inverse_temperature,
-            PRECISION,
-            ROWS,
-            KEYS,
-            DEPTH,
+            student_pointer, row, key, student_size, inverse_temperature, PRECISION, DEPTH
         )
         score -= own[:, None]
         teacher_score = _scores(
-            teacher_pointer,
-            row,
-            key,
-            teacher_size,
-            inverse_temperature,
-            PRECISION,
-            ROWS,
-            KEYS,
-            DEPTH,
+            teacher_pointer, row, key, teacher_size, inverse_temperature, PRECISION, DEPTH
         )
         teacher_score -= teacher_own[:, None]
         share = tl.where(allowed, tl.exp(teacher_score), 0.0)
@@ -172,26 +148,10 @@ def _gradient_kernel(
         teacher_log_of_key = tl.load(teacher_log_pointer + key)[None, :]
         upstream_of_key = tl.load(upstream_pointer + key)[None, :]
         score = _scores(
-            student_pointer,
-            row,
-            key,
-            student_size,
-            inverse_temperature,
-            PRECISION,
-            ROWS,
-            KEYS,
-            DEPTH,
+            student_pointer, row, key, student_size, inverse_temperature, PRECISION, DEPTH
         )
         teacher_score = _scores(
-            teacher_pointer,
-            row,
-            key,
-            teacher_size,
-            inverse_temperature,
-            PRECISION,
-            ROWS,
-            KEYS,
-            DEPTH,
+            teacher_pointer, row, key, teacher_size, inverse_temperature, PRECISION, DEPTH
         )
         # The score is in the relation of the row and in that of the key.
         allowed = _allowed(row[:, None], key[None, :], piece, piece_of_key, CAUSAL)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.models.depths import Choice, captured_choices
 from wrinklefree.models.experts import captured_routers
-from wrinklefree.models.projections import Projections, captured
+from wrinklefree.models.projections import Projections, captured_projections
 from wrinklefree.models.states import captured_states
 
 
@@ -62,7 +62,7 @@ def looking(
     layers = {layer for look in looks.values() for layer in look.projections}
     every = {layer for look in looks.values() for layer in look.states}
     with ExitStack() as stack:
-        captures = stack.enter_context(captured(model, layers))
+        projections = stack.enter_context(captured_projections(model, layers))
         states = stack.enter_context(captured_states(model, every))
         routers: list[Tensor] = []
         if any(look.routers for look in looks.values()):
@@ -74,7 +74,7 @@ def looking(
         def seen() -> dict[str, Seen]:
             return {
                 name: Seen(
-                    [captures[layer].projections for layer in look.projections],
+                    [projections[layer] for layer in look.projections],
                     [states[layer] for layer in look.states],
                     routers if look.routers else (),
                     choices if look.choices else (),
