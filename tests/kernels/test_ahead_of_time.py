@@ -17,7 +17,8 @@ from wrinklefree.kernels.launch import Launch, recorded
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from wrinklefree.kernels.compiled import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
+from ahead_of_time import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
+
 from wrinklefree.kernels.packed_matmul.triton import packed_matmul
 from wrinklefree.kernels.quantize_activation.triton import quantize_activation
 from wrinklefree.kernels.quantize_weights.triton import quantize_weights

@@ -17,7 +17,8 @@ from wrinklefree.kernels.launch import Launch, recorded
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from wrinklefree.kernels.compiled import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
+from ahead_of_time import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
+
 from wrinklefree.kernels.momentum_8bit.reference import Map, zero_blocks
 from wrinklefree.kernels.momentum_8bit.triton import move_average
 from wrinklefree.kernels.relation_loss.triton import relation_divergence

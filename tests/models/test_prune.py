@@ -183,3 +183,8 @@ def test_more_than_there_is_cannot_remain(
     settings = SublnSettings(prune=PruneSettings(**wanted))
     with pytest.raises(UserError, match=message):
         insert_subln_stage(settings, tmp_path / "base", [batch()], [batch()], tmp_path / "subln")
+
+
+def test_as_many_ends_of_text_as_layers_are_no_list_by_layer(tiny: Tiny):
+    model = tiny(num_hidden_layers=3, eos_token_id=[0, 1, 2])
+    assert prune_layers(model, [0.1, 0.3, 0.2], 2).config.eos_token_id == [0, 1, 2]

@@ -315,11 +315,17 @@ class Parameters(Section):
         quantizer = self.subln.quantizer
         if self.base.scratch and quantizer.granularity == "group":
             model, size = self.base.scratch.model, quantizer.group_size
-            for name in ("hidden_size", "intermediate_size"):
-                if getattr(model, name) % size:
+            inputs = {
+                "base.scratch.model.hidden_size": model.hidden_size,
+                "subln.prune.intermediate_size": self.subln.prune.intermediate_size,
+            }
+            if not self.subln.prune.intermediate_size:
+                inputs["base.scratch.model.intermediate_size"] = model.intermediate_size
+            for name, count in inputs.items():
+                if count and count % size:
                     raise ValueError(
-                        f"base.scratch.model.{name} is {getattr(model, name)}, no multiple of"
-                        f" subln.quantizer.group_size {size}; change one of them"
+                        f"{name} is {count}, no multiple of subln.quantizer.group_size {size};"
+                        " change one of them"
                     )
         return self
 

@@ -2,8 +2,8 @@
 
 A kernel's wrapper computes grid, block sizes and warps from its tensors and hands them to
 ``launch``. Called with tensors of the meta device it starts nothing, and ``recorded`` has what it
-would have started: that is compiled for GPUs that are not here (``kernels.compiled``), so what is
-compiled is what would run.
+would have started: tests compile that for GPUs that are not here, so what they compile is what
+would run.
 """
 
 from __future__ import annotations

@@ -56,20 +56,22 @@ def prune_layers(
             return None
         return f"{before}layers.{kept.index(int(index))}.{rest}", tensor
 
-    lists = [key for key, value in model.config.to_dict().items() if _is_by_layer(value, model)]
-    if others := set(lists) - {"layer_types"}:
+    layers = model.config.num_hidden_layers
+    lists = [
+        key
+        for key, value in model.config.to_dict().items()
+        if isinstance(value, list) and len(value) == layers > 1
+        if key != "layer_types" and not key.endswith("token_id")
+    ]
+    if lists:
         raise UserError(
-            f"subln.prune.layers: {min(others)} of the base's config.json has an item for each"
+            f"subln.prune.layers: {min(lists)} of the base's config.json has an item for each"
             " layer, and what it means without some of them is not known here; leave it out"
         )
     changes: dict[str, Any] = {"num_hidden_layers": remaining}
     if types := getattr(model.config, "layer_types", None):
         changes["layer_types"] = [types[index] for index in kept]
     return _rebuilt(model, changes, renamed)
-
-
-def _is_by_layer(value: Any, model: PreTrainedModel) -> bool:
-    return isinstance(value, list) and len(value) == model.config.num_hidden_layers > 1
 
 
 def prune_features(
