@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from wrinklefree.errors import UserError
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.hooks import Hook, Training
 from wrinklefree.train.loop import Trainer
@@ -200,3 +201,39 @@ def test_a_target_s_weight_is_decided_again_when_quantization_has_its_full_stren
     assert weights[1] == pytest.approx(weights[0]) != weights[2]
     assert weights[4] == pytest.approx(weights[2])
     assert facts["weights_by_gradient_ratio"] == {"logits": pytest.approx(weights[4], rel=1e-4)}
+
+
+def taught_by_its_copy(make_trainer: Callable[..., Trainer], warmup: int) -> Trainer:
+    """Student and teacher differ by quantization alone."""
+    trainer = make_trainer(
+        objective=objective({}, logits=0.3, hidden=0.2, steps=2),
+        lambda_warmup={"warmup_steps": warmup},
+    )
+    ((_, its_teacher),) = trainer.train_step.objective.teachers
+    assert its_teacher.model
+    its_teacher.model.load_state_dict(trainer.model.state_dict())
+    return trainer
+
+
+def test_a_student_that_begins_as_its_teacher_is_measured_once_it_differs(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = taught_by_its_copy(make_trainer, 2)
+    facts = trainer.run()
+    first, second, *_ = trainer.state.history
+    assert first[RATIO] < 1e-6 and first["distill/hidden_ratio"] == 0
+    assert second[RATIO] == pytest.approx(0.3)
+    assert first["distill/logits_weighted"] == first["distill/logits"]
+    assert all(map(math.isfinite, facts["weights_by_gradient_ratio"].values()))
+    assert trainer.state.history[2][RATIO] == pytest.approx(0.3)  # decided by this step alone
+    assert trainer.state.history[2]["distill/hidden_ratio"] == pytest.approx(0.2)
+
+
+def test_a_term_without_a_gradient_at_full_strength_is_an_error(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer(objective=objective({}, hidden=0.3, steps=2))
+    ((_, its_teacher),) = trainer.train_step.objective.teachers
+    its_teacher.model = trainer.model
+    with pytest.raises(UserError, match="at step 1 the gradient of hidden is 0: give the term a"):
+        trainer.run()

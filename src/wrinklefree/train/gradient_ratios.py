@@ -12,6 +12,9 @@ from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.hooks import Hook, Training
 from wrinklefree.train.objectives.objective import CROSS_ENTROPY
 
+_OF_ROUNDING = 1e-4
+"""A ratio below this is not a lesson before full strength: student and teacher are one model."""
+
 
 class GradientRatios(Hook):
     """Measures the ratios, and gives a term with a target the weight that it takes.
@@ -19,8 +22,9 @@ class GradientRatios(Hook):
     The ratio of a term is the norm of its weighted gradient over that of the cross-entropy with
     weight 1, of all parameters and the first micro-batch of a step. A target's weight follows from
     the mean over the first ``steps`` measurements, and from ``full_strength_from`` on of those from
-    there, for a student that is hardly quantized is near its teacher. They are its state, so that a
-    resumed run has the same weights.
+    there, for a student that is hardly quantized is near its teacher. Where it is its teacher yet,
+    nothing is decided, and the term has weight 1. They are its state, so that a resumed run has the
+    same weights.
 
     Parameters
     ----------
@@ -59,8 +63,9 @@ class GradientRatios(Hook):
         if not deciding and not (settings.interval and step % settings.interval == 0):
             return {}
         ratios = self._ratios(training, step)
+        least = 0.0 if step >= self._full_strength_from else _OF_ROUNDING
         for name, found in deciding:
-            if name in ratios:
+            if ratios.get(name, 0.0) > least:
                 found[str(step)] = ratios[name]
         self._weigh(training)
         weights = training.train_step.objective.weights
@@ -105,7 +110,7 @@ class GradientRatios(Hook):
         training.optimizer.forget()
         text = norms.pop(CROSS_ENTROPY)
         for name in self._measured:
-            if not (text and norms[name]):
+            if step >= self._full_strength_from and not (text and norms[name]):
                 raise UserError(
                     f"gradient_ratios.{name} is {self._settings.targets[name]:g}, but at step"
                     f" {step + 1} the gradient of {name if text else CROSS_ENTROPY} is 0: give the"
