@@ -9,6 +9,7 @@ import torch
 
 from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.mixture.loader import HeldOutData
+from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.train.hooks import HeldOutLoss, QuantizationWarmup
 from wrinklefree.train.journal import Silent
@@ -41,8 +42,11 @@ def make_trainer(make_trainer: MakeTrainer) -> MakeTrainer:
     def make(
         name: str = "one", objective: str = "causal", dropout: float = 0.1, **changes: Any
     ) -> Trainer:
-        chosen = Objective(OBJECTIVES[objective]())
-        return make_trainer(name, chosen, shape={"attention_dropout": dropout}, **changes)
+        trainer = make_trainer(name, Objective(OBJECTIVES[objective]()), **changes)
+        # No model that is trained may have any; it tells whether a measurement is one of training.
+        for layer in decoder_layers(trainer.model):
+            layer.get_submodule("self_attn").attention_dropout = dropout
+        return trainer
 
     return make
 
