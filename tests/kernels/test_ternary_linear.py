@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -186,6 +188,10 @@ def test_the_back_end_is_what_is_measured_or_named(
         with pytest.raises(UserError, match=f"{name}.*int8 or float32 or triton .triton on CUDA"):
             chosen_back_end(device)
     capabilities.gains.cache_clear()
+    assert (
+        f"`{products.VARIABLE}=float32`"
+        in (Path(products.__file__).parent / "README.md").read_text()
+    )
 
 
 def test_a_kind_with_wrong_products_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:

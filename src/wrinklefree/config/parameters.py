@@ -330,7 +330,7 @@ class Parameters(Section):
         return self
 
     @model_validator(mode="after")
-    def _something_is_pruned(self) -> Parameters:
+    def _no_more_remains_than_there_is(self) -> Parameters:
         prune = self.subln.prune
         for name in ("layers", "intermediate_size"):
             wanted = getattr(prune, name)

@@ -19,7 +19,7 @@ from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
 
 BackEnd = Literal["int8", "float32", "triton"]
 
-VARIABLE = "WRINKLEFREEPRODUCTS"
+VARIABLE = "WRINKLEFREE_PRODUCTS"
 """Environment variable that names the back end, in place of what the machine is fast at."""
 last_used: BackEnd | None = None
 """What multiplied last in this process, for its record."""
