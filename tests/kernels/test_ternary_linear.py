@@ -188,10 +188,8 @@ def test_the_back_end_is_what_is_measured_or_named(
         with pytest.raises(UserError, match=f"{name}.*int8 or float32 or triton .triton on CUDA"):
             chosen_back_end(device)
     capabilities.gains.cache_clear()
-    assert (
-        f"`{products.VARIABLE}=float32`"
-        in (Path(products.__file__).parent / "README.md").read_text()
-    )
+    page = Path(products.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert f"`{products.VARIABLE}=float32`" in page
 
 
 def test_a_kind_with_wrong_products_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
