@@ -14,13 +14,12 @@ from wrinklefree.errors import UserError
 from wrinklefree.mixture.recipe import DomainRecipe, read_domain_recipe
 from wrinklefree.mixture.settings import Weights
 from wrinklefree.schema.load import overlay, read_yaml, validate_section
-from wrinklefree.schema.section import Name, PositiveFloat, Section
+from wrinklefree.schema.section import COMMIT, Commit, Name, PositiveFloat, Section
 from wrinklefree.schema.yaml_dump import dump_yaml
 from wrinklefree.text.documents.settings import CleaningSteps
 from wrinklefree.tracking.files import write_atomically
 
 CATALOG = Path("catalog.yaml")
-_COMMIT = r"^[0-9a-f]{40}$"
 _HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 _OF_A_SOURCE = (
     "domain",
@@ -61,7 +60,7 @@ class DataSet(Section):
     subset: str | None = None
     folder: str | None = None
     split: str = "train"
-    revision: Annotated[str, Field(pattern=_COMMIT)] | None = None
+    revision: Commit | None = None
     """A commit; null where none is known for certain, and then the user has to give one."""
     text_field: str = "text"
     domain: Name
@@ -186,7 +185,7 @@ def hub_source(catalog: Catalog, name: str, revision: str | None = None) -> dict
     """
     entry = catalog.datasets[name]
     commit = revision or entry.revision
-    if commit is None or not re.fullmatch(_COMMIT, commit):
+    if commit is None or not re.fullmatch(COMMIT, commit):
         wrong = f"--revision {name}={commit} is no commit" if commit else "the catalog pins none"
         raise UserError(
             f"a run reads one commit of {name} ({entry.dataset}), and {wrong}; choose one of"

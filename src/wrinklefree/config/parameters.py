@@ -315,14 +315,11 @@ class Parameters(Section):
         quantizer = self.subln.quantizer
         if self.base.scratch and quantizer.granularity == "group":
             model, size = self.base.scratch.model, quantizer.group_size
-            inputs = {
-                "base.scratch.model.hidden_size": model.hidden_size,
-                "subln.prune.intermediate_size": self.subln.prune.intermediate_size,
-            }
-            if not self.subln.prune.intermediate_size:
-                inputs["base.scratch.model.intermediate_size"] = model.intermediate_size
-            for name, count in inputs.items():
-                if count and count % size:
+            features = ("base.scratch.model.intermediate_size", model.intermediate_size)
+            if remaining := self.subln.prune.intermediate_size:
+                features = ("subln.prune.intermediate_size", remaining)
+            for name, count in (("base.scratch.model.hidden_size", model.hidden_size), features):
+                if count % size:
                     raise ValueError(
                         f"{name} is {count}, no multiple of subln.quantizer.group_size {size};"
                         " change one of them"
@@ -331,15 +328,10 @@ class Parameters(Section):
 
     @model_validator(mode="after")
     def _no_more_remains_than_there_is(self) -> Parameters:
-        prune = self.subln.prune
-        for name in ("layers", "intermediate_size"):
-            wanted = getattr(prune, name)
-            present = getattr(self.base.scratch.model, name) if self.base.scratch else None
-            if wanted and present and wanted > present:
-                raise ValueError(
-                    f"subln.prune.{name} is {wanted}, but base.scratch.model has {present}; lower"
-                    " it, or leave it out to keep all"
-                )
+        if self.base.scratch:
+            model, whose = self.base.scratch.model, "base.scratch.model"
+            if said := self.subln.prune.beyond(whose, model.layers, model.intermediate_size):
+                raise ValueError(said)
         return self
 
     @model_validator(mode="after")

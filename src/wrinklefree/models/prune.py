@@ -184,13 +184,8 @@ def check_pruned_shape(settings: PruneSettings, config: PreTrainedConfig) -> Non
             "subln.prune.intermediate_size is set, and the base has experts, whose features are not"
             " pruned; leave it out"
         )
-    for name, given in (("num_hidden_layers", "layers"), ("intermediate_size",) * 2):
-        wanted, present = getattr(settings, given), getattr(config, name)
-        if wanted is not None and wanted > present:
-            raise UserError(
-                f"subln.prune.{given} is {wanted}, but the base has {present}; lower it, or leave"
-                " it out to keep all"
-            )
+    if said := settings.beyond("the base", config.num_hidden_layers, config.intermediate_size):
+        raise UserError(said)
 
 
 def _rebuilt(

@@ -138,6 +138,19 @@ class PruneSettings(Section):
     """Number of features to keep in each feed-forward network: those that add most. Default:
     all."""
 
+    def beyond(self, whose: str, layers: int, intermediate_size: int) -> str | None:
+        """What is wrong, where more shall remain than there is of ``whose``."""
+        for name, wanted, present in (
+            ("layers", self.layers, layers),
+            ("intermediate_size", self.intermediate_size, intermediate_size),
+        ):
+            if wanted is not None and wanted > present:
+                return (
+                    f"subln.prune.{name} is {wanted}, but {whose} has {present}; lower it, or leave"
+                    " it out to keep all"
+                )
+        return None
+
 
 class ReconstructSettings(Section):
     """Ternary decoder layers trained one after the other to give what the dense ones give."""

@@ -48,8 +48,9 @@ Temperature = Annotated[float, Field(ge=0.01, le=100.0)]
 Precision = Literal["auto", "fp32", "bfloat16"]
 """Of products; ``auto``: bfloat16 where the machine multiplies it faster."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST_NAME)]
-Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+COMMIT = r"^[0-9a-f]{40}$"
 """Of a repository, by all of its digits."""
+Commit = Annotated[str, Field(pattern=COMMIT)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PackageWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=128)]
 """Name or version of a package: one word, since it becomes part of a line that pip reads."""

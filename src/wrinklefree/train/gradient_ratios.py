@@ -53,19 +53,18 @@ class GradientRatios(Hook):
 
     def before_step(self, training: Training, step: int) -> dict[str, float]:
         """Measure where it is time."""
-        settings = self._settings
+        settings, full = self._settings, step >= self._full_strength_from
         deciding = [
             (name, found)
             for name, found in self._measured.items()
             if str(step) in found  # where a signal cut it off
-            or len(self._of(found, step >= self._full_strength_from)) < settings.steps
+            or len(self._of(found, full)) < settings.steps
         ]
         if not deciding and not (settings.interval and step % settings.interval == 0):
             return {}
         ratios = self._ratios(training, step)
-        least = 0.0 if step >= self._full_strength_from else _OF_ROUNDING
         for name, found in deciding:
-            if ratios.get(name, 0.0) > least:
+            if ratios.get(name, 0.0) > (0.0 if full else _OF_ROUNDING):
                 found[str(step)] = ratios[name]
         self._weigh(training)
         weights = training.train_step.objective.weights

@@ -12,6 +12,7 @@ from typing import Any
 
 from wrinklefree.downloads.local_files import digest_of_files, files_of_folder
 from wrinklefree.errors import UserError
+from wrinklefree.schema.section import COMMIT
 from wrinklefree.text.documents.document import Document
 from wrinklefree.text.documents.settings import HubSource
 from wrinklefree.text.sources.bad_records import BadRecords
@@ -19,7 +20,6 @@ from wrinklefree.tracking.files import is_disk_full
 
 TRIES = 4
 _WAIT_SECONDS = 2.0
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class MovingRevisionWarning(UserWarning):
@@ -47,7 +47,7 @@ def documents(source: HubSource, *, cache: Path, bad: BadRecords) -> Iterator[Do
             f"source {source.dataset}: sha256 is for a local folder, which this is not; remove it,"
             " revision pins what comes from the hub"
         )
-    elif not _COMMIT.fullmatch(source.revision):
+    elif not re.fullmatch(COMMIT, source.revision):
         warnings.warn(
             f"revision {source.revision} of {source.dataset} is no commit: it may stand for other"
             " data tomorrow; set revision to the commit's 40 digits",
