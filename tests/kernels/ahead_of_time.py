@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
@@ -44,6 +45,17 @@ class Resources(NamedTuple):
     """Of a program."""
     spilled_bytes: int
     """Of a thread, in memory because registers ran out."""
+
+
+def key_of(launch: Launch) -> str:
+    """What Triton specializes on: dtypes, and whether an integer is 1 or a multiple of 16."""
+    arguments = [
+        argument.dtype
+        if isinstance(argument, Tensor)
+        else argument and (argument == 1, argument % 16 == 0)
+        for argument in launch.arguments
+    ]
+    return f"{launch.kernel.__name__} {arguments} {launch.constants}"
 
 
 def compile_launch(recorded: Launch, target: str) -> Resources:

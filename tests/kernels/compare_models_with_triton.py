@@ -34,6 +34,8 @@ from wrinklefree.kernels.quantize_weights import triton as quantize_weights  # n
 from wrinklefree.kernels.subln_quantize import triton as subln_quantize  # noqa: E402
 from wrinklefree.kernels.ternary_linear import products  # noqa: E402
 from wrinklefree.kernels.ternary_matmul import triton as ternary_matmul  # noqa: E402
+from wrinklefree.kernels.vocabulary_loss import triton as vocabulary_loss  # noqa: E402
+from wrinklefree.mixture.batch import Batch  # noqa: E402
 from wrinklefree.models.surgery import (  # noqa: E402
     SublnLinear,
     insert_bitlinear,
@@ -42,6 +44,10 @@ from wrinklefree.models.surgery import (  # noqa: E402
 from wrinklefree.quant.bitlinear import BitLinear, quantization_lambda_of  # noqa: E402
 from wrinklefree.quant.settings import QuantizerSettings  # noqa: E402
 from wrinklefree.stability.activations import ActivationTelemetry  # noqa: E402
+from wrinklefree.train.distill_settings import DistillationSettings  # noqa: E402
+from wrinklefree.train.objectives.distillation import distillation  # noqa: E402
+from wrinklefree.train.objectives.next_token import NextToken  # noqa: E402
+from wrinklefree.train.objectives.objective import TrainStep  # noqa: E402
 
 LAYERS, LINEARS = 1, 7
 Cases = Iterator[tuple[str, bool]]
@@ -65,6 +71,8 @@ for module, name in (
     (subln_quantize, "subln_quantize"),
     (subln_quantize, "subln_gradients"),
     (ternary_matmul, "ternary_matmul"),
+    (vocabulary_loss, "cross_entropy"),
+    (vocabulary_loss, "divergence"),
 ):
     counted(module, name)
 
@@ -80,12 +88,15 @@ def kernels(enabled: bool) -> Iterator[None]:
         on_gpu = False
 
 
-def model(quantizer: QuantizerSettings) -> LlamaForCausalLM:
-    config = LlamaConfig(
+def config() -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=61, hidden_size=36, intermediate_size=52, num_hidden_layers=LAYERS,
         num_attention_heads=3, num_key_value_heads=1, initializer_range=0.3,
     )  # fmt: skip
-    made = LlamaForCausalLM(config)
+
+
+def model(quantizer: QuantizerSettings) -> LlamaForCausalLM:
+    made = LlamaForCausalLM(config())
     insert_bitlinear(made, quantizer)
     return made
 
@@ -254,6 +265,39 @@ def subln_model_cases() -> Cases:
     yield "telemetry", len(same) > 0 and all(same)
 
 
+def distilling_cases() -> Cases:
+    """Losses read the head's own logits on a GPU, which are float32 else, with equal results."""
+    teacher, start = LlamaForCausalLM(config()), LlamaForCausalLM(config())
+    tokens_BT, zeros_BT = torch.randint(0, 61, (2, 9)), torch.zeros(2, 9, dtype=torch.int64)
+    places_BT = torch.arange(9).expand(2, -1)
+    batch = Batch(
+        tokens_BT, zeros_BT, places_BT, zeros_BT, places_BT, zeros_BT[:, 0], zeros_BT[:, 0]
+    )
+    for direction in ("forward", "reverse", "confidence"):
+        weights = {"logits": 1.0, "relations": 0.0}
+        settings = DistillationSettings.model_validate({"direction": direction, "weights": weights})
+        for autocast in (False, True):
+            found: list[list[Tensor]] = []
+            for enabled in (False, True):
+                student = copy.deepcopy(start)
+                with kernels(enabled), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    objective = distillation(NextToken(), settings, teacher)
+                    prepared = objective.corruption.prepare(batch, 0)
+                    outputs = TrainStep(student, objective)(prepared)
+                    whole = objective.corruption.denominator(prepared)
+                    loss = objective.loss(outputs, prepared, whole).loss
+                loss.backward()
+                used = calls["cross_entropy"], calls["divergence"]
+                made = [p.grad for p in student.parameters() if p.grad is not None]
+                found.append([loss.detach(), *made])
+            few = 2**-5 if autocast else 1e-5
+            for number, (actual, expected) in enumerate(zip(*found, strict=True)):
+                same = (actual - expected).norm() <= few * expected.norm() + 1e-6
+                yield f"{direction} {autocast} {number}", bool(same)
+            confident = direction == "confidence"
+            yield f"{direction} {autocast} launches", used == (1 + confident, 1 + confident)
+
+
 def measuring_cases() -> Cases:
     """What decides where the kernel multiplies: its own time, if its numbers are right."""
     for enabled in (False, True):
@@ -272,6 +316,7 @@ CASES: dict[str, Callable[[], Cases]] = {
     "generation": generation_cases,
     "subln": subln_cases,
     "subln_model": subln_model_cases,
+    "distilling": distilling_cases,
 }
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ from wrinklefree.kernels.launch import Launch, recorded
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from ahead_of_time import REGISTERS, SHARED_BYTES, TARGETS, compile_launch
+from ahead_of_time import REGISTERS, SHARED_BYTES, TARGETS, compile_launch, key_of
 
 from wrinklefree.kernels.momentum_8bit.reference import Map, zero_blocks
 from wrinklefree.kernels.momentum_8bit.triton import move_average
 from wrinklefree.kernels.relation_loss.triton import relation_divergence
 from wrinklefree.kernels.symmetric_product.triton import gram, polynomial
+from wrinklefree.kernels.vocabulary_loss.triton import cross_entropy, divergence
 
-SMOLLM2, QWEN3_06B, QWEN3_4B = (576, 1536), (1024, 3072), (2560, 9728)
+SMOLLM2 = (576, 1536)
+MATRICES = {"SmolLM2-135M": SMOLLM2, "Qwen3-0.6B": (1024, 3072), "Qwen3-4B": (2560, 9728)}
 TOKENS = 2048
 FLOAT, HALF = torch.float32, torch.bfloat16
 
@@ -33,10 +35,9 @@ def empty(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def average(kind: Map, dtype: torch.dtype) -> None:
+def average(kind: Map, dtype: torch.dtype, *, nesterov: bool = False) -> None:
     codes, largest_K = zero_blocks(empty(*SMOLLM2), kind)
-    squared = kind == "dynamic_unsigned"
-    choices = {"nesterov": not squared, "squared": squared, "dtype": dtype}
+    choices = {"nesterov": nesterov, "squared": kind == "dynamic_unsigned", "dtype": dtype}
     move_average(codes, largest_K, empty(*SMOLLM2), 0.05, kind, **choices)
 
 
@@ -47,33 +48,57 @@ def relation(size: int, *, causal: bool) -> None:
     relation_divergence(student, teacher, pieces, causal=causal, temperature=1.0).sum().backward()
 
 
-USUAL: dict[str, Callable[[], object]] = {
-    "linear average": lambda: average("linear", HALF),
-    "dynamic average": lambda: average("dynamic", HALF),
-    "gram of SmolLM2, tall": lambda: gram(empty(*SMOLLM2[::-1], dtype=HALF).mT),
-    "gram of Qwen3-0.6B": lambda: gram(empty(*QWEN3_06B)),
-    "polynomial of Qwen3-4B": lambda: polynomial(empty(2560, 2560, dtype=HALF), -4.8, 2.0),
-    "relation of Qwen3": lambda: relation(64, causal=True),
-}
-EXHAUSTIVE: dict[str, Callable[[], object]] = {
-    "unsigned average": lambda: average("dynamic_unsigned", FLOAT),
-    "gram of Qwen3-4B": lambda: gram(empty(*QWEN3_4B, dtype=HALF)),
-    "gram of Qwen3-4B, tall": lambda: gram(empty(*QWEN3_4B[::-1], dtype=HALF).mT),
-    "gram of Qwen3-0.6B, tall": lambda: gram(empty(*QWEN3_06B[::-1]).mT),
-    "polynomial of Qwen3-0.6B": lambda: polynomial(empty(1024, 1024), -4.8, 2.0),
-    "polynomial of SmolLM2": lambda: polynomial(empty(576, 576, dtype=HALF), -4.8, 2.0),
+def products(rows: int, columns: int, dtype: torch.dtype) -> None:
+    gram(empty(rows, columns, dtype=dtype))
+    gram(empty(columns, rows, dtype=dtype).mT)
+    polynomial(empty(rows, rows, dtype=dtype), -4.8, 2.0)
+
+
+def losses(vocabulary: int, dtype: torch.dtype) -> None:
+    logits = empty(TOKENS, vocabulary, dtype=dtype).requires_grad_()
+    cross_entropy(logits, empty(TOKENS, dtype=torch.int64)).sum().backward()
+    for reverse in (False, True):
+        # A diffusion student has a mask token more than its teacher.
+        divergence(empty(TOKENS, vocabulary, dtype=dtype), logits, 2.0, reverse).sum().backward()
+        divergence(
+            empty(TOKENS, vocabulary - 1, dtype=dtype), logits[:, :-1], 2.0, reverse
+        ).sum().backward()
+
+
+CALLS: dict[str, Callable[[], object]] = {
+    "average of Muon": lambda: average("linear", HALF, nesterov=True),
+    "average of Muon in float32": lambda: average("linear", FLOAT, nesterov=True),
+    "dynamic average of Muon": lambda: average("dynamic", HALF, nesterov=True),
+    "averages of AdamW": lambda: [average(k, FLOAT) for k in ("dynamic", "dynamic_unsigned")],
+    **{
+        f"products of {name} in {dtype}": lambda shape=shape, dtype=dtype: products(*shape, dtype)
+        for name, shape in MATRICES.items()
+        for dtype in (FLOAT, HALF)
+    },
     "gram of a stack": lambda: gram(empty(30, *SMOLLM2, dtype=HALF)),
-    "relation of SmolLM2": lambda: relation(18, causal=True),
-    "relation of Qwen3, both ways": lambda: relation(64, causal=False),
+    **{
+        f"relation of {size} features, causal={causal}": lambda size=size, causal=causal: relation(
+            size, causal=causal
+        )
+        for size in (18, 64)
+        for causal in (True, False)
+    },
+    **{
+        f"losses over {words} words in {dtype}": lambda words=words, dtype=dtype: losses(
+            words, dtype
+        )
+        for words in (49152, 151936)
+        for dtype in (FLOAT, HALF)
+    },
 }
 CASES = [
     pytest.param(
         call,
         target,
         id=f"{name}, {target}",
-        marks=[] if name in USUAL and target in ("sm_90", "gfx942") else pytest.mark.exhaustive,
+        marks=[] if target in ("sm_90", "gfx942") else pytest.mark.exhaustive,
     )
-    for name, call in (USUAL | EXHAUSTIVE).items()
+    for name, call in CALLS.items()
     for target in TARGETS
 ]
 
@@ -84,7 +109,7 @@ def test_kernel_compiles_without_spills(call: Callable[[], object], target: str)
     with recorded() as launches:
         call()
     assert launches
-    for launch in launches:
+    for launch in {key_of(launch): launch for launch in launches}.values():
         resources = compile_launch(launch, target)
         print(target, resources)
         assert resources.spilled_bytes == 0, resources

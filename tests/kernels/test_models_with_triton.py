@@ -30,6 +30,6 @@ def test_models_give_with_kernels_what_they_give_without() -> None:
     )
     assert result.returncode == 0, result.stderr[-2000:]
     compared: dict[str, dict[str, bool]] = json.loads(result.stdout)
-    assert len(compared) == 8 and all(compared.values())
+    assert len(compared) == 9 and all(compared.values())
     wrong = [f"{of}: {case}" for of, cases in compared.items() for case in cases if not cases[case]]
     assert wrong == []

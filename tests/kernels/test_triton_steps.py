@@ -52,6 +52,14 @@ def test_relation_divergence_and_its_gradient_are_as_exact_as_the_definition() -
         assert gradient_error <= 2 * gradient_of_definition + 1e-6 + rounding, case
 
 
+def test_losses_over_the_vocabulary_and_their_gradients_are_as_exact_as_the_definition() -> None:
+    results = results_of("compare_vocabulary_loss.py")
+    assert len(results) == 40
+    for case, ((error, of_definition), (gradient_error, gradient_of_definition)) in results.items():
+        assert error <= 2 * of_definition + 5e-6, case
+        assert gradient_error <= 2 * gradient_of_definition + 2e-6, case
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", ["linear", "dynamic"])

@@ -5,11 +5,13 @@ Shapes: N tokens, V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from wrinklefree.distill.divergence import kl_divergence
 from wrinklefree.distill.settings import Direction
+from wrinklefree.kernels.vocabulary_loss import cross_entropy, divergence
 
 
 def logits_divergence(
@@ -37,22 +39,9 @@ def logits_divergence(
         temperature 1: ``c reverse + (1 - c) forward`` (BitDistiller, arXiv 2402.10631, eq. 5, has
         the mean of ``c`` over the data in its place).
     """
-    teacher_log_NV, student_log_NV = (
-        log_probabilities(logits_NV, temperature) for logits_NV in (teacher_NV, student_NV)
-    )
-    if direction == "forward":
-        divergence_N = kl_divergence(teacher_log_NV, student_log_NV)
-    else:
-        divergence_N = kl_divergence(student_log_NV, teacher_log_NV)
+    of = partial(divergence, teacher_NV, student_NV, temperature=temperature)
+    divergence_N = of(reverse=direction != "forward")
     if direction == "confidence":
-        log_NV = log_probabilities(teacher_NV, 1.0)
-        confidence_N = log_NV.gather(-1, target_N[:, None])[:, 0].exp()
-        forward_N = kl_divergence(teacher_log_NV, student_log_NV)
-        divergence_N = torch.lerp(forward_N, divergence_N, confidence_N)
+        confidence_N = cross_entropy(teacher_NV, target_N).neg().exp()
+        divergence_N = torch.lerp(of(reverse=False), divergence_N, confidence_N)
     return divergence_N * temperature**2 if temperature_squared else divergence_N
-
-
-def log_probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
-    """``log_softmax(logits / temperature)`` in at least float32."""
-    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-    return (logits_NV.to(dtype) / temperature).log_softmax(-1)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wrinklefree.distill.divergence import kl_divergence
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.relation_loss import relation_divergence
+from wrinklefree.kernels.vocabulary_loss.reference import kl_divergence
 from wrinklefree.models.projections import Projections
 
 

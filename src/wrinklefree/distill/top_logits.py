@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wrinklefree.distill.divergence import kl_divergence
-from wrinklefree.distill.logits import log_probabilities
 from wrinklefree.distill.settings import Direction
+from wrinklefree.kernels.vocabulary_loss.reference import kl_divergence, log_probabilities
 
 _LEAST_OTHERS = 1e-7
 """Probability of all others that float32 can tell from none."""

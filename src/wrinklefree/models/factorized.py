@@ -15,8 +15,9 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
+
+from wrinklefree.kernels.vocabulary_loss import cross_entropy
 
 
 def words_of(tokens: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -70,9 +71,7 @@ class FactorizedHead(nn.Linear):
         parts = zip(
             logits_NS.split(self.sizes, -1), words_of(target_N, self.sizes).unbind(-1), strict=True
         )
-        return torch.stack(
-            [functional.cross_entropy(part, word_N, reduction="none") for part, word_N in parts], -1
-        )
+        return torch.stack([cross_entropy(part, word_N) for part, word_N in parts], -1)
 
     def likeliest(self, logits_NS: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token, int64 [N], and the logarithm of its probability, [N]."""
@@ -111,4 +110,4 @@ def token_losses_of(model: PreTrainedModel, logits_NV: Tensor, target_N: Tensor)
     head = model.get_output_embeddings()
     if isinstance(head, FactorizedHead):
         return head.word_losses(logits_NV, target_N).sum(-1)
-    return functional.cross_entropy(logits_NV, target_N, reduction="none")
+    return cross_entropy(logits_NV, target_N)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.factorized import token_losses_of
-from wrinklefree.models.forward import hidden_states, logits_of, tokens_at_once
+from wrinklefree.models.forward import hidden_states, loss_logits_of, tokens_at_once
 from wrinklefree.quant.bitlinear import quantization_lambda_of
 
 
@@ -47,7 +47,7 @@ def cross_entropies(
     size = tokens_at_once(model.config.vocab_size)
     losses = []
     for hidden_CD, target_C in zip(hidden_ND.split(size), target_N.split(size), strict=True):
-        logits_CV = logits_of(model, hidden_CD, mask_token_id)
+        logits_CV = loss_logits_of(model, hidden_CD, mask_token_id)
         losses.append(token_losses_of(model, logits_CV, target_C))
     return torch.cat(losses)
 

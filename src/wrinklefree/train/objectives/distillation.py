@@ -30,7 +30,7 @@ from wrinklefree.kernels.relation_loss import has_kernel
 from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
-from wrinklefree.models.forward import hidden_states, logits_of, require_positions
+from wrinklefree.models.forward import hidden_states, loss_logits_of, require_positions
 from wrinklefree.models.layers import layer_at
 from wrinklefree.models.projections import Projections, attention_of
 from wrinklefree.train.distill_settings import DistillationSettings
@@ -65,7 +65,7 @@ class Lesson:
         """Of the student's logits, at asked tokens that have another before them."""
         with torch.no_grad():
             hidden_ND = self.hidden_BTD[question.row_N, question.position_N - 1]
-            teacher_NV = logits_of(self.teacher, hidden_ND, question.mask_token_id)
+            teacher_NV = loss_logits_of(self.teacher, hidden_ND, question.mask_token_id)
         student_NV = student_NV[:, : teacher_NV.shape[-1]]
         return logits_divergence(teacher_NV, student_NV, question.target_N, **how)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from wrinklefree.kernels.sum_by_blocks import sum_by_blocks
+from wrinklefree.kernels.vocabulary_loss import cross_entropy
 from wrinklefree.models.forward import tokens_at_once
 from wrinklefree.models.future_heads import future_heads, future_states
 from wrinklefree.train.future_tokens_settings import FutureTokensSettings
@@ -52,7 +52,7 @@ class FutureTokens:
 
         def total(rows: slice, hidden_ND: Tensor) -> Tensor:
             logits_NV = outputs.logits_of(future_states(head, hidden_ND[rows]))
-            loss_N = functional.cross_entropy(logits_NV, target_N[rows], reduction="none")
+            loss_N = cross_entropy(logits_NV, target_N[rows])
             return (weight_N[rows] * loss_N).sum()
 
         return sum_by_blocks(

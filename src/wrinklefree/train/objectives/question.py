@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import AttentionRule
-from wrinklefree.models.forward import logits_of
+from wrinklefree.models.forward import loss_logits_of
 from wrinklefree.train.objectives.inside import Looks, Seen
 
 
@@ -85,8 +85,8 @@ class Outputs:
     """By term: what it looks at inside of the model, on the clean text."""
 
     def logits_of(self, hidden_ND: Tensor) -> Tensor:
-        """Logits of some of ``hidden_ND``, at least float32; -inf at the mask token."""
-        return logits_of(self.model, hidden_ND, self.question.mask_token_id)
+        """Of some of ``hidden_ND``, -inf at the mask token (``models.forward.loss_logits_of``)."""
+        return loss_logits_of(self.model, hidden_ND, self.question.mask_token_id)
 
     def means_over_layers(self, layers: Iterable[Sequence[Tensor]]) -> list[Tensor]:
         """Of each number that ``layers`` have, times the micro-batch's share in the denominator."""
