@@ -1,7 +1,7 @@
 """What other projects have for the same work, timed beside ours where it is installed.
 
-Every call is compared with ours before it is handed out, as near as its own rounding allows. Run
-alone this does nothing. Shapes: M tokens, N inputs, O outputs of a layer.
+Every call is compared with ours before it is timed, as near as its own rounding allows. Run alone
+this does nothing. Shapes: M tokens, N inputs, O outputs of a layer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from wrinklefree.models.saving import rms_norm
 
 Calls = dict[str, Callable[[], Any]]
+Losses = dict[str, Callable[[Tensor, Tensor], Tensor]]
+"""Of hidden states and the weight of a head."""
 
 
 @functools.cache
@@ -79,3 +81,23 @@ def products(
     for name, call in calls.items():
         require_close(call(), truth_MO, 2e-2, name)
     return calls
+
+
+def cross_entropies(target_N: Tensor) -> Losses:
+    """Losses of hidden states and a head, means over tokens: they hold no logits of all."""
+    found: Losses = {}
+    if peers := peer("liger-kernel", "liger_kernel.transformers.functional"):
+        loss = peers.liger_fused_linear_cross_entropy
+        found["liger"] = lambda hidden, head: loss(hidden, head, target_N)
+    if peers := peer("cut-cross-entropy", "cut_cross_entropy"):
+        cut = peers.linear_cross_entropy
+        found["cut-cross-entropy"] = lambda hidden, head: cut(hidden, head, target_N)
+    return found
+
+
+def divergences(taught_ND: Tensor, teacher_VD: Tensor) -> Losses:
+    """KL(teacher || student) as a Jensen-Shannon divergence whose weight of the student is 0."""
+    if (peers := peer("liger-kernel", "liger_kernel.transformers.functional")) is None:
+        return {}
+    loss, teacher = peers.liger_fused_linear_jsd, (taught_ND, teacher_VD)
+    return {"liger": lambda hidden, head: loss(hidden, head, *teacher, jsd_beta=0.0)}

@@ -23,7 +23,8 @@ from wrinklefree.schema.load import read_yaml
 from wrinklefree.train.base_settings import ScratchSettings
 
 ROOT = Path(__file__).parents[1]
-H100_BYTES_PER_SECOND = 3.35e12
+H100_BYTES_PER_SECOND, H100_BFLOAT16 = 3.35e12, 990e12
+NOT_MEASURED = "not measured: no CUDA device"
 MIXTURE = ROOT / "data" / "mixture"
 
 
@@ -85,6 +86,8 @@ def time_in_turns(
         for name, call in calls.items():
             started = time.perf_counter()
             call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
@@ -106,7 +109,7 @@ def print_table(
     print(f"\n{title}\n{'milliseconds':<26}{'median':>9}{'min':>9}{'max':>9}{rate}{headings}")
     for name, mine in seconds.items():
         line = f"{name:<26}"
-        line += "".join(f"{1e3 * f(mine):9.2f}" for f in (statistics.median, min, max))
+        line += "".join(f"{1e3 * f(mine):9.4g}" for f in (statistics.median, min, max))
         if tokens:
             line += f"{tokens / statistics.median(mine):16,.0f}"
         for baseline in baselines:
@@ -119,15 +122,22 @@ def print_table(
         print(line.rstrip())
 
 
-def time_on_gpu(title: str, calls: Mapping[str, Callable[[], object]], baseline: str) -> None:
-    """Time and print calls whose work is done when the GPU is."""
+def time_on_gpu(title: str, calls: Mapping[str, Callable[[], object]], *baselines: str) -> None:
+    """Time and print calls on a GPU: by its own clock, with nothing of the operands in its cache.
 
-    def synchronised(call: Callable[[], object]) -> Callable[[], None]:
-        def timed() -> None:
+    The write that empties the cache is under way while a call is being launched, so that the time
+    of launching does not hide that of a kernel of microseconds.
+    """
+    emptied = torch.empty(2**28, dtype=torch.int8, device="cuda")
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(31):
+        for name, call in calls.items():
+            started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            emptied.zero_()
+            started.record()
             call()
+            ended.record()
             torch.cuda.synchronize()
-
-        return timed
-
-    seconds = time_in_turns({name: synchronised(call) for name, call in calls.items()}, repeats=30)
-    print_table(title, seconds, [baseline])
+            if repeat:
+                seconds[name].append(started.elapsed_time(ended) / 1e3)
+    print_table(title, seconds, baselines)

@@ -10,30 +10,30 @@ from collections.abc import Callable
 import _peers
 import torch
 from _timing import (
+    H100_BFLOAT16,
     H100_BYTES_PER_SECOND,
+    NOT_MEASURED,
     print_header,
     require,
     require_close,
     time_on_gpu,
 )
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from wrinklefree.kernels.momentum_8bit import reference as average
-from wrinklefree.kernels.sum_by_blocks import block_size, sum_by_blocks
 from wrinklefree.kernels.symmetric_product import reference as product
 from wrinklefree.optim.adamw8bit import AdamW8bit
 from wrinklefree.optim.muon import Muon, scale_factor
 from wrinklefree.optim.newton_schulz import orthogonalize
 
 MODELS = {"SmolLM2-135M": (576, 1536), "Qwen3-0.6B": (1024, 3072), "Qwen3-4B": (2560, 9728)}
-H100_BFLOAT16, H100_FLOAT32 = 990e12, 67e12
+H100_FLOAT32 = 67e12
 TOKENS, HEADS, SIZE = 2048, 32, 64
 RATE, B, C = 0.05, -4.7750, 2.0315
 EXPERTS = (128, 768, 2048)
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-SIDE, LR, WORDS, WIDTH = 4096, 1e-3, 49152, 1024
+SQUARE, LR = (4096, 4096), 1e-3
 
 
 def floors(rows: int, columns: int) -> dict[str, float]:
@@ -77,10 +77,16 @@ def time_products(x_RC: Tensor) -> None:
     require_close(gram_RR, product.gram(x_RC.double()), 4e-3, "gram")
     exact = product.polynomial(gram_RR.double(), B, C)
     require_close(triton.polynomial(gram_RR, B, C), exact, 4e-3, "polynomial")
-    grams = {"torch": lambda: product.gram(x_RC), "triton": lambda: triton.gram(x_RC)}
+    compiled = torch.compile(product.gram), torch.compile(product.polynomial)
+    grams = {
+        "torch": lambda: product.gram(x_RC),
+        "compiled": lambda: compiled[0](x_RC),
+        "triton": lambda: triton.gram(x_RC),
+    }
     time_on_gpu(f"gram {tuple(x_RC.shape)} bfloat16", grams, "torch")
     polynomials = {
         "torch": lambda: product.polynomial(gram_RR, B, C),
+        "compiled": lambda: compiled[1](gram_RR, B, C),
         "triton": lambda: triton.polynomial(gram_RR, B, C),
     }
     time_on_gpu(f"polynomial {tuple(gram_RR.shape)} bfloat16", polynomials, "torch")
@@ -114,9 +120,11 @@ def time_relations() -> None:
 
     few = student[:2].double(), teacher[:2].double()
     require_close(ours(student, teacher)[:2], relations_in_torch(*few), 1e-4, "divergence")
-    functions = {"torch": relations_in_torch, "triton": ours}
-    gradients = [both_ways(function, student)[1] for function in functions.values()]
-    require_close(gradients[1], gradients[0], 1e-3, "gradient")
+    compiled = torch.compile(relations_in_torch)
+    functions = {"torch": relations_in_torch, "compiled": compiled, "triton": ours}
+    truth = both_ways(relations_in_torch, student)[1]
+    for name, function in functions.items():
+        require_close(both_ways(function, student)[1], truth, 1e-3, f"gradient of {name}")
     calls = {
         name: lambda function=function: both_ways(function, student)
         for name, function in functions.items()
@@ -128,19 +136,20 @@ def time_steps(
     title: str,
     optimizers: dict[str, Callable[[list[nn.Parameter]], Optimizer]],
     first: Callable[[Tensor], Tensor],
+    shape: tuple[int, int],
 ) -> None:
     """A step on a matrix of float32, whose first one from 0 is ``-LR * first(gradient)``."""
-    gradient, calls = torch.randn(SIDE, SIDE, device="cuda"), {}
+    gradient, calls = torch.randn(*shape, device="cuda"), {}
     for name, make in optimizers.items():
         weight = nn.Parameter(torch.zeros_like(gradient))
         weight.grad = gradient
         calls[name] = make([weight]).step
         calls[name]()
         require_close(weight.detach() / -LR, first(gradient), 5e-2, f"first step of {name}")
-    time_on_gpu(f"{title}, {SIDE} x {SIDE}", calls, next(iter(calls)))
+    time_on_gpu(f"{title}, {shape[0]} x {shape[1]}", calls, next(iter(calls)))
 
 
-def time_optimizers() -> None:
+def time_optimizers(shape: tuple[int, int]) -> None:
     muons: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
         "torch.optim.Muon": lambda weights: torch.optim.Muon(
             weights, lr=LR, adjust_lr_fn="match_rms_adamw"
@@ -149,8 +158,8 @@ def time_optimizers() -> None:
             weights, lr=LR, scale="match_rms", weight_decay=0.1, compute_dtype=torch.bfloat16
         ),
     }
-    factor = scale_factor(SIDE, SIDE, "match_rms")
-    time_steps("Muon in bfloat16", muons, lambda gradient: factor * orthogonalize(gradient))
+    factor = scale_factor(*shape, "match_rms")
+    time_steps("Muon in bfloat16", muons, lambda gradient: factor * orthogonalize(gradient), shape)
     settings = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     adams: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
         "torch.optim.AdamW": lambda weights: torch.optim.AdamW(weights, fused=True, **settings),
@@ -158,7 +167,7 @@ def time_optimizers() -> None:
     }
     if peers := _peers.peer("torchao", "torchao.optim"):
         adams["torchao, 8 bits"] = lambda weights: peers.AdamW8bit(weights, **settings)
-    time_steps("AdamW", adams, torch.sign)
+    time_steps("AdamW", adams, torch.sign, shape)
 
 
 def time_stack() -> None:
@@ -174,38 +183,6 @@ def time_stack() -> None:
     time_on_gpu(f"Newton-Schulz in bfloat16, {EXPERTS}", calls, "one by one")
 
 
-def time_cross_entropy() -> None:
-    hidden_TE = torch.randn(TOKENS, WIDTH, device="cuda", dtype=torch.bfloat16)
-    head_VE = torch.randn(WORDS, WIDTH, device="cuda", dtype=torch.bfloat16) / WIDTH**0.5
-    target_T = torch.randint(0, WORDS, (TOKENS,), device="cuda")
-
-    def plain(hidden_TE: Tensor, head_VE: Tensor, target_T: Tensor) -> Tensor:
-        return cross_entropy((hidden_TE @ head_VE.T).float(), target_T)
-
-    def by_blocks(hidden_TE: Tensor, head_VE: Tensor, target_T: Tensor) -> Tensor:
-        def total(rows: slice, hidden_TE: Tensor) -> Tensor:
-            logits_TV = (hidden_TE[rows] @ head_VE.T).float()
-            return cross_entropy(logits_TV, target_T[rows], reduction="sum")
-
-        size = block_size(WORDS, least=1)
-        return sum_by_blocks(total, [hidden_TE], [head_VE], rows=TOKENS, size=size) / TOKENS
-
-    losses: dict[str, Loss] = {"torch": plain, "ours, by blocks": by_blocks}
-    if peers := _peers.peer("liger-kernel", "liger_kernel.transformers.functional"):
-        losses["liger"] = peers.liger_fused_linear_cross_entropy
-
-    def both_ways(loss: Loss) -> tuple[Tensor, ...]:
-        leaves = [hidden_TE.requires_grad_(), head_VE.requires_grad_()]
-        return torch.autograd.grad(loss(hidden_TE, head_VE, target_T), leaves)
-
-    truth = both_ways(plain)
-    for name, loss in losses.items():
-        for actual, expected in zip(both_ways(loss), truth, strict=True):
-            require_close(actual, expected, 2e-2, f"gradient of {name}")
-    calls = {name: lambda loss=loss: both_ways(loss) for name, loss in losses.items()}
-    time_on_gpu(f"cross-entropy of {TOKENS} tokens, {WORDS} words, both passes", calls, "torch")
-
-
 def main() -> None:
     print_header("Kernels of the optimizers and of the relation loss")
     for model, (rows, columns) in MODELS.items():
@@ -217,11 +194,11 @@ def main() -> None:
             time_products(torch.randn(rows, columns, device="cuda"))
     if torch.cuda.is_available():
         time_relations()
-        time_optimizers()
+        for shape in (*MODELS.values(), SQUARE):
+            time_optimizers(shape)
         time_stack()
-        time_cross_entropy()
     else:
-        print("\nnot measured: no CUDA device")
+        print(f"\n{NOT_MEASURED}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import _peers
 import torch
 from _timing import (
     H100_BYTES_PER_SECOND,
+    NOT_MEASURED,
     print_header,
     require,
     require_close,
@@ -29,6 +30,9 @@ from wrinklefree.quant.packing import pack_ternary
 MODELS = {"SmolLM2-135M": (1536, 576), "Qwen3-0.6B": (3072, 1024), "Qwen3-4B": (9728, 2560)}
 H100_INT8 = 1979e12
 TOKENS, FEW, EPSILON = 4096, (1, 8, 32), 1e-6
+PACKED = ((2560, 2560), (3200, 20480))
+"""Inputs and outputs of the layers that others report products of packed weights at."""
+COPY = "copy of as many bytes"
 
 
 def floors(inputs: int, outputs: int) -> dict[str, float]:
@@ -59,7 +63,14 @@ def compared(
 ) -> None:
     calls = {"torch": reference, "compiled": torch.compile(reference), "triton": triton}
     mine = {name: lambda call=call: call(*arguments) for name, call in calls.items()}
-    time_on_gpu(title, mine | (peers or {}), "compiled")
+    time_on_gpu(title, mine | (peers or {}), "compiled", COPY)
+
+
+def copy_of(numbers: int, moved: int) -> _peers.Calls:
+    """A copy that moves ``moved`` bytes for each of so many numbers, half of them read."""
+    source = torch.empty(numbers * moved // 2, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    return {COPY: lambda: target.copy_(source)}
 
 
 def time_activations(activation_MN: Tensor) -> None:
@@ -75,7 +86,8 @@ def time_activations(activation_MN: Tensor) -> None:
         activations.quantize_activation,
         activations_triton.quantize_activation,
         activation_MN,
-        peers=_peers.activation_codes(activation_MN, truth[0] / truth[1]),
+        peers=_peers.activation_codes(activation_MN, truth[0] / truth[1])
+        | copy_of(activation_MN.numel(), 3),
     )
     gain_N = 1 + 0.1 * torch.randn(activation_MN.shape[-1], device="cuda")
     operands = (activation_MN, gain_N, EPSILON)
@@ -89,14 +101,18 @@ def time_activations(activation_MN: Tensor) -> None:
         subln.subln_quantize,
         subln_triton.subln_quantize,
         *operands,
-        peers=_peers.norm(*operands),
+        peers=_peers.norm(*operands) | copy_of(activation_MN.numel(), 3),
     )
     gradients = (torch.randn_like(activation_MN), activation_MN, gain_N, inverse)
     both = subln_triton.subln_gradients(*gradients), subln.subln_gradients(*gradients)
     for name, actual, expected in zip(("input", "gain"), *both, strict=True):
         require_close(actual, expected, 4e-3, f"gradient of the {name}")
     compared(
-        f"its gradients {shape}", subln.subln_gradients, subln_triton.subln_gradients, *gradients
+        f"its gradients {shape}",
+        subln.subln_gradients,
+        subln_triton.subln_gradients,
+        *gradients,
+        peers=copy_of(activation_MN.numel(), 6),
     )
 
 
@@ -112,6 +128,7 @@ def time_weights(layers: list[Tensor]) -> None:
         )
         require(all(same), f"codes and scales of the reference ({scale})")
         calls = {"torch": weights.quantize_weights, "triton": triton.quantize_weights}
+        calls["compiled"] = torch.compile(weights.quantize_weights)
         mine = {name: lambda call=call, s=scale: call(layers, s) for name, call in calls.items()}
         codes_ON, weight_scale = both[0][0]
         peers = _peers.weight_codes(layers, codes_ON * weight_scale) if scale == "absmean" else {}
@@ -122,11 +139,11 @@ def time_weights(layers: list[Tensor]) -> None:
 def time_layer(tokens: int, inputs: int, outputs: int) -> None:
     """Both passes of a layer whose weight has just changed, in bfloat16."""
     plain = nn.Linear(inputs, outputs, bias=False, device="cuda", dtype=torch.bfloat16)
-    if (peers := _peers.peer("onebitllms", "onebitllms")) is None:
-        return
-    theirs = peers.BitNetLinear(inputs, outputs)
-    theirs.weight = nn.Parameter(plain.weight.detach().clone())
-    layers = {"ours": BitLinear.from_linear(plain), "onebitllms": theirs}
+    ours = BitLinear.from_linear(plain)
+    layers: dict[str, Any] = {"ours": ours, "ours, compiled": torch.compile(ours)}
+    if peers := _peers.peer("onebitllms", "onebitllms"):
+        layers["onebitllms"] = peers.BitNetLinear(inputs, outputs)
+        layers["onebitllms"].weight = nn.Parameter(plain.weight.detach().clone())
     start = torch.randn(1, tokens, inputs, device="cuda", dtype=torch.bfloat16)
 
     def update(layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -136,12 +153,15 @@ def time_layer(tokens: int, inputs: int, outputs: int) -> None:
         output = layer(activation)
         return output, torch.autograd.grad(output.sum(), [activation, weight])[0]
 
-    results = [update(layer) for layer in layers.values()]
-    for name, mine, other in zip(("output", "gradient"), *results, strict=True):
-        # It rounds x * s and w / s to bfloat16 before they become codes.
-        require_close(other, mine, 0.1, f"{name} of onebitllms")
+    truth = update(ours)
+    for layer, module in layers.items():
+        for name, mine, other in zip(("output", "gradient"), truth, update(module), strict=True):
+            # onebitllms rounds x * s and w / s to bfloat16 before they become codes.
+            require_close(other, mine, 0.1, f"{name} of {layer}")
+    # No peer, but what a ternary layer is to be cheaper than.
+    layers["dense"] = plain
     calls = {name: lambda layer=layer: update(layer) for name, layer in layers.items()}
-    time_on_gpu(f"a layer {inputs} -> {outputs}, {tokens} tokens, both passes", calls, "ours")
+    time_on_gpu(f"a layer {inputs} -> {outputs}, {tokens} tokens, both passes", calls, "dense")
 
 
 def time_products(tokens: int, inputs: int, outputs: int) -> None:
@@ -166,12 +186,15 @@ def time_products(tokens: int, inputs: int, outputs: int) -> None:
         ),
         "codes inside packed": lambda: packed_matmul(halves_MN, None, packed_QN, *rest),
     }
+
+    def of_torch(codes: Tensor, scale: Tensor) -> Tensor:
+        sums = torch._int_mm(codes, weight_ON.T)  # pyright: ignore[reportPrivateImportUsage]
+        return products.scaled(sums, scale, rest[0]).bfloat16()
+
     if tokens > 16:  # CUDA's own product takes no fewer
-        calls["int8 of torch"] = lambda: products.scaled(
-            torch._int_mm(codes, weight_ON.T),  # pyright: ignore[reportPrivateImportUsage]
-            scale,
-            rest[0],
-        ).bfloat16()
+        compiled = torch.compile(of_torch)
+        calls["int8 of torch"] = lambda: of_torch(codes, scale)
+        calls["int8 of torch, compiled"] = lambda: compiled(codes, scale)
     truth = products.ternary_matmul(codes, scale, weight_ON, *rest)
     for name, call in calls.items():
         require(torch.equal(call(), truth), f"the bits of the reference, {name}")
@@ -193,8 +216,13 @@ def main() -> None:
             for tokens in (*FEW, TOKENS):
                 time_products(tokens, inputs, outputs)
             time_layer(TOKENS, inputs, outputs)
+    for inputs, outputs in PACKED:
+        floor = floors(inputs, outputs)["packed product of one token"]
+        print(f"\n{inputs} -> {outputs}: a packed product of one token, floor {floor:.2f} µs")
+        if torch.cuda.is_available():
+            time_products(1, inputs, outputs)
     if not torch.cuda.is_available():
-        print("\nnot measured: no CUDA device")
+        print(f"\n{NOT_MEASURED}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """An update of a ternary student against the dense model's, and what each saves for its backward
-pass: at the default model's shape, and a decoder layer at those of SmolLM2-135M and Qwen3-0.6B.
+pass: at the default model's shape, and a decoder layer at those of SmolLM2-135M and Qwen3-0.6B; on
+a GPU, where there is one, at that of Qwen3-4B too.
 
 ``general`` is a ternary layer that multiplies floats and quantizes its weight and input in every
 pass, as layers with learned scales do. All are at full strength, an update is two micro-batches and
@@ -22,7 +23,14 @@ import wrinklefree  # noqa: F401  # isort: skip  # first, for it sets what OpenM
 
 import torch
 import torch.nn.functional as F
-from _timing import default_settings, print_header, print_table, require_close, time_in_turns
+from _timing import (
+    NOT_MEASURED,
+    default_settings,
+    print_header,
+    print_table,
+    require_close,
+    time_in_turns,
+)
 from torch import Tensor, nn
 from torch.optim import SGD
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
@@ -40,7 +48,10 @@ from wrinklefree.train.wrapping import wrap_for_training
 
 MICRO_BATCHES = 2
 PRECISIONS = {"fp32": False, "bfloat16": True}
-LAYER_TOKENS = 512
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LAYER_TOKENS = {"cpu": 512, "cuda": 8192}[DEVICE]
+FLOOR = 5 / 6
+"""Of a dense layer's products: a third of them, those of the forward pass, at twice the rate."""
 WRAPPINGS = ("activation_checkpointing", "compile")
 DENSE_COMPILED = "dense, compile"
 COMMON: dict[str, Any] = {"num_hidden_layers": 1, "vocab_size": 8, "max_position_embeddings": 4096}
@@ -54,6 +65,11 @@ SHAPES = {
         head_dim=128, **COMMON,
     ),
 }  # fmt: skip
+if DEVICE == "cuda":
+    SHAPES["Qwen3-4B"] = Qwen3Config(
+        hidden_size=2560, intermediate_size=9728, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128, **COMMON,
+    )  # fmt: skip
 
 Run = Callable[[PreTrainedModel], Tensor]
 """A forward pass of one micro-batch, to a scalar."""
@@ -98,7 +114,8 @@ def default_case() -> Case:
     settings, scratch = default_settings()
     length = settings.mixture.sequence_length
     dense = build_scratch(scratch.model, 4096, length, 0, settings.seed)
-    tokens_BT = torch.randint(0, 4096, (settings.stage2.batch_size, length))
+    nn.Module.to(dense, DEVICE)
+    tokens_BT = torch.randint(0, 4096, (settings.stage2.batch_size, length), device=DEVICE)
 
     def run(model: PreTrainedModel) -> Tensor:
         logits = model(input_ids=tokens_BT, use_cache=False).logits
@@ -123,8 +140,10 @@ def wrapped_case(case: Case) -> Case:
 
 def layer_case(config: Any) -> Case:
     dense = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    hidden_BTD = torch.randn(2, LAYER_TOKENS // 2, config.hidden_size, requires_grad=True)
-    positions_BT = torch.arange(LAYER_TOKENS // 2).expand(2, -1)
+    nn.Module.to(dense, DEVICE)
+    half = LAYER_TOKENS // 2
+    hidden_BTD = torch.randn(2, half, config.hidden_size, device=DEVICE, requires_grad=True)
+    positions_BT = torch.arange(half, device=DEVICE).expand(2, -1)
     gradient_BTD = torch.randn_like(hidden_BTD)
 
     def run(model: PreTrainedModel) -> Tensor:
@@ -137,7 +156,7 @@ def layer_case(config: Any) -> Case:
 
 
 def loss_of(case: Case, name: str, autocast: bool) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
         return case.run(case.models[name])
 
 
@@ -171,8 +190,8 @@ def check(case: Case) -> None:
 
 
 def saved(case: Case, name: str, autocast: bool) -> Counter[str]:
-    """Bytes of distinct storages that one pass saves, parameters apart, by module. Codes of weights
-    count once, though they outlive the pass."""
+    """Bytes of distinct storages that one pass saves, parameters apart, by module and dtype. Codes
+    of weights count once, though they outlive the pass."""
     model, inside = case.models[name], ["elsewhere"]
     seen = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in model.parameters()}
     found: Counter[str] = Counter()
@@ -187,7 +206,7 @@ def saved(case: Case, name: str, autocast: bool) -> Counter[str]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen[storage.data_ptr()] = storage  # held, so that no address is given out twice
-            found[inside[-1]] += storage.nbytes()
+            found[f"{inside[-1]} {str(tensor.dtype).removeprefix('torch.')}"] += storage.nbytes()
         return tensor
 
     handles = []
@@ -212,10 +231,10 @@ def print_saved(title: str, case: Case) -> None:
     columns = [(name, p) for p in PRECISIONS for name in ("dense", "ternary", "general")]
     counts = [saved(case, name, PRECISIONS[precision]) for name, precision in columns]
     print(f"\n{title}: bytes per token saved for the backward pass, by the module that saves")
-    print(f"{'':<28}" + "".join(f"{f'{name} {precision}':>18}" for name, precision in columns))
+    print(f"{'':<36}" + "".join(f"{f'{name} {precision}':>18}" for name, precision in columns))
     for kind in ["all", *sorted(set().union(*counts))]:
         amounts = [count.total() if kind == "all" else count[kind] for count in counts]
-        print(f"{kind:<28}" + "".join(f"{amount / case.tokens:18,.0f}" for amount in amounts))
+        print(f"{kind:<36}" + "".join(f"{amount / case.tokens:18,.0f}" for amount in amounts))
 
 
 def print_times(title: str, case: Case, repeats: int, baselines: list[str]) -> None:
@@ -239,6 +258,8 @@ def main() -> None:
     for title, case in cases.items():
         print_saved(title, case)
         print_times(title, case, repeats, ["dense", "general"])
+    if DEVICE == "cpu":
+        print(f"\na layer of Qwen3-4B: {FLOOR:.2f} of the dense one by operations; {NOT_MEASURED}")
     wrapped = wrapped_case(cases["default model"])
     print_times("default model, its layers wrapped", wrapped, repeats, ["ternary", DENSE_COMPILED])
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from wrinklefree.errors import UserError
+from wrinklefree.kernels.ternary_linear import products
 from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
 from wrinklefree.tracking.kept import is_forced, keep, made_already
 from wrinklefree.tracking.provenance import (
@@ -50,13 +51,15 @@ def make_all() -> None:
     make(STAGE2, "stage2", BASE, MIXTURE)
 
 
-def test_the_record_tells_how_and_changes_no_manifest():
+def test_the_record_tells_how_and_changes_no_manifest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(products, "last_used", "int8")
     make(RAW, "fetch", sources={})
     before = open_artifact(RAW).manifest.digest
     make(RAW, "fetch", sources={}, code="d" * 64)
     assert open_artifact(RAW).manifest.digest == before
     record = read_provenance(record_of(RAW), before)
     assert record and (record.code, record.mlflow_run, record.seconds) == ("d" * 64, "run", 1.2)
+    assert record.ternary_products == "int8"
     assert record.versions["python"] and re.match(r"\d{4}-\d\d-\d\dT", record.finished)
     assert read_provenance(record_of(RAW), "another") is None
 

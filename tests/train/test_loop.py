@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.kernels import capabilities
+from wrinklefree.kernels.ternary_linear import products
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
@@ -142,6 +143,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert again.state.step == 4
     again.run()
     assert equal(weights(again), weights(reference))
+
+
+@pytest.mark.parametrize("named", products.PRODUCTS)
+def test_a_training_says_what_multiplies_and_its_bytes_do_not_depend_on_it(
+    named: str, reference: Trainer, monkeypatch: pytest.MonkeyPatch,
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.setenv(products.VARIABLE, named)
+    trainer = make_trainer()
+    trainer.run()
+    assert f"ternary products in {named}\n" in capsys.readouterr().err
+    assert equal(weights(trainer), weights(reference))
 
 
 @pytest.mark.parametrize(("fast", "found"), [(True, "bfloat16"), (False, "fp32")])
