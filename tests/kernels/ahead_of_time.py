@@ -59,6 +59,16 @@ def key_of(launch: Launch) -> str:
 
 
 def compile_launch(recorded: Launch, target: str) -> Resources:
+    """What the kernel takes on a GPU of ``TARGETS``."""
+    compiled = compiled_for(recorded, target)
+    if TARGETS[target].backend == "hip":
+        registers, spilled = _of_amdgcn(compiled.asm["amdgcn"])
+    else:
+        registers, spilled = _of_cubin(compiled.asm["cubin"])
+    return Resources(recorded.kernel.__name__, registers, compiled.metadata.shared, spilled)
+
+
+def compiled_for(recorded: Launch, target: str) -> Any:
     """Compile for a GPU of ``TARGETS``, in the very way in which a launch there would."""
     stand_in: Any = SimpleNamespace(
         get_current_device=lambda: target,
@@ -68,16 +78,9 @@ def compile_launch(recorded: Launch, target: str) -> Resources:
     before = driver._active
     driver.set_active(stand_in)
     try:
-        compiled = recorded.kernel.warmup(
-            *recorded.arguments, grid=recorded.grid, **recorded.constants
-        )
+        return recorded.kernel.warmup(*recorded.arguments, grid=recorded.grid, **recorded.constants)
     finally:
         driver._active = before
-    if TARGETS[target].backend == "hip":
-        registers, spilled = _of_amdgcn(compiled.asm["amdgcn"])
-    else:
-        registers, spilled = _of_cubin(compiled.asm["cubin"])
-    return Resources(recorded.kernel.__name__, registers, compiled.metadata.shared, spilled)
 
 
 def _of_cubin(cubin: bytes) -> tuple[int, int]:

@@ -185,7 +185,15 @@ def ternary_matmul_cases() -> Cases:
 
 
 def packed_matmul_cases() -> Cases:
-    for shape in [(1, 1, 4), (1, 100, 36), (1, 1030, 64), (3, 100, 36), (33, 257, 132)]:
+    for shape in [
+        (1, 1, 4),
+        (1, 4, 4),
+        (1, 100, 36),
+        (1, 1030, 64),
+        (1, 3000, 68),
+        (3, 100, 36),
+        (33, 257, 132),
+    ]:
         codes, scale, weight = integer_operands(*shape)
         yield from products(
             f"{shape}",
@@ -201,6 +209,12 @@ def packed_matmul_cases() -> Cases:
     one = torch.ones(1, 1, device=DEVICE)
     result = packed_matmul_triton.packed_matmul(codes, one, packed, one[0, 0])
     yield "largest sums", bool((result == -128 * 9728).all())
+    # A part of a tensor, which does not begin with a word.
+    codes, scale, weight = integer_operands(1, 104, 8)
+    packed = torch.cat([codes[0, :3].to(torch.uint8), pack_ternary(weight).flatten()])[3:]
+    operands = codes[:, 1:101], scale, packed.view(2, 104)[:, :100], one[0, 0]
+    actual = packed_matmul_triton.packed_matmul(*operands)
+    yield "a part", torch.equal(actual, packed_matmul.packed_matmul(*operands))
 
 
 def products(

@@ -17,7 +17,7 @@ from wrinklefree.kernels.launch import Launch, recorded
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from ahead_of_time import REGISTERS, SHARED_BYTES, TARGETS, compile_launch, key_of
+from ahead_of_time import REGISTERS, SHARED_BYTES, TARGETS, compile_launch, compiled_for, key_of
 
 from wrinklefree.kernels.packed_matmul.triton import packed_matmul
 from wrinklefree.kernels.quantize_activation.triton import quantize_activation
@@ -116,6 +116,18 @@ def test_kernel_compiles_without_spills(name: str, dtype: torch.dtype, target: s
         assert resources.spilled_bytes == 0, resources
         assert resources.shared_bytes <= SHARED_BYTES[target], resources
         assert 0 < resources.registers <= REGISTERS[target], resources
+
+
+@pytest.mark.parametrize(
+    ("target", "assembly", "instruction"),
+    [("sm_90", "ptx", "dp4a"), ("gfx942", "amdgcn", "v_dot4_i32_i8")],
+)
+def test_a_packed_product_of_one_token_multiplies_four_weights_at_once(
+    target: str, assembly: str, instruction: str
+) -> None:
+    with recorded() as launches:
+        packed_matmul(codes(1, 1024), empty(1, 1), packed(512, 1024), empty())
+    assert instruction in compiled_for(launches[0], target).asm[assembly]
 
 
 def test_a_kernel_that_runs_out_of_registers_is_seen() -> None:
