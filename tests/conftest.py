@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -330,6 +331,40 @@ def tokenizer_folder(raw: Callable[..., Path], tmp_path_factory: pytest.TempPath
     text = raw("maths", {"train": [document(5, n) for n in range(40)]})
     settings = BpeTokenizerSettings(kind="bpe", vocabulary_size=320, max_megabytes_per_source=1)
     train_tokenizer(settings, {"maths": text}, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def begin_texts() -> Callable[[Path, str], int]:
+    """Makes a folder's tokenizer begin every text with one of its tokens, as that of Llama 3 does;
+    its id."""
+    from tokenizers import Tokenizer, processors
+
+    def begin(folder: Path, token: str) -> int:
+        file = str(folder / "tokenizer.json")
+        tokenizer = Tokenizer.from_file(file)
+        number = tokenizer.token_to_id(token)
+        assert number is not None
+        template = processors.TemplateProcessing(
+            single=f"{token} $A", special_tokens=[(token, number)]
+        )
+        before = [one] if (one := tokenizer.post_processor) else []
+        tokenizer.post_processor = processors.Sequence([*before, template])
+        tokenizer.save(file)
+        return number
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def beginning_folder(
+    tokenizer_folder: Path, begin_texts: Callable[[Path, str], int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:  # fmt: skip
+    """``tokenizer_folder``, whose texts begin with its padding token."""
+    folder = tmp_path_factory.mktemp("beginning") / "tokenizer"
+    shutil.copytree(tokenizer_folder, folder)
+    begin_texts(folder, "<|padding|>")
     return folder
 
 

@@ -71,6 +71,22 @@ def test_tokens_that_begin_at_the_same_byte_find_each_other(
     assert begin == expected and len(expected) > 10
 
 
+def test_a_text_begins_as_each_model_reads_it(
+    ours: Spelling, beginning_folder: Path, theirs: Spelling
+) -> None:
+    beginning, ids = Spelling(beginning_folder), encoded(ours, TEXT)
+    other, begin = aligned(ours, theirs, ids)
+    # The first token of a text is predicted by what comes before it, where both have that.
+    assert aligned(beginning, theirs, [1, *ids]) == (
+        other,
+        {1: 0} | {number + 1: found for number, found in begin.items()},
+    )
+    other, begin = aligned(ours, beginning, ids)
+    assert other == [1, *ids] and begin == {number: number + 1 for number in range(1, len(ids))}
+    other, begin = aligned(beginning, beginning, [1, *ids])
+    assert other == [1, *ids] and begin == {number: number for number in range(1, len(ids) + 1)}
+
+
 def spelled_out(spelling: Spelling, ids: list[int]) -> list[bytes]:
     """The bytes of each token, from what each beginning of the text decodes to."""
     whole = spelling.tokenizer.decode(ids).encode()

@@ -45,17 +45,18 @@ def tasks(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("folder", ["tokenizer_folder", "beginning_folder"])
 def test_answers_are_those_of_the_sums_of_log_probabilities(
-    tiny_llama, tokenizer_folder: Path, tasks: Path
+    tiny_llama, folder: str, request: pytest.FixtureRequest, tasks: Path
 ) -> None:
     model = tiny_llama(5)
     insert_subln(model)
     insert_bitlinear(model)
-    encode = load_tokenizer(tokenizer_folder).encode
+    tokenizer: Path = request.getfixturevalue(folder)
+    encode = load_tokenizer(tokenizer).encode
 
     def likelihood(context: str, continuation: str) -> tuple[float, bool]:
-        before = encode(context, add_special_tokens=False).ids
-        ids = encode(context + continuation, add_special_tokens=False).ids
+        before, ids = encode(context).ids, encode(context + continuation).ids
         logits_TV = model(torch.tensor([ids[:-1]])).logits[0].double().log_softmax(-1)
         asked = range(len(before), len(ids))
         greedy = all(int(logits_TV[at - 1].argmax()) == ids[at] for at in asked)
@@ -74,7 +75,7 @@ def test_answers_are_those_of_the_sums_of_log_probabilities(
             right += scores.index(max(scores)) == question.label
         return right / len(QUESTIONS[name])
 
-    found = score_tasks(model, tokenizer_folder, tasks, batch_size=4)
+    found = score_tasks(model, tokenizer, tasks, batch_size=4)
     assert set(found) == set(QUESTIONS)
     for name, questions in QUESTIONS.items():
         assert found[name].questions == len(questions)

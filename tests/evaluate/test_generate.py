@@ -41,6 +41,15 @@ def tokenizer(tokenizer_folder: Path) -> Tokenizer:
     return load_tokenizer(tokenizer_folder)
 
 
+def test_prompts_begin_as_rows_of_training_do(tiny_llama, beginning_folder: Path) -> None:
+    model, tokenizer = tiny_llama(3), load_tokenizer(beginning_folder)
+    found = generate_samples(model, ModelFormat(), tokenizer, NEVER, SETTINGS)
+    for sample in found:
+        prompt = [1, *tokenizer.encode(sample.prompt, add_special_tokens=False).ids]
+        expected = _plain_greedy(model, prompt, SETTINGS.new_tokens)
+        assert sample.text == tokenizer.decode(expected, skip_special_tokens=False)
+
+
 @torch.no_grad()
 def _plain_greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
     tokens = list(prompt)

@@ -414,6 +414,23 @@ def test_first_and_last_token_and_the_chat_template_are_those_of_the_folder(
     assert [field and field.contents() for field in fields] == [begin, 0, False, template]
 
 
+def test_a_text_begins_in_llama_cpp_as_its_tokenizer_says(
+    save_tokenizer: Callable[[Path, list[str]], None], begin_texts: Callable[[Path, str], int],
+    tmp_path: Path,
+):  # fmt: skip
+    save_tokenizer(tmp_path, ["<|im_end|>", "<|im_start|>"])
+    first = begin_texts(tmp_path, "<|im_start|>")
+    student = save_student(tmp_path / "student", tmp_path, "llama")
+    planted(student, tmp_path / "a.gguf")
+    file = GGUFReader(tmp_path / "a.gguf")
+    names = ("ggml.bos_token_id", "ggml.add_bos_token")
+    fields = [file.get_field(f"tokenizer.{name}") for name in names]
+    assert [field and field.contents() for field in fields] == [first, True]
+    assert check_tokens(tmp_path / "a.gguf", student, [[5, 6, 7]]) == 5
+    with opened(tmp_path / "a.gguf") as model:
+        assert model.tokens("the city")[0] == first
+
+
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_the_likeliest_label_is_that_of_whole_sequences(task: Task, shape: Model
         expected.append(int(np.argmax(sums)))
     assert len(set(expected)) > 1
     assert task.answers(model, texts).tolist() == expected
+
+
+def test_a_question_begins_as_a_text_does_and_its_label_does_not(
+    tokenizer: Path, begin_texts: Callable[[Path, str], int], tmp_path: Path, task: Task
+) -> None:
+    shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    first = begin_texts(tmp_path / "tokenizer", "<|endoftext|>")
+    beginning = replace(task, tokenizer=load_tokenizer(tmp_path / "tokenizer"))
+    assert beginning.question_ids("ab") == [first, *task.question_ids("ab")]
+    assert beginning.label_ids("a") == task.label_ids("a")
+    assert len(beginning.question_ids("x" * 99)) == len(task.question_ids("x" * 99))
 
 
 def test_a_row_without_room_for_text_is_refused(task: Task) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,28 @@ def test_excess_is_of_nats_per_byte_by_each_models_own_head(
         first = writer.tokenizer.decode(ids[0, :1].tolist())
         assert one[name] == pytest.approx(nats / (len(text) - len(first)), rel=1e-5)
     assert one["student"] > one["teacher"]
+
+
+def test_a_writer_reads_texts_from_their_beginning(
+    inputs: dict[str, Path], tokenizer: Path, begin_texts: Callable[[Path, str], int],
+    tmp_path: Path,
+):  # fmt: skip
+    shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    begin_texts(tmp_path / "tokenizer", "<|endoftext|>")
+    model, text = load_model(inputs["teacher"])[0], "a text of the city"
+    plain, beginning = (Writer.of(model, f) for f in (tokenizer, tmp_path / "tokenizer"))
+    ids = torch.tensor([[0, *plain.ids(text)]])
+    assert beginning.ids(text) == ids[0].tolist()
+    with torch.no_grad():
+        logits = model(ids).logits[0, 1:-1]
+    nats = functional.cross_entropy(logits, ids[0, 2:], reduction="sum").item()
+    size = len(text) - len(plain.tokenizer.decode(ids[0, 1:2].tolist()))
+    assert beginning.nats_per_byte(text) == pytest.approx(nats / size, rel=1e-5)
+    long = text * 200
+    assert (
+        len(plain.ids(long[: beginning.reach(long)]))
+        == len(plain.ids(long[: plain.reach(long)])) - 1
+    )
 
 
 @pytest.mark.parametrize("shorter", ["student", "teacher"])

@@ -76,13 +76,12 @@ def tokenize(
         processes: int = 1,
         max_tokens: int | None = None,
         work: Path | None = None,
+        tokenizer: Path = tokenizer_folder,
     ) -> tuple[Path, dict[str, Any]]:
         folder = tmp_path_factory.mktemp("tokens")
         settings = TokenizeSettings(shard_megabytes=megabytes, processes=processes)
         work = work or tmp_path_factory.mktemp("work") / "key"
-        facts = tokenize_source(
-            settings, raw, tokenizer_folder, folder, work=work, max_tokens=max_tokens
-        )
+        facts = tokenize_source(settings, raw, tokenizer, folder, work=work, max_tokens=max_tokens)
         return folder, facts
 
     return run
@@ -134,6 +133,16 @@ def test_every_document_comes_back_from_its_tokens(
         tokens = facts["tokens"][split] - len(expected)
         assert facts["bytes_per_token"][split] == pytest.approx(size / tokens)
     assert read_tokens(folder).domain == "maths"
+
+
+def test_documents_begin_with_what_the_tokenizer_puts_before_a_text(
+    source: Path, tokenize, tokenizer_folder: Path, beginning_folder: Path, small_shards: None
+) -> None:
+    (plain, facts), (folder, found) = tokenize(source), tokenize(source, tokenizer=beginning_folder)
+    for split in ("train", "held_out"):
+        assert documents(folder, split) == [[1, *ids] for ids in documents(plain, split)]
+        assert found["tokens"][split] == facts["tokens"][split] + facts["documents"][split]
+    assert found["bytes_per_token"] == facts["bytes_per_token"]
 
 
 def test_special_tokens_written_in_text_stay_text(raw, tokenize, tokenizer_folder: Path) -> None:

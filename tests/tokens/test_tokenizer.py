@@ -20,9 +20,11 @@ from wrinklefree.text.generators.mathematics import document
 from wrinklefree.tokens import train_bpe
 from wrinklefree.tokens.settings import BpeTokenizerSettings
 from wrinklefree.tokens.tokenizer import (
+    begin_of_text,
     end_of_text_id,
     load_tokenizer,
     read_tokenizer,
+    text_ids,
     token_bytes,
     vocabulary_size,
 )
@@ -69,6 +71,16 @@ def test_transformers_reads_the_folder_alike(tokenizer_folder: Path) -> None:
     assert (theirs.eos_token, theirs.pad_token) == ("<|endoftext|>", "<|padding|>")
     assert "|<MASK>|" in theirs.all_special_tokens
     assert theirs.convert_tokens_to_ids("|<MASK>|") == 2
+
+
+def test_a_text_begins_as_it_does_for_transformers(
+    tokenizer_folder: Path, beginning_folder: Path
+) -> None:
+    for folder, first in ((tokenizer_folder, []), (beginning_folder, [1])):
+        ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+        assert begin_of_text(ours) == first
+        for text in ("", "a", "naïve 漢字 \t 🙂"):
+            assert text_ids(ours, text) == theirs(text)["input_ids"]
 
 
 def test_only_the_training_split_is_read(raw, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wrinklefree.tokens.tokenizer import end_of_text_of, load_tokenizer, token_bytes
+from wrinklefree.tokens.tokenizer import end_of_text_of, load_tokenizer, text_ids, token_bytes
 
 
 def universal_distance(teacher_NV: Tensor, student_NU: Tensor, temperature: float) -> Tensor:
@@ -71,7 +71,7 @@ def aligned(ours: Spelling, theirs: Spelling, ids: list[int]) -> tuple[list[int]
     body = ids[:-1] if ends else ids
     if not (text := ours.text_of(body)):
         return [], {}
-    other = [*theirs.tokenizer.encode(text, add_special_tokens=False).ids]
+    other = text_ids(theirs.tokenizer, text)
     if theirs.text_of(other) != text:
         return [], {}
     if ends:

@@ -22,6 +22,7 @@ from wrinklefree.evaluate.settings import EvaluateSettings
 from wrinklefree.evaluate.speculative import decode_speculatively
 from wrinklefree.models.future_heads import future_heads
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat
+from wrinklefree.tokens.tokenizer import text_ids
 from wrinklefree.tracking.terminal import printable
 
 _GUESSES = ("guessed", "accepted")
@@ -72,7 +73,7 @@ def generate_samples(
     diffusion = model_format.find(DiffuseBlocks)
     samples, limits = [], {"new_tokens": settings.new_tokens, "end_of_text_id": end_of_text_id}
     for number, prompt in enumerate(settings.prompts, start=1):
-        prompt_ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
+        prompt_ids = text_ids(tokenizer, prompt)
         _check_length(number, len(prompt_ids), settings.new_tokens, model)
         guesses, fixed_in = (0, 0), list[int]()
         if diffusion:

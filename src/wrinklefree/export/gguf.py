@@ -39,7 +39,12 @@ from wrinklefree.models.folder import stored_tensors
 from wrinklefree.models.layers import head_size
 from wrinklefree.models.surgery import has_subln
 from wrinklefree.quant.bitlinear import BitLinear
-from wrinklefree.tokens.tokenizer import TOKENIZER_FILE, end_of_text_id
+from wrinklefree.tokens.tokenizer import (
+    TOKENIZER_FILE,
+    begin_of_text,
+    end_of_text_id,
+    read_tokenizer,
+)
 
 NAMES = {
     "lm_head": "output",
@@ -205,8 +210,9 @@ def _write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> 
     )
     end = end_of_text_id(folder)
     named = SpecialVocab(folder, special_token_types=("bos",), n_vocab=vocabulary_size)
+    begin = begin_of_text(read_tokenizer(folder))
     writer.add_eos_token_id(end)
-    writer.add_bos_token_id(named.special_token_ids.get("bos", end))
-    writer.add_add_bos_token(False)  # whatever the tokenizer does: no row of training begins so
+    writer.add_bos_token_id((begin or [named.special_token_ids.get("bos", end)])[0])
+    writer.add_add_bos_token(bool(begin))  # as every row of training does
     if named.chat_template:
         writer.add_chat_template(named.chat_template)

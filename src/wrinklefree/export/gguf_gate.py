@@ -28,7 +28,7 @@ from wrinklefree.export.reference import (
     logits_of_rows,
     relative,
 )
-from wrinklefree.tokens.tokenizer import load_tokenizer
+from wrinklefree.tokens.tokenizer import load_tokenizer, text_ids
 
 FLOAT_TOLERANCE = 2e-4
 """Bound of the relative difference of logits (RMS over RMS) with a file in float32."""
@@ -134,7 +134,7 @@ def check_tokens(path: Path, tokenizer: Path, rows: list[list[int]]) -> int:
     texts = [*TEXTS, *(ours.decode(row) for row in rows)]
     with opened(path) as theirs:
         for text in texts:
-            expected = ours.encode(text, add_special_tokens=False).ids
+            expected = text_ids(ours, text)
             if (found := theirs.tokens(text)) != expected:
                 where = next(
                     (n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),

@@ -103,11 +103,11 @@ class LlamaCpp:
         return np.ctypeslib.as_array(flat, (rows, self.vocabulary_size)).copy()
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of plain text: nothing in it is read as a special token."""
+        """Ids of plain text from its beginning on: nothing in it is read as a special token."""
         data = text.encode()
-        ids = (c_int32 * (len(data) + 1))()
+        ids = (c_int32 * (len(data) + 2))()  # a token before the text, and one behind it
         count = self._library.llama_tokenize(
-            self._vocabulary, data, len(data), ids, len(ids), False, False
+            self._vocabulary, data, len(data), ids, len(ids), True, False
         )
         return list(ids[:count])
 

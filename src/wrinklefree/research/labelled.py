@@ -25,6 +25,7 @@ from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.forward import hidden_states, logits_of
 from wrinklefree.research.finetune_settings import LabelledFile
+from wrinklefree.tokens.tokenizer import text_ids
 from wrinklefree.tracking.files import sha256_of_file
 
 LONGEST_FIELD = 2**24
@@ -125,7 +126,7 @@ class Task:
                 f"finetune.sequence_length {self.length} has no room for a text beside prompt and"
                 " label; raise it"
             )
-        return self._encode(text)[:room] + prompt
+        return text_ids(self.tokenizer, text)[:room] + prompt
 
     @cached_property
     def _around(self) -> tuple[list[int], int]:

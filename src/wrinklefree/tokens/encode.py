@@ -23,6 +23,7 @@ from wrinklefree.text.documents.parquet import DOCUMENTS_FILE
 from wrinklefree.tokens.shards import ShardCounts, ShardWriter
 from wrinklefree.tokens.tokenizer import (
     TOKENIZER_FILE,
+    begin_of_text,
     end_of_text_of,
     load_tokenizer,
     vocabulary_size_of,
@@ -52,7 +53,7 @@ class SplitRecord:
     """What a shard has of one split."""
 
     tokens: int = 0
-    """Ends of text included."""
+    """Beginnings and ends of text included."""
     documents: int = 0
     bytes: int = 0
     """Bytes of the documents' text in UTF-8."""
@@ -77,13 +78,14 @@ class Encoder:
         self._tokenizer = load_tokenizer(folder)
         self.vocabulary_size = vocabulary_size_of(self._tokenizer)
         self.end_of_text_id = end_of_text_of(self._tokenizer, folder)
+        self.begin_of_text = begin_of_text(self._tokenizer)
         self.sha256 = sha256_of_file(folder / TOKENIZER_FILE)
         self.batch_characters = BATCH_CHARACTERS * threads
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without an end of text."""
+        """Token ids of each text from its beginning on, without an end of text."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [self.begin_of_text + encoding.ids for encoding in encodings]
 
 
 def plan_shards(cleaned: Path, megabytes: int) -> list[ShardPlan]:

@@ -56,13 +56,14 @@ def tokenize_source(
 ) -> dict[str, Any]:
     """Encode the documents of folder ``cleaned`` with the tokenizer of folder ``tokenizer``.
 
-    Every document ends in the tokenizer's end of text, which text itself can never produce: special
-    tokens written out in a document are encoded as ordinary characters. Memory holds a batch of
-    text per process. Shards that an earlier run finished in ``work`` are kept.
+    Every document begins with what the tokenizer puts before a text, if anything, and ends in its
+    end of text. Text itself can never produce either: special tokens written out in a document are
+    encoded as ordinary characters. Memory holds a batch of text per process. Shards that an earlier
+    run finished in ``work`` are kept.
 
     With ``max_tokens`` the training split ends with the document that reaches that many tokens,
-    ends of text included; fewer are a warning. Facts per split: tokens, documents and bytes per
-    token, for which ends of text don't count; ``shards``; with ``max_tokens`` the training
+    special ones included; fewer are a warning. Facts per split: tokens, documents and bytes per
+    token, for which special ones don't count; ``shards``; with ``max_tokens`` the training
     documents left out and the tokens lacking.
     """
     encoder = Encoder(tokenizer, threads=available_cpus())
@@ -143,13 +144,13 @@ class _Source:
             splits=self._shards,
             tokenizer=self._encoder.sha256,
         )
-        totals = self._totals
+        totals, special = self._totals, len(self._encoder.begin_of_text) + 1
         facts: dict[str, Any] = {
             "tokens": {split: totals[split].tokens for split in SPLITS},
             "documents": {split: totals[split].documents for split in SPLITS},
-            # The ends of text stand for no bytes, so they don't count as tokens here.
+            # Beginnings and ends of text stand for no bytes, so they don't count as tokens here.
             "bytes_per_token": {
-                split: part.bytes / max(part.tokens - part.documents, 1)
+                split: part.bytes / max(part.tokens - special * part.documents, 1)
                 for split, part in totals.items()
             },
             "shards": {

@@ -67,6 +67,19 @@ def _uses_byte_level(part: Any) -> bool:
     return isinstance(part, list) and any(map(_uses_byte_level, part))
 
 
+def begin_of_text(tokenizer: Tokenizer) -> list[int]:
+    """Ids that the tokenizer puts before every text: one where its base has read so (Llama 3)."""
+    text = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
+    return whole[: next(n for n in range(len(whole)) if whole[n : n + len(text)] == text)]
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text from its beginning on, without the end of text."""
+    plain: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return begin_of_text(tokenizer) + plain
+
+
 def end_of_text_id(folder: Path) -> int:
     """Id of the folder's ``eos_token``, the last token of every document.
 
