@@ -52,6 +52,8 @@ from wrinklefree.train.objectives.objective import TrainStep  # noqa: E402
 LAYERS, LINEARS = 1, 7
 Cases = Iterator[tuple[str, bool]]
 calls: Counter[str] = Counter()
+read: dict[str, set[torch.dtype]] = {}
+"""Of the last call of a kernel: the types of its operands."""
 
 
 def counted(module: Any, name: str) -> None:
@@ -59,6 +61,7 @@ def counted(module: Any, name: str) -> None:
 
     def call(*arguments: Any) -> Any:
         calls[name] += 1
+        read[name] = {one.dtype for one in arguments if isinstance(one, Tensor)}
         return function(*arguments)
 
     setattr(module, name, call)
@@ -294,6 +297,8 @@ def distilling_cases() -> Cases:
             for number, (actual, expected) in enumerate(zip(*found, strict=True)):
                 same = (actual - expected).norm() <= few * expected.norm() + 1e-6
                 yield f"{direction} {autocast} {number}", bool(same)
+            kind = torch.bfloat16 if autocast else torch.float32
+            yield f"{direction} {autocast} type", read["divergence"] == {kind}
             confident = direction == "confidence"
             yield f"{direction} {autocast} launches", used == (1 + confident, 1 + confident)
 
