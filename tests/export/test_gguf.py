@@ -37,6 +37,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from wrinklefree.errors import UserError
@@ -353,11 +354,14 @@ def test_text_that_is_split_otherwise_ends_the_export(
         export_gguf(asked, made, tmp_path, tokens_BT=rows)
 
 
-def qwen_tokenizer(folder: Path) -> None:
+LLAMA3_REGEX = TikTokenConverter(None).pattern
+
+
+def tokenizer_by(pattern: str, folder: Path, *, whole_words: bool = False) -> None:
     """Of 300 ids, with merges that would not be made by another way to split text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    by_pattern = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole_words))
+    tokenizer.normalizer = None if whole_words else normalizers.NFC()
+    by_pattern = pre_tokenizers.Split(Regex(pattern), "isolated")
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_pattern, in_bytes])
     tokenizer.decoder = decoders.ByteLevel()
@@ -365,18 +369,32 @@ def qwen_tokenizer(folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
     )
-    tokenizer.train_from_iterator(["def f(x):\n\n    return (x)\n\n"] * 9, trainer)
+    lines = ["def f(x):\n\n    return (x)\n\n", "in 1984 there were 12345 people"]
+    tokenizer.train_from_iterator(lines * 9, trainer)
     folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    content = json.loads(tokenizer.to_str())
+    if whole_words:  # one that no merges make
+        del content["model"]["merges"][-1]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
 
 
-def test_text_is_split_as_qwen_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    qwen_tokenizer(tmp_path / "tokenizer")
+@pytest.mark.parametrize(
+    ("pattern", "whole_words", "other"),
+    [(PRETOKENIZE_REGEX, False, "gpt-2"), (LLAMA3_REGEX, True, "qwen2")],
+    ids=["Qwen", "Llama 3"],
+)
+def test_text_is_split_as_the_models_own_tokenizers_do(
+    pattern: str, whole_words: bool, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenizer_by(pattern, tmp_path / "tokenizer", whole_words=whole_words)
     student = save_student(tmp_path / "student", tmp_path / "tokenizer", "qwen3")
     planted(student, tmp_path / "a.gguf")
-    assert check_tokens(tmp_path / "a.gguf", student, [[5, 6, 7]]) == 5
-    monkeypatch.setitem(exportable._PRETOKENIZERS, (PRETOKENIZE_REGEX, "bytes"), "gpt-2")
+    rows = [[5, 6, 7], list(range(1, 300)), [299]]
+    assert check_tokens(tmp_path / "a.gguf", student, rows) == 7
+    tokenizer_by(pattern, tmp_path / "merged", whole_words=not whole_words)
+    assert exportable.pretokenizer_of(tmp_path / "merged") is None
+    monkeypatch.setattr("wrinklefree.export.gguf.pretokenizer_of", lambda folder: other)
     planted(student, tmp_path / "b.gguf")
     with pytest.raises(RuntimeError, match=r"than our tokenizer, from token"):
         check_tokens(tmp_path / "b.gguf", student, [])
