@@ -169,6 +169,15 @@ def test_llama_cpp_computes_what_ours_does_with_every_type(
     assert architecture and architecture.contents() == request.node.callspec.params["student"]
 
 
+def test_llama_cpp_scales_rotary_embeddings_as_llama_3_does(
+    tokenizer: Path, tmp_path: Path, rows: Tensor
+):
+    student = save_student(tmp_path / "student", tokenizer, "llama", rope_parameters=LLAMA3_ROPE)
+    asked = ExportSettings(gguf=["F32"], gguf_embedding="F32")
+    facts = export_gguf(asked, load_student(student), tmp_path, tokens_BT=rows)["gguf"]
+    assert facts["float32_relative_difference"] < 2e-4
+
+
 @pytest.mark.parametrize("graph", ["llama", "qwen3"])
 def test_a_head_beside_the_embedding_is_written_where_the_graph_has_one(
     tokenizer: Path, tmp_path: Path, rows: Tensor, graph: str
@@ -450,6 +459,10 @@ def test_a_text_begins_in_llama_cpp_as_its_tokenizer_says(
 
 
 WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
 LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
 
 
@@ -468,6 +481,7 @@ LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
             "biases of k_proj, o_proj, q_proj, v_proj are not written",
         ),
         ("llama", {"rope_parameters": LINEAR_ROPE}, "rotary embeddings of type linear"),
+        ("bitnet", {"rope_parameters": LLAMA3_ROPE}, "rotary embeddings of type llama3"),
         ("qwen3", {"head_dim": 12}, "num_attention_heads . head_dim is 48, no multiple of 32"),
         ("qwen3", WINDOWS, "windows of attention"),
     ],

@@ -30,6 +30,8 @@ _PRETOKENIZERS = {
     (_QWEN2, "bytes"): "qwen2",
 }
 """Which of its own llama.cpp has to split text by, by the steps of ``tokenizer.json``."""
+LLAMA3_ROPE = "llama3"
+"""The scaling of rotary embeddings that llama.cpp's graph of Llama reads from a file."""
 SMALLEST_BLOCK = 32
 I2_S_BLOCK = 128
 """Weights of a block of bitnet.cpp's I2_S, which no row may leave unfinished."""
@@ -117,7 +119,9 @@ def llama_cpp_obstacles(
     if granularity := _granularities(model) - {"tensor"}:
         reasons.append(f"scales per {' and '.join(sorted(granularity))}, and a file has one")
     kind = (config.rope_parameters or {}).get("rope_type", "default")
-    if kind != "default":
+    if kind != "default" and not (
+        kind == LLAMA3_ROPE and config.model_type == "llama" and not subln
+    ):
         reasons.append(f"rotary embeddings of type {kind} are not written")
     sizes = {name: getattr(config, name) for name in ("hidden_size", "intermediate_size")}
     sizes["num_attention_heads * head_dim"] = config.num_attention_heads * head_size(config)
