@@ -31,6 +31,7 @@ from wrinklefree.export.blocks import (
 from wrinklefree.export.student import Student
 from wrinklefree.models.exportable import (
     I2_S_BLOCK,
+    LLAMA3_ROPE,
     SMALLEST_BLOCK,
     llama_cpp_obstacles,
     pretokenizer_of,
@@ -153,6 +154,10 @@ def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray, float 
             yield name, rows_ON, float(scale)
         elif part != "alpha":  # a learned scale is in the blocks
             yield name, tensor.detach().float().cpu().numpy(), None
+    if model.config.rope_parameters.get("rope_type") == LLAMA3_ROPE:
+        rotary: Any = model.get_decoder().get_submodule("rotary_emb")
+        plain_H = rotary.compute_default_rope_parameters(model.config)[0]
+        yield "rope_freqs.weight", (plain_H / rotary.inv_freq.cpu()).numpy(), None
 
 
 def _in_pairs(rows_ON: np.ndarray, size: int) -> np.ndarray:

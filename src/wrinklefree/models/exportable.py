@@ -24,10 +24,12 @@ _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _PRETOKENIZERS = {
     ("ByteLevel",): "gpt-2",
     ("Digits", "ByteLevel"): "smollm",
     (_QWEN2, "bytes"): "qwen2",
+    (_LLAMA3, "bytes"): "llama-bpe",
 }
 """Which of its own llama.cpp has to split text by, by the steps of ``tokenizer.json``."""
 LLAMA3_ROPE = "llama3"
@@ -180,7 +182,10 @@ def pretokenizer_of(tokenizer: Path) -> str | None:
     if content["model"]["type"] != "BPE" or normalizes:
         return None
     part = content["pre_tokenizer"] or {}
-    return _PRETOKENIZERS.get(tuple(map(_step, part.get("pretokenizers", [part]))))
+    found = _PRETOKENIZERS.get(tuple(map(_step, part.get("pretokenizers", [part]))))
+    # A word that is a token is one, whatever is merged: of Llama 3's alone does llama.cpp say so.
+    whole_words = content["model"].get("ignore_merges", False)
+    return found if whole_words == (found == "llama-bpe") else None
 
 
 def _step(step: dict[str, Any]) -> str | None:
