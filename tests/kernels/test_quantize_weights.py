@@ -108,7 +108,7 @@ def test_scales_by_blocks_are_the_reference_s(shape: tuple[int, int], dtype: tor
         )
 
 
-@pytest.mark.parametrize("value", [0.0, torch.nan])
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf, 3e38])
 def test_scales_by_blocks_of_nothing_and_of_no_number_are_the_reference_s(value: float) -> None:
     weight = torch.full((1, 70_000), value)
     expected = reference.least_squares_scale(weight)

@@ -43,6 +43,7 @@ def _absmean_of_one(weight_L: Tensor) -> Tensor:
     return reference.rounded_scale(total / len(weight_L), weight_L)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN makes NaN, as in torch: nobody is warned
 def _least_squares_of_one(weight_L: Tensor) -> Tensor:
     """Blocks are sorted once: from one fit to the next only the weights in between are summed.
 
