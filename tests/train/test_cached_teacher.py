@@ -102,6 +102,27 @@ def test_a_training_with_written_logits_is_nearly_that_with_the_teacher(
     assert gaps[VOCABULARY - 1] < gaps[64] < gaps[1]
 
 
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_each_token_is_taught_what_the_teacher_says_of_it(
+    written: Callable[..., LogitsCache], teacher: PreTrainedModel, mixture: Path, corruption: str
+) -> None:
+    asks = CORRUPTIONS[corruption]
+    batch = TrainingData(mixture, seed=7).batch(0, 0, batch_size=4, micro_batches=1)
+    question = asks.question(asks.prepare(batch, 0))
+    question = question.part(batch.has_predecessor_BT[question.row_N, question.position_N])
+    logits = written(VOCABULARY - 1, mask_token_id=asks.mask_token_id)
+    student_NV = torch.randn(len(question.target_N), VOCABULARY)
+    if asks.mask_token_id is not None:
+        student_NV[:, asks.mask_token_id] = float("-inf")
+    how = {"temperature": 2.0, "temperature_squared": False, "direction": "forward"}
+    found_N, live_N = (
+        reads.read(batch, question.piece_BT, {}).divergence_N(student_NV, question, **how)
+        for reads in (CachedTeacher(logits, VOCABULARY), DenseTeacher(teacher))
+    )
+    torch.testing.assert_close(found_N, live_N, rtol=0.01, atol=0.001)
+    assert live_N.std() > 0.02
+
+
 def test_rows_are_written_once_and_found_by_what_they_say(
     written: Callable[..., LogitsCache], mixture: Path, tmp_path: Path
 ) -> None:

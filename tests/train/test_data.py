@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.folder import save_model
+from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.losses import mean_next_token_loss
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.models.transforms import ModelFormat, ternary
 from wrinklefree.quant.bitlinear import set_quantization_lambda
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.terminal import Terminal
+from wrinklefree.train import base
 from wrinklefree.train.base import make_base
 from wrinklefree.train.data import SCORES, arrange, open_data
 from wrinklefree.train.distill import distill_student
@@ -313,7 +315,7 @@ def section_of(stage: str, training: dict[str, Any]) -> dict[str, Any]:
 
 
 def trained(
-    name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path, **data: Any
+    name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path, seed: int = 1, **data: Any
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Facts and history of a training stage under settings ``data``."""
     function, _, more = STAGES[name]
@@ -325,12 +327,37 @@ def trained(
     own = replace(
         stage,
         instance="ar",
-        settings={"seed": 1, **section_of(name, training)},
+        settings={"seed": seed, **section_of(name, training)},
         inputs={**stage.inputs, **folders, "tokenizer": tokenizer},
         folder=Path(tempfile.mkdtemp(dir=tmp_path)),
         work=Path(tempfile.mkdtemp(dir=tmp_path)),
     )
     return function(own), read_history(own.folder)
+
+
+def test_a_base_begins_with_weights_of_the_seed(
+    stage: Stage, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "stage_trainer", lambda *_, **__: SimpleNamespace(run=dict))
+    monkeypatch.setattr(f"{__name__}.read_history", load_model)
+    first, again, other = (
+        trained("base", stage, make_settings, tmp_path, seed=seed)[1][0].state_dict()
+        for seed in (1, 1, 2)
+    )
+    names = [name for name, tensor in first.items() if not torch.equal(tensor, other[name])]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_training_stage_follows_the_seed(
+    name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    losses = [
+        trained(name, stage, make_settings, tmp_path, seed=seed)[1][0]["train/loss"]
+        for seed in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.filterwarnings("ignore::wrinklefree.train.settings.CurriculumDecayWarning")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +16,21 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
+from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.folder import load_model, save_model
+from wrinklefree.models.mask_token import MASK_TOKEN
 from wrinklefree.models.transforms import DiffuseBlocks, ModelFormat, ternary
+from wrinklefree.tokens.tokenizer import read_tokenizer
 from wrinklefree.tracking.stage import Stage
-from wrinklefree.train import distill, teacher
+from wrinklefree.train import distill, dlm, teacher
 from wrinklefree.train.distill import distill_student
 from wrinklefree.train.dlm import convert_to_diffusion
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
+from wrinklefree.train.objectives.objective import Objective
 from wrinklefree.train.stage2 import continue_pretraining
 
 FORMATS = {
@@ -71,7 +79,9 @@ def start(
 ) -> Callable[..., Stage]:
     """Runs a stage."""
 
-    def start(name: str, changes: dict[str, Any] | None = None, **kinds: str) -> Stage:
+    def start(
+        name: str, changes: dict[str, Any] | None = None, *, seed: int = 1, **kinds: str
+    ) -> Stage:
         training = {**make_settings().model_dump(exclude_none=True), **(changes or {})}
         functions = {"stage2": continue_pretraining, "dlm": convert_to_diffusion}
         settings: dict[str, Any] = {"stage2": training, "dlm": {**training, "diffusion": DIFFUSION}}
@@ -79,7 +89,7 @@ def start(
         settings["distill"] = {instance: {**training, **DISTILLATION}}
         inputs = {key: models[kind] for key, kind in kinds.items()}
         stage = replace(
-            make_stage(str(changes), **settings),
+            make_stage(f"{changes} {seed}", seed=seed, **settings),
             instance=instance,
             inputs={"mixture": mixture, **inputs},
         )
@@ -248,6 +258,111 @@ def test_the_teacher_may_write_its_logits_and_leave(
     influence = {"data": {"influence": {"enabled": True}}}
     with pytest.raises(UserError, match=r"cached_logits needs to know the rows of the run"):
         start("stage2", cached | influence, **kinds)
+
+
+@pytest.fixture
+def noise(monkeypatch: pytest.MonkeyPatch) -> DiffusionSettings:
+    """What the diffusion student of ``distill.dlm`` was converted with, in none of its defaults."""
+    settings = {**DIFFUSION, "loss_weighting": "elbo", "complementary_masks": True}
+    manifest = SimpleNamespace(settings={"dlm": {"diffusion": settings}})
+    monkeypatch.setattr(distill, "read_manifest", lambda folder: manifest)
+    return DiffusionSettings.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("distill.ar", "ternary"), ("distill.dlm", "diffusion")]
+)
+def test_what_a_teacher_writes_is_of_its_distillation(
+    start: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    noise: DiffusionSettings, name: str, model: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    kinds = {"model": model, "teacher": "dense"}
+    live, written = (
+        read_history(start(name, {"cached_logits": kept}, **kinds).folder)[0]["distill/logits"]
+        for kept in (0, 399)
+    )
+    assert written == pytest.approx(live, rel=0.05)
+
+
+def test_written_logits_are_read_again_by_their_like_alone(
+    start: Callable[..., Stage], models: dict[str, Path], mixture: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    of_other_config = load_model(models["dense"])[0]
+    of_other_config.config.rms_norm_eps = 0.5
+    save_model(tmp_path / "eps", of_other_config, ModelFormat(), mixture.parent / "tokenizer")
+    monkeypatch.setitem(models, "eps", tmp_path / "eps")
+
+    def folders(teacher: str = "dense", **changes: Any) -> int:
+        taught = {"cached_logits": 7, "temperature": 1.0, **changes.pop("distillation", {})}
+        changes |= {"teacher": "base", "evaluate_interval": 2, "distillation": taught}
+        start("stage2", changes, model="ternary", teacher=teacher)
+        return len(list(Path("work/teacher_logits").iterdir()))
+
+    assert folders() == folders(log_interval=1) == 1
+    assert folders(distillation={"cached_logits": 8}) == 2
+    assert folders(distillation={"temperature": 2.0}) == 3
+    assert folders(precision="bfloat16") == 4
+    assert folders("eps") == 5
+
+
+@pytest.fixture
+def objectives(monkeypatch: pytest.MonkeyPatch) -> list[Objective]:
+    """Of the trainings of diffusion students, which are not trained."""
+    found: list[Objective] = []
+
+    def trainer(stage: Stage, model: Any, data: Any, settings: Any, objective: Objective) -> Any:
+        found.append(objective)
+        return SimpleNamespace(run=dict)
+
+    for module in (dlm, distill):
+        monkeypatch.setattr(module, "stage_trainer", trainer)
+    return found
+
+
+def test_a_diffusion_student_goes_on_with_the_noise_that_it_was_converted_with(
+    start: Callable[..., Stage], noise: DiffusionSettings, objectives: list[Objective]
+) -> None:
+    start("distill.dlm", model="diffusion", teacher="dense")
+    (objective,) = objectives
+    assert isinstance(objective.corruption, BlockDiffusion)
+    assert objective.corruption.settings == noise
+
+
+@pytest.mark.parametrize(("name", "model"), [("dlm", "ternary"), ("distill.dlm", "diffusion")])
+def test_masks_follow_the_seed(
+    start: Callable[..., Stage], mixture: Path, noise: DiffusionSettings,
+    objectives: list[Objective], name: str, model: str,
+) -> None:  # fmt: skip
+    teacher = {"teacher": "dense"} if name == "distill.dlm" else {}
+    for seed in (1, 1, 2):
+        start(name, {"log_interval": len(objectives) + 1}, seed=seed, model=model, **teacher)
+    batch = TrainingData(mixture, seed=7).batch(0, 0, batch_size=4, micro_batches=1)
+    masks = [each.corruption.prepare(batch, 0).views[0].masked_BT for each in objectives]
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+
+
+def test_a_converted_model_has_a_mask_token_by_the_settings_and_the_seed(
+    start: Callable[..., Stage], objectives: list[Objective], models: dict[str, Path],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(models["ternary"], tmp_path / "ternary")
+    file = tmp_path / "ternary" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != MASK_TOKEN]
+    del content["model"]["vocab"][MASK_TOKEN]
+    file.write_text(json.dumps(content))
+    monkeypatch.setitem(models, "ternary", tmp_path / "ternary")
+    rows: list[torch.Tensor] = []
+    for seed, init in ((1, "random"), (2, "random"), (1, "mean")):
+        monkeypatch.setitem(DIFFUSION, "mask_init", init)
+        folder = start("dlm", {"log_interval": len(rows) + 1}, seed=seed, model="ternary").folder
+        number = load_model(folder)[1].find(DiffuseBlocks).mask_token_id
+        rows.append(load_model(folder)[0].get_input_embeddings().weight[number])
+        assert read_tokenizer(folder).id_to_token(number) == MASK_TOKEN
+    assert len({tuple(row.tolist()) for row in rows}) == 3
 
 
 def test_a_teacher_that_wrote_its_logits_is_in_no_memory(

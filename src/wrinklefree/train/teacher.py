@@ -10,7 +10,7 @@ from wrinklefree.distill.universal import Spelling
 from wrinklefree.distill.vocabulary import check_tokenizers, vocabulary_size
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.loader import TrainingData
-from wrinklefree.models.folder import WEIGHTS, load_model
+from wrinklefree.models.folder import CONFIG, WEIGHTS, load_model
 from wrinklefree.tracking.files import sha256_of_file, sha256_of_json
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.tracking.trainings import WORK
@@ -87,8 +87,8 @@ def teacher_of(
         )
     runtime = Runtime.here(training.precision)
     runtime.place(model)
-    weights = sha256_of_file(_folder(stage, name) / WEIGHTS)
-    made_from = [weights, kept, taught.temperature, mask_token_id, runtime.precision]
+    model_files = [sha256_of_file(_folder(stage, name) / file) for file in (WEIGHTS, CONFIG)]
+    made_from = [*model_files, kept, taught.temperature, mask_token_id, runtime.precision]
     cache = LogitsCache(WORK / FOLDER / sha256_of_json(made_from)[:16])
     samples = training.steps * samples_per_step(training)
     fill_cache(
