@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,27 @@ def test_is_adamw_whose_moments_are_rounded_after_every_step(shape: tuple[int, .
     wrong = (parameter.detach() - reference(start, grads)).abs() > 1e-5
     # A number half way between two of the map may fall to either side.
     assert wrong.float().mean() < 0.002
+
+
+@pytest.mark.parametrize(
+    ("made", "tolerance"),
+    [(lambda p: AdamW8bit([p], OPTIONS), 0.1), (lambda p: AdamW([p], **OPTIONS), 1e-5)],
+    ids=["eight bits", "full precision"],
+)
+def test_a_direction_goes_by_the_running_size_of_each_entry(
+    made: Callable[[nn.Parameter], Any], tolerance: float
+) -> None:
+    parameter = nn.Parameter(torch.randn(63, 65))
+    optimizer, square = made(parameter), torch.zeros(63, 65)
+    for step in range(3):
+        parameter.grad = torch.randn(63, 65) + 2 * torch.randn(63, 65).sign() * 0.5**step
+        square = 0.95 * square + 0.05 * parameter.grad**2
+        optimizer.step()
+    gradient = torch.randn(63, 65)
+    expected = gradient / ((square / (1 - 0.95**3)).sqrt() + 1e-8)
+    found = optimizer.direction(parameter, gradient, optimizer.param_groups[0])
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-6)
+    assert (found - gradient).norm() > 0.2 * gradient.norm()
 
 
 def test_stays_near_adamw_in_full_precision() -> None:

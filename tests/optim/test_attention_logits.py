@@ -83,6 +83,17 @@ def test_equals_the_maximum_over_pairs(
         assert maximum_H.tolist() == pytest.approx(row, rel=1e-5)
 
 
+def test_logits_are_scaled_as_the_layer_scales_them(build_model: Build, tokens_BT: Tensor) -> None:
+    model = build_model()
+    first = decoder_layers(model)[0].self_attn
+    expected = by_pairs(model, tokens_BT, torch.ones(3, 13, 13).tril().bool())[0]
+    first.scaling *= 3
+    recorder = AttentionLogitRecorder(model)
+    run(model, tokens_BT)
+    found = recorder.maxima_H()[0].tolist()
+    assert found == pytest.approx([3 * one for one in expected], rel=1e-5)
+
+
 def test_without_a_mask_attention_is_causal(build_model: Build, tokens_BT: Tensor) -> None:
     model = build_model()
     causal = torch.ones(3, 13, 13).tril().bool()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from wrinklefree.optim.adamw import AdamW
 from wrinklefree.optim.build import OPTIMIZERS, build_optimizer
 from wrinklefree.optim.combined import CombinedOptimizer
+from wrinklefree.optim.partition import HIDDEN
 from wrinklefree.optim.settings import AdamWSettings, OptimizerSettings
 
 Build = Callable[..., PreTrainedModel]
@@ -129,6 +130,85 @@ def test_groups_have_a_kind_and_their_peak_rate(build_model: Build, name: str) -
     for group in groups:
         hidden = group["kind"] in ("matrix", "expert_stack")
         assert group["lr"] == group["initial_lr"] == (settings.lr if hidden else other)
+
+
+BETAS, DECAY = (0.8, 0.9), {"weight_decay": 0.2}
+BESIDE = {"lr": 2e-3, "adamw_lr": 4e-4, "adamw_betas": BETAS, "adamw_eps": 1e-7, **DECAY}
+OTHERS = {"lr": 4e-4, "betas": BETAS, "eps": 1e-7, "weight_decay": 0.0}
+LIKE_MUON = {"momentum": 0.8, "coefficients": "polar_express", "scale": "original"}
+LIKE_APOLLO = {"lr": 2e-3, **DECAY, "betas": BETAS, "eps": 1e-7}
+ADAMW = {"lr": 3e-4, "betas": BETAS, "eps": 1e-7}
+CHOSEN: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    # Settings; what hidden matrices and all other parameters have of them.
+    "adamw": ({**ADAMW, **DECAY}, {**ADAMW, **DECAY}, {**ADAMW, "weight_decay": 0.0}),
+    "adamw8bit": ({**ADAMW, **DECAY}, {**ADAMW, **DECAY}, {**ADAMW, "weight_decay": 0.0}),
+    **{
+        name: (
+            {**BESIDE, **LIKE_MUON, **own},
+            {"lr": 2e-3, **DECAY, **LIKE_MUON, **own},
+            OTHERS,
+        )
+        for name, own in {
+            "muon": {"nesterov": False},
+            "normuon": {"nesterov": True, "row_decay": 0.5},
+            "muon8bit": {"nesterov": False, "quantization": "dynamic"},
+        }.items()
+    },
+    "muonclip": (
+        {**BESIDE, **LIKE_MUON, "qk_clip_threshold": 7.0},
+        {"lr": 2e-3, **DECAY, **LIKE_MUON},
+        OTHERS,
+    ),
+    "apollo": (
+        {**BESIDE, "rank": 5},
+        {**LIKE_APOLLO, "rank": 5, "per_channel": True, "scale": 1.0},
+        OTHERS,
+    ),
+    "apollo_mini": (
+        BESIDE,
+        {**LIKE_APOLLO, "rank": 1, "per_channel": False, "scale": math.sqrt(128)},
+        OTHERS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_an_update_without_momentum_is_by_the_state_that_was_loaded(
+    build_model: Build, tokens_BT: Tensor, name: str
+) -> None:
+    first, second, third = (build_model() for _ in range(3))
+    trained, loaded, fresh = (
+        build_optimizer(one, SETTINGS[name]) for one in (first, second, third)
+    )
+    train(first, trained, tokens_BT, range(2))
+    loaded.load_state_dict(through_a_file(trained.state_dict()))
+    differs = False
+    for mine, theirs, other in zip(
+        *(one.parameters() for one in (first, second, third)), strict=True
+    ):
+        gradient = torch.randn_like(mine)
+        expected, group = trained.update_of(mine, gradient), loaded._owner(theirs)[1]
+        assert torch.equal(loaded.update_of(theirs, gradient), expected)
+        differs |= not torch.equal(fresh.update_of(other, gradient), expected)
+        group["lr"] *= 0.5
+        torch.testing.assert_close(loaded.update_of(theirs, gradient), 0.5 * expected)
+        group["lr"] *= 2
+    assert differs
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_groups_have_what_the_settings_say(build_model: Build, name: str) -> None:
+    chosen, hidden, others = CHOSEN[name]
+    block = {key: list(value) if value is BETAS else value for key, value in chosen.items()}
+    settings = OptimizerSettings.model_validate({"name": name, name: block})
+    groups = build_optimizer(build_model(family="qwen3_moe"), settings).param_groups
+    kinds = {group["kind"] for group in groups}
+    assert {*HIDDEN, "router", "norm"} <= kinds
+    for group in groups:
+        expected = hidden if group["kind"] in HIDDEN else others
+        if group["kind"] == "router" and name.startswith("adamw"):
+            expected = hidden
+        assert {key: group[key] for key in expected} == expected, group["kind"]
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

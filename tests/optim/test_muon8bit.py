@@ -27,18 +27,22 @@ def rounded_linear(tensor: Tensor) -> Tensor:
     return torch.tensor(out).view(tensor.shape)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("shape", [(5, 5), (63, 65), (2, 40, 51)])
-def test_is_muon_whose_momentum_is_rounded_after_every_step(shape: tuple[int, ...]) -> None:
+def test_is_muon_whose_momentum_is_rounded_after_every_step(
+    shape: tuple[int, ...], nesterov: bool
+) -> None:
     start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
     parameter = nn.Parameter(start.clone())
-    optimizer = Muon8bit([parameter], quantization="linear", **OPTIONS)
+    options = {**OPTIONS, "nesterov": nesterov}
+    optimizer = Muon8bit([parameter], quantization="linear", **options)
     weight, momentum = start.clone(), torch.zeros(shape)
     for gradient in grads:
         parameter.grad = gradient
         optimizer.step()
         stacks = [t if t.ndim == 3 else t[None] for t in (gradient, momentum)]
         pairs = zip(*stacks, strict=True)
-        updates = [muon_step(*pair, momentum=0.95, nesterov=True) for pair in pairs]
+        updates = [muon_step(*pair, momentum=0.95, nesterov=nesterov) for pair in pairs]
         scale = scale_factor(*shape[-2:], "match_rms")
         weight = weight * (1 - 0.02 * 0.1) - 0.02 * scale * torch.stack(updates).view(shape)
         momentum = rounded_linear(momentum)

@@ -187,6 +187,7 @@ def test_a_resumed_run_repeats_the_updates_and_ends_with_the_same_bytes(
         {"floor": 0.2},
         {"target": {"noise": 1.0}},
         {"target": None},
+        {"target": {"wanted": 0.1, "noise": 0.9}},
     ],
     ids=str,
 )
@@ -196,6 +197,32 @@ def test_every_setting_changes_the_weights(
     usual = make_trainer("usual", steps=32).run()["influence"]
     other = make_trainer("other", steps=32, **influence(**change)).run()["influence"]
     assert usual[-1]["weights"] != other[-1]["weights"]
+
+
+def test_shares_of_the_target_weigh_its_domains(make_trainer: Callable[..., Trainer]):
+    found = [
+        make_trainer(
+            f"{share}", steps=12, **influence(target={"wanted": share, "noise": 1 - share})
+        )
+        for share in (0.9, 0.1)
+    ]
+    assert found[0].run()["influence"] != found[1].run()["influence"]
+
+
+def test_each_update_reads_other_rows(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+):
+    read: list[bytes] = []
+    plain = TrainingData.domain_batch
+
+    def reading(self: TrainingData, *arguments: Any, **how: Any) -> Any:
+        batch = plain(self, *arguments, **how)
+        read.append(batch.tokens_BT.numpy().tobytes())
+        return batch
+
+    monkeypatch.setattr(TrainingData, "domain_batch", reading)
+    make_trainer(steps=32).run()
+    assert len(read) == len(set(read)) == 9
 
 
 def test_measuring_leaves_training_as_it_is(make_trainer: Callable[..., Trainer]):
