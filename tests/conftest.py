@@ -300,10 +300,15 @@ def write_raw(
     from wrinklefree.text.documents.parquet import DOCUMENTS_FILE, SCHEMA
 
     folder.mkdir(parents=True)
-    records = [
-        {"id": f"{split}{n}", "text": text, "domain": domain, "split": split}
+    # One of each split in turn, as cleaning leaves them in no order of splits.
+    numbered = [
+        (n / max(len(texts[split]), 1), split, n, text)
         for split in SPLITS
         for n, text in enumerate(texts.get(split, []))
+    ]
+    records = [
+        {"id": f"{split}{n}", "text": text, "domain": domain, "split": split}
+        for _, split, n, text in sorted(numbered)
     ]
     table = pa.Table.from_pylist(records, schema=SCHEMA)
     pq.write_table(table, folder / DOCUMENTS_FILE, row_group_size=row_group_size)

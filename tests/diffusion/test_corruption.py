@@ -8,6 +8,7 @@ import torch
 
 from wrinklefree.diffusion.corruption import (
     EPSILON,
+    Corruption,
     complement,
     corrupt,
     cosine_masks,
@@ -128,6 +129,22 @@ def test_shares_of_masked_tokens_follow_the_cosine_and_places_are_even():
     places = masks[:, 100:].double().mean(0)
     assert (places - places.mean()).abs().max() < 5 * 0.5 / rows**0.5
     assert (cosine_rate(0), round(cosine_rate(1), 12)) == (1, 0)
+
+
+def test_of_a_few_maskable_tokens_at_least_one_is_masked():
+    for count in (1, 2, 3):
+        masks = cosine_masks(
+            torch.ones(300, count, dtype=torch.bool), torch.arange(300), seed=0, step=0
+        )
+        assert masks.any(1).all()
+
+
+def test_the_other_view_of_a_block_that_is_all_masked_has_the_least_probability(pack):
+    supervised = torch.ones(1, 3, dtype=torch.bool)
+    whole = Corruption(supervised, torch.ones(1, 3))
+    other = complement(whole, supervised)
+    assert not other.masked_BT.any()
+    torch.testing.assert_close(other.probability_BT, torch.full((1, 3), EPSILON))
 
 
 def test_a_row_without_maskable_tokens_keeps_all():

@@ -99,6 +99,15 @@ def test_decoding_stops_at_the_end_of_the_text(tiny_model):
     assert len(result.fixed_in) == len(result.tokens)
 
 
+@pytest.mark.parametrize("threshold", [0.04, 1.0])
+def test_a_text_ends_once_nothing_before_its_end_is_masked(tiny_model, threshold):
+    model, how = tiny_model(), {"threshold": threshold, "block_size": 8}
+    tokens = decoded(model, [1, 2], **how).tokens
+    for end in set(tokens):
+        found = decoded(model, [1, 2], end_of_text_id=end, **how)
+        assert found.tokens == tokens[: tokens.index(end) + 1]
+
+
 def test_an_end_of_text_beyond_the_limit_is_not_reached(tiny_model):
     model, prompt = tiny_model(), [1, 2, 3, 4]
     tokens = decoded(model, prompt, block_size=8, new_tokens=4, threshold=0.0).tokens

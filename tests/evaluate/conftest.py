@@ -143,7 +143,9 @@ def run_models(
     def build() -> dict[str, Path]:
         root = tmp_path_factory.mktemp("models")
         folders = {}
-        for seed, name in enumerate(["base", "subln", "stage2", "distill_ar", "dlm"]):
+        # Of a base with this seed naive ternarization does damage, which can be recovered.
+        seeds = {"base": 13, "subln": 1, "stage2": 2, "distill_ar": 3, "dlm": 4}
+        for name, seed in seeds.items():
             model = tiny_model(seed)
             model_format = ModelFormat() if name == "base" else ternary()
             if name == "dlm":

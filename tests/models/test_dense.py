@@ -449,6 +449,22 @@ def test_a_repository_that_is_a_folder_here_is_refused(
         tokenizer_of_base(hub, tmp_path / "out", tmp_path)
 
 
+def test_a_repository_is_read_at_its_revision(
+    tiny: Tiny, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = HubBaseSettings(kind="hub", repository="some/model", revision="a" * 40)
+    cache = tmp_path / "hub" / "models--some--model" / "snapshots"
+    save_model(cache / hub.revision, tiny(), ModelFormat(), tokenizer_folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    load_hub(hub)
+    tokenizer_of_base(hub, tmp_path / "out", tmp_path)
+    other = hub.model_copy(update={"revision": "b" * 40})
+    with pytest.raises(UserError, match=r"some/model at b{40}: config.json"):
+        load_hub(other)
+    with pytest.raises(UserError, match=r"some/model at b{40}"):
+        tokenizer_of_base(other, tmp_path / "out", tmp_path)
+
+
 def test_tokenizer_of_a_folder_is_written_alone(
     tiny: Tiny, tokenizer_folder: Path, tmp_path: Path
 ) -> None:

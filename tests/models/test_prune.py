@@ -61,6 +61,13 @@ def test_layers_that_a_list_of_the_configuration_tells_apart_are_not_left_out(ti
         prune_layers(model, [0.1, 0.3, 0.2, 0.4], 3)
 
 
+def test_layers_keep_the_kind_that_they_had(tiny: Tiny) -> None:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    model = tiny("qwen3", num_hidden_layers=4, layer_types=kinds, sliding_window=8)
+    smaller = prune_layers(model, [0.1, 0.3, 0.2, 0.4], 2)
+    assert smaller.config.layer_types == ["full_attention", "full_attention"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_that_add_nothing_are_left_out_and_nothing_changes(
     tiny: Tiny, batch: MakeBatch, family: str

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 
 from wrinklefree.errors import UserError
@@ -14,7 +15,7 @@ from wrinklefree.mixture.batch import Batch
 from wrinklefree.models.attention import causal_document_mask
 from wrinklefree.models.calibration import calibrate_subln
 from wrinklefree.models.forward import hidden_states
-from wrinklefree.models.reconstruct import reconstruct_layers
+from wrinklefree.models.reconstruct import _WARMUP_STEPS, reconstruct_layers
 from wrinklefree.models.settings import ReconstructSettings
 from wrinklefree.models.states import captured_states
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
@@ -108,6 +109,26 @@ def test_a_killed_run_goes_on_behind_its_last_layer_and_ends_with_the_same_bytes
     assert kept.stat().st_mtime_ns == written
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_rate_of_a_layer_rises_and_falls_to_nothing(
+    tiny: Tiny, rows: list[Batch], tmp_path: Path
+):
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(
+        lambda made, *_: rates.append(made.param_groups[0]["lr"])
+    )
+    settings = SETTINGS.model_copy(update={"epochs": 20})
+    try:
+        facts = reconstruct_layers(made_ternary(tiny(), rows), rows, settings, tmp_path)
+    finally:
+        hook.remove()
+    steps = len(rates) // len(facts["layers"])
+    expected = [
+        settings.lr * min(1.0, (step + 1) / _WARMUP_STEPS) * (1 - step / steps)
+        for step in range(steps)
+    ]
+    assert rates == pytest.approx(expected * len(facts["layers"])) and steps > _WARMUP_STEPS
 
 
 def test_padding_teaches_nothing(tiny: Tiny, rows: list[Batch], tmp_path: Path):

@@ -34,12 +34,13 @@ from wrinklefree.models.layers import decoder_layers
 from wrinklefree.models.reconstruct import reconstruct_layers
 from wrinklefree.models.settings import (
     MixtureOfDepthsSettings,
+    PruneSettings,
     ReconstructSettings,
     SublnSettings,
 )
 from wrinklefree.models.surgery import insert_bitlinear, insert_subln
 from wrinklefree.plan.live import LiveBytes, decoder_phases, model_on_meta
-from wrinklefree.plan.memory import Training, memory_of, memory_of_reconstruction
+from wrinklefree.plan.memory import Memory, Training, memory_of, memory_of_reconstruction
 from wrinklefree.plan.report import (
     SPARE,
     model_config,
@@ -459,6 +460,26 @@ def test_a_teacher_of_stage_2_is_counted_unless_its_logits_are_written_down():
     assert teacher() == teacher(teacher="base", distillation={"cached_logits": 8}) == 0
     assert teacher(teacher="base") > 0
     assert teacher(teacher="base", distillation={"teachers": {"large": 1.0}}) == 0
+
+
+def test_a_pruned_student_has_a_whole_teacher_and_an_average_is_a_copy():
+    stage2, config = preset(None).stage2, config_of()
+
+    def planned(prune: PruneSettings, **changes: Any) -> tuple[Memory, float]:
+        given = stage2.model_dump(exclude_none=True) | changes
+        settings = Stage2Settings.model_validate(given)
+        training = Training("stage2", settings, 64, QUANTIZER, None, prune)
+        return memory_of(training, config), operations_per_token(training, config)
+
+    found = []
+    for prune in (PruneSettings(), PruneSettings(layers=1, intermediate_size=48)):
+        (alone, operations), (taught, with_teacher) = planned(prune), planned(prune, teacher="base")
+        assert alone.average == 0
+        averaging = {"name": "ema", "ema": {"decay": 0.9}}
+        assert planned(prune, averaging=averaging)[0].average == alone.parameters
+        found.append((alone.parameters, taught.teacher, with_teacher - operations))
+    (whole, *price), (fewer, *of_pruned) = found
+    assert of_pruned == pytest.approx(price) and fewer < 0.7 * whole
 
 
 def test_teachers_of_unknown_size_are_named():

@@ -16,6 +16,7 @@ from wrinklefree.models.folder import load_model, save_model
 from wrinklefree.models.settings import ModelSettings
 from wrinklefree.models.transforms import ModelFormat, ternary
 from wrinklefree.quant.bitlinear import set_quantization_lambda
+from wrinklefree.research import control as room
 from wrinklefree.research.control import compare, table_text, train_control
 from wrinklefree.tracking.stage import Stage
 from wrinklefree.train.loop import Trainer
@@ -63,6 +64,20 @@ def test_the_dense_model_sees_the_rows_of_stage_2_at_its_rates(
         )
         assert theirs == ours and set(ours) != {None}, name
     assert "train/lambda" not in (stage.folder / "stage2" / "history.jsonl").read_text()
+
+
+def test_the_dense_model_draws_from_the_seeds_of_the_students(
+    make_stage: MakeStage, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    seeds, plain = [], room.open_data
+
+    def reading(part: Stage, *arguments: Any) -> Any:
+        seeds.append(part.seed)
+        return plain(part, *arguments)
+
+    monkeypatch.setattr(room, "open_data", reading)
+    control(make_stage, inputs)
+    assert seeds == [make_stage("stage2").seed, make_stage("distill", "ar").seed]
 
 
 def test_each_training_goes_on_from_the_one_before_and_losses_are_those_of_its_model(

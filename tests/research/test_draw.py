@@ -47,6 +47,18 @@ def test_every_mixture_sums_to_1_and_keeps_the_floor(
     assert (drawn_ND >= floor - 1e-12).all()
 
 
+def test_concentrations_are_drawn_by_their_logarithm():
+    chosen = draw_settings(concentration_min=0.1, concentration_max=100.0)
+    drawn_ND = draw_mixtures({"a": 0.5, "b": 0.5}, chosen, seed=3, count=4000)
+    # A third of the concentrations are below 1, with which one domain has nearly all.
+    one_sided = float((drawn_ND.max(axis=1) > 0.95).mean())
+    generator = np.random.default_rng(0)
+    concentrations = np.exp(generator.uniform(math.log(0.1), math.log(100.0), 4000))
+    shares = generator.beta(concentrations / 2, concentrations / 2)
+    expected = float((np.maximum(shares, 1 - shares) > 0.95).mean())
+    assert one_sided == pytest.approx(expected, abs=0.03) and expected > 0.2
+
+
 def test_means_and_variances_are_those_of_the_dirichlet():
     floor, concentration = 0.05, 7.0
     chosen = draw_settings(

@@ -160,6 +160,19 @@ def test_a_seed_that_never_has_the_opponents_loss_speaks_against_a_claim(
     assert ("0.5 (2/3)" in table) == (never == 1) and ("never in" in table) == bool(never)
 
 
+def test_operations_needed_are_at_the_price_of_the_variant(
+    gather: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(EXPERIMENTS, "tried", tried(cheap=Variant()))
+    price = {"measures": {"loss": 3.0, "operations": 0.25}}
+    changes = {f"cheap-seed-{seed}": price for seed in range(2)}
+    losses = {"reference": [3.0, 3.0], "cheap": [3.0, 3.0]}
+    found = gather(write_trainings(tmp_path / "made", losses, changes))
+    measures = found["variants"]["cheap"]["measures"]
+    assert measures["tokens_needed"]["mean"] == pytest.approx(1.0)
+    assert measures["operations_needed"]["mean"] == pytest.approx(0.25)
+
+
 def test_a_claim_about_the_loss_is_as_sure_as_seeds_and_documents_are(
     gather: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

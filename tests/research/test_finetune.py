@@ -220,6 +220,15 @@ def test_a_label_that_is_never_learnt_is_refused(
         finetune_models(make_stage("finetune", None, inputs, changes))
 
 
+def test_a_single_question_has_no_error_and_is_refused(
+    make_stage: Callable[..., Stage], inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    one = written(tmp_path / "a.jsonl", '{"text": "one", "label": "x"}').model_dump()
+    changes = {"finetune.train": one, "finetune.held_out": one}
+    with pytest.raises(UserError, match="held_out has 1 labelled text, expected 2 or more"):
+        finetune_models(make_stage("finetune", None, inputs, changes))
+
+
 def test_what_has_no_effect_on_the_dense_model_s_teaching_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", "{}").model_dump()
     training = {

@@ -155,6 +155,20 @@ def test_the_mean_is_the_difference_of_the_domains_losses_by_their_shares():
     assert found.mean == pytest.approx(expected_S.mean())
 
 
+def test_the_interval_of_several_domains_has_the_degrees_of_freedom_of_satterthwaite():
+    generator, shares = np.random.default_rng(3), {"a": 0.8, "b": 0.2}
+    nats = {"a": 9 * generator.normal(size=4), "b": generator.normal(size=30)}
+    tokens = {name: np.full(len(values), 10) for name, values in nats.items()}
+    # Of documents of one length the mean has the textbook's variance.
+    parts = {n: shares[n] ** 2 * (nats[n] / 10).var(ddof=1) / len(nats[n]) for n in shares}
+    total = sum(parts.values())
+    freedom = total**2 / sum(part**2 / (len(nats[n]) - 1) for n, part in parts.items())
+    found = single_difference(nats, tokens, shares, 0.95)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(total)
+    assert (found.high - found.low) / 2 == pytest.approx(half)
+    assert freedom < 5
+
+
 def test_a_longer_document_counts_for_more():
     tokens = {"a": np.array([10, 30])}
     found = paired_difference({"a": np.array([[10.0, 0.0]] * 2)}, tokens, {"a": 1.0}, 0.95)

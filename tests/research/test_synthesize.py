@@ -4,7 +4,9 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,6 +198,41 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(
     synthesize(resumed)
     assert len(written) == 4, "three batches, and one that was killed"
     assert lines(resumed) == lines(whole)
+
+
+def test_batches_and_candidates_follow_the_seed(
+    make: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+):
+    drawn, plain = [], room.continued
+
+    def continued(*arguments: Any) -> Any:
+        drawn.append(arguments[-1])
+        return plain(*arguments)
+
+    monkeypatch.setattr(room, "continued", continued)
+    candidates = []
+    for seed in (1, 2):
+        stage = make(prompts="uniform")
+        stage = replace(stage, settings=stage.settings | {"seed": seed})
+        synthesize(stage)
+        candidates.append([one["id"] for one in lines(stage, "candidates.jsonl")])
+    assert len(set(drawn)) == len(drawn) == 6
+    assert candidates[0] != candidates[1]
+
+
+def test_a_text_ends_at_any_special_token():
+    class Model:
+        device = "cpu"
+
+        def generate(self, prompt_BP: torch.Tensor, **_: Any) -> torch.Tensor:
+            return torch.cat([prompt_BP, torch.tensor([[5, 9, 7, 8]])], dim=1)
+
+    tokenizer = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
+    teacher: Any = SimpleNamespace(special_ids=[0, 7], model=Model(), tokenizer=tokenizer)
+    settings = SynthesizeSettings.model_validate(
+        {"teacher": {"kind": "folder", "path": "models", "sha256": 64 * "0"}}
+    )
+    assert room.continued(teacher, [[3, 4]], settings, 1) == [{"text": "3 4 5 9", "tokens": 2}]
 
 
 @pytest.mark.parametrize(

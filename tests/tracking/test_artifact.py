@@ -292,6 +292,17 @@ def test_a_writer_killed_half_way_leaves_the_old_artifact_and_the_next_one_clean
     assert (path / "deep" / "a.txt").read_text() == "later"
 
 
+def test_a_writer_killed_while_it_replaces_leaves_the_old_artifact_to_the_next_one(tmp_path: Path):
+    path = tmp_path / "one"
+    write(path)
+    before = read_manifest(path)
+    path.rename(tmp_path / ".one.previous")  # the new one was not put there yet
+    with pytest.raises(RuntimeError, match="broken"), writing_artifact(path, origin(stage="other")):
+        raise RuntimeError("broken")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
+    assert open_artifact(path).manifest == before
+
+
 def test_the_manifest_is_readable_json_with_every_part_of_the_contract(tmp_path: Path):
     write(tmp_path / "one")
     content = json.loads((tmp_path / "one" / MANIFEST).read_text())

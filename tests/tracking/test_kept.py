@@ -17,6 +17,7 @@ from wrinklefree.tracking.kept import (
     restore_alone,
 )
 from wrinklefree.tracking.locks import LOCKS, exclusive_lock
+from wrinklefree.tracking.provenance import record_of
 
 STAGE2 = Path("models/stage2")
 
@@ -43,13 +44,19 @@ def without_manifest() -> None:
 @pytest.mark.parametrize("lose", [gone, without_manifest])
 def test_what_an_engine_deleted_comes_back_whole(lose):
     write("trained")
+    record = Path("provenance/models/stage2.json")
+    assert record == record_of(STAGE2)
+    record.parent.mkdir(parents=True)
+    record.write_text("how")
     assert keep(STAGE2) is None
+    record.unlink()
     before = open_artifact(STAGE2).manifest
     lose()
     assert has_copy(STAGE2)
     assert restore(STAGE2) == "stage2"
     assert open_artifact(STAGE2).manifest == before
     assert not has_copy(STAGE2)
+    assert record.read_text() == "how"
     assert [path.name for path in Path("models").iterdir()] == ["stage2"]
 
 

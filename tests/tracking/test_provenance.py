@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.ternary_linear import products
+from wrinklefree.tracking import provenance
 from wrinklefree.tracking.artifact import Origin, open_artifact, writing_artifact
 from wrinklefree.tracking.kept import is_forced, keep, made_already
 from wrinklefree.tracking.provenance import (
@@ -23,6 +28,13 @@ from wrinklefree.tracking.provenance import (
 RAW, MIXTURE, BASE, STAGE2 = map(
     Path, ("data/raw/code", "data/mixture", "models/base", "models/stage2")
 )
+OF_NO_BYTES = {
+    "accelerate", "dvc", "jinja2", "mlflow", "packaging", "psutil", "pydantic", "pygments",
+    "pypi-simple", "pyyaml", "requests", "rich", "ruamel", "snakemake", "tqdm", "urllib3",
+    "snakemake-executor-plugin-slurm", "snakemake-interface-logger-plugins",
+    "snakemake-interface-report-plugins",
+}  # fmt: skip
+"""Dependencies that only read settings, show, start or place what is made."""
 SOURCE = {"kind": "package", "package": "sympy", "version": "1.14.0", "sha256": "e" * 64}
 
 
@@ -53,6 +65,9 @@ def make_all() -> None:
 
 def test_the_record_tells_how_and_changes_no_manifest(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(products, "last_used", "int8")
+    commit = SimpleNamespace(hash="f" * 40, dirty=True)
+    monkeypatch.setattr(provenance, "present_commit", lambda: commit)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     make(RAW, "fetch", sources={})
     before = open_artifact(RAW).manifest.digest
     make(RAW, "fetch", sources={}, code="d" * 64)
@@ -60,8 +75,18 @@ def test_the_record_tells_how_and_changes_no_manifest(monkeypatch: pytest.Monkey
     record = read_provenance(record_of(RAW), before)
     assert record and (record.code, record.mlflow_run, record.seconds) == ("d" * 64, "run", 1.2)
     assert record.ternary_products == "int8"
+    assert (record.commit, record.uncommitted, record.threads) == ("f" * 40, True, 7)
     assert record.versions["python"] and re.match(r"\d{4}-\d\d-\d\dT", record.finished)
     assert read_provenance(record_of(RAW), "another") is None
+
+
+def test_the_versions_are_those_of_all_that_can_change_bytes():
+    """What the project itself asks for is recorded, or known to be of no such kind."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[^a-z0-9-]", one.lower())[0] for one in project["dependencies"]}
+    recorded = set(library_versions())
+    assert wanted - recorded == OF_NO_BYTES
+    assert library_versions()["python"] == ".".join(platform.python_version_tuple()[:2])
 
 
 def test_the_lineage_is_the_whole_chain_with_digests():

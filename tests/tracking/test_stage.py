@@ -9,12 +9,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wrinklefree.errors import UserError
+from wrinklefree.schema.reads import shaping
 from wrinklefree.tracking import progress as data_progress
 from wrinklefree.tracking import stage as frame
 from wrinklefree.tracking.artifact import Origin, read_manifest, writing_artifact
@@ -189,6 +191,26 @@ def test_settings_without_an_effect_are_no_part_of_what_an_artifact_is(run_stage
         digests.append(read_manifest(Path("out")).digest)
     assert seen == [1, 2, 2]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_shapes_a_training_has_an_effect():
+    training = {"steps": 3, "evaluate_interval": 2, "batch_size": 4, "optimizer": {"name": "muon"}}
+    silent = {"log_interval": 1, "checkpoint_interval": 2}
+    assert shaping({"stage2": training | silent}) == {"stage2": training}
+
+
+def test_stages_and_their_instances_have_seeds_of_their_own(run_stage: RunStage):
+    seeds = []
+
+    def stage(stage: Stage) -> dict[str, Any]:
+        others = (replace(stage, name="x"), replace(stage, instance="x"))
+        of_another = replace(stage, settings={"seed": 2})
+        seeds.extend(one.seed for one in (stage, stage, *others, of_another))
+        return {}
+
+    function = lambda given: stage(replace(given, settings={"seed": 1}))  # noqa: E731
+    assert run_stage(function) == 0
+    assert seeds[0] == seeds[1] and len(set(seeds)) == 4
 
 
 def test_wrong_settings_are_in_the_log(run_stage: RunStage):

@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from wrinklefree.mixture.loader import TrainingData
 from wrinklefree.models.surgery import insert_bitlinear
 from wrinklefree.tracking import stage as frame
 from wrinklefree.tracking.artifact import read_manifest
+from wrinklefree.tracking.kept import FORCED
 from wrinklefree.tracking.stage import Stage, stage_main
 from wrinklefree.tracking.trainings import checkpoints_in, trainings
 from wrinklefree.train.averaging import Averaging
@@ -209,11 +211,37 @@ def test_a_stage_that_starts_afresh_names_the_checkpoint_and_what_differs(run: R
     assert "going on from step 3" in run.said, "what was not finished is still there"
 
 
-def test_other_code_and_inputs_are_named(run: Run, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("function", "found", "named"),
+    [("code_digest", "another", "code. "), ("library_versions", {"torch": "1"}, "versions")],
+)
+def test_other_code_and_libraries_are_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, function: str, found: Any, named: str
+):
     assert run(stop_at=3) == 143
-    monkeypatch.setattr(frame, "code_digest", lambda *_: "another")
+    monkeypatch.setattr(frame, function, lambda *_: found)
     assert run(stop_at=1) == 143
-    assert "from which differs: code. wrinklefree" in run.said
+    assert f"from which differs: {named}" in run.said
+
+
+def test_who_asks_to_continue_is_not_given_the_kept_copy(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(FORCED, "")  # as an engine that forces nothing
+    assert run() == 0
+    shutil.rmtree(OUTPUT)
+    assert ask(monkeypatch, "stage2") == 0
+    assert run() == 2
+    assert "steps is 5, and the training to go on from has taken 5" in run.said
+
+
+def test_a_kept_training_that_is_asked_for_outlives_a_rerun_that_was_killed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    assert run() == 0
+    (kept,) = trainings(ROOT)
+    assert run(stop_at=3) == 143
+    assert ask(monkeypatch, "stage2", "--from", kept.key) == 0
+    run()
+    assert (kept.key, 5) in [(training.key, training.step) for training in trainings(ROOT)]
 
 
 def test_a_continued_training_goes_on_under_the_new_settings(

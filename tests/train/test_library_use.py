@@ -79,6 +79,15 @@ def test_the_readme_runs_and_the_model_learns(
     assert AutoModelForCausalLM.from_pretrained("my/llama").config.vocab_size == 30
 
 
+def test_padding_is_no_token_that_was_read():
+    lengths = torch.arange(30) % 6 + 7
+    rows = TokenRows(counting_rows(), seed=4, length_N=lengths)
+    trainer = Trainer(small_model(), rows, settings(steps=4))
+    facts = trainer.run()
+    read = [trainer.batch(step, 0).document_ids_BT >= 0 for step in range(4)]
+    assert facts["tokens"] == sum(int(mask.sum()) for mask in read) < 4 * 6 * 12
+
+
 def test_with_a_folder_a_killed_training_goes_on(tmp_path: Path):
     def trainer() -> Trainer:
         rows = TokenRows(counting_rows(), seed=4)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from wrinklefree.errors import UserError
 from wrinklefree.kernels import capabilities
 from wrinklefree.kernels.ternary_linear import products
+from wrinklefree.optim.schedule import learning_rate_fraction
 from wrinklefree.quant.bitlinear import BitLinear, set_quantization_lambda
 from wrinklefree.train.history import read_history
 from wrinklefree.train.loop import Trainer
@@ -355,6 +356,33 @@ def test_every_stage_step_reaches_tracking_with_its_speed(make_trainer: MakeTrai
     assert steps == [1, 2, 3, 4, 5]
     assert all(m["train/tokens_per_second"] > 0 for _, m in logged if "train/loss" in m)
     assert any("movement/smallest_ratio" in metrics for _, metrics in logged)
+    tokens = [metrics["train/tokens"] for _, metrics in logged if "train/loss" in metrics]
+    assert tokens == [entry["tokens"] for entry in trained.state.history]
+
+
+def test_what_is_told_of_a_training_is_of_what_it_read(make_trainer: MakeTrainer):
+    rates = {"lr": 0.002, "adamw_lr": 0.0009, "weight_decay": 0.1}
+    trained = make_trainer(optimizer={"name": "muon", "muon": rates})
+    entries: list[tuple[float, float]] = []
+
+    def note(*_: Any) -> None:
+        gradients = [p.grad for p in trained.model.parameters() if p.grad is not None]
+        entries.append(
+            (max(g.max().item() for g in gradients), min(g.min().item() for g in gradients))
+        )
+
+    trained.optimizer.register_step_pre_hook(note)
+    facts, history, read = trained.run(), trained.state.history, 0
+    for step, entry in enumerate(history):
+        masks = [trained.batch(step, index).document_ids_BT >= 0 for index in range(2)]
+        read += sum(int(mask.sum()) for mask in masks)
+        fraction = learning_rate_fraction(step, 5, trained.settings.schedule)
+        assert entry["tokens"] == read
+        assert entry["train/learning_rate"] == pytest.approx(0.002 * fraction)
+        assert (entry["train/grad_largest"], entry["train/grad_smallest"]) == entries[step]
+    clipped = sum(entry["train/grad_clipped"] for entry in history)
+    assert facts["tokens"] == read and facts["steps_clipped"] == clipped
+    assert 0 < clipped < 5
 
 
 class Screen(io.StringIO):

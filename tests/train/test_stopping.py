@@ -160,6 +160,7 @@ def test_a_step_that_is_not_finite_is_skipped_where_settings_allow_it(
     history = trainer.state.history
     assert [entry["step"] for entry in history] == [1, 2, 3, 4, 5]
     assert [entry.get("train/skipped") for entry in history] == [None, 1.0, None, 1.0, None]
+    assert history[1]["tokens"] == history[0]["tokens"] < history[2]["tokens"]
     rates = [entry.get("train/learning_rate") for entry in history]
     assert rates[2] == pytest.approx(0.0006975), "the rate of the third step, by its number"
     logged: Any = trainer.journal._stage.run

@@ -157,8 +157,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` with sorted keys."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    """Write ``content`` with sorted keys; ValueError for a number that JSON has not (NaN)."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 

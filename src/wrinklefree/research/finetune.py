@@ -92,6 +92,11 @@ def finetune_models(stage: Stage) -> dict[str, Any]:
             f" labels there are {', '.join(map(repr, labels))}"
         )
     asked = spread(held_out, settings.questions)
+    if len(asked) < 2:
+        raise UserError(
+            f"finetune.held_out has {len(asked)} labelled text, expected 2 or more, for the"
+            " accuracy over one has no error; give it more"
+        )
     folder = stage.inputs["model"]
     task = Task(
         load_tokenizer(folder),

@@ -53,6 +53,15 @@ def test_both_models_are_trained_from_a_guess_and_asked_alike(make_stage: MakeSt
         assert (stage.folder / f"plots/{name}.svg").read_text().count("<svg") == 1
 
 
+def test_what_is_copied_is_the_last_given_frame(make_stage: MakeStage) -> None:
+    stage = make_stage("world_model", None, {}, {"world_model.video.most_speed": 3.0})
+    found, settings = content(stage), settings_of(stage)
+    world = make_world(settings, stage.seed)
+    frames = world.held_out_NT.unflatten(1, (settings.video.frames, settings.places)).clone()
+    frames[:, settings.context_frames :] = frames[:, [settings.context_frames - 1]]
+    assert found["copied"] == scores(world, frames.flatten(1))
+
+
 def test_a_world_that_stands_still_is_copied_without_a_fault(make_stage: MakeStage) -> None:
     found = content(make_stage("world_model", None, {}, {"world_model.video.most_speed": 0.0}))
     assert found["copied"] == found["tokenized"]
