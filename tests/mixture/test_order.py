@@ -53,6 +53,16 @@ def test_every_epoch_of_a_domain_has_every_row_once(
     assert {d for d, _ in samples} == {0, 2, 3}
 
 
+def test_the_order_of_a_mixture_stays_what_it_is() -> None:
+    """Over a change of weights, several windows of the buffer and epochs of a small domain."""
+    found = located(order(WeightChange(40, LATER), buffer=10, seed=9), range(0, 240, 9))
+    assert found == [
+        (0, 3), (0, 8), (2, 9), (3, 5), (2, 2), (2, 16), (2, 22), (2, 33), (2, 42), (2, 49),
+        (2, 52), (2, 61), (2, 72), (3, 19), (2, 91), (2, 96), (2, 102), (2, 116), (2, 129),
+        (3, 25), (2, 134), (2, 140), (2, 156), (2, 163), (2, 171), (2, 189), (2, 193),
+    ]  # fmt: skip
+
+
 def test_token_shares_are_the_weights() -> None:
     samples = 800 * BLOCK_SAMPLES
     counts = Counter(order(seed=1).locate(np.arange(samples))[0].tolist())

@@ -54,7 +54,7 @@ def test_both_models_are_trained_from_a_guess_and_asked_alike(make_stage: MakeSt
 
 
 def test_what_is_copied_is_the_last_given_frame(make_stage: MakeStage) -> None:
-    stage = make_stage("world_model", None, {}, {"world_model.video.most_speed": 3.0})
+    stage = make_stage("world_model", None, {}, {"world_model.context_frames": 2})
     found, settings = content(stage), settings_of(stage)
     world = make_world(settings, stage.seed)
     frames = world.held_out_NT.unflatten(1, (settings.video.frames, settings.places)).clone()
