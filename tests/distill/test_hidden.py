@@ -47,6 +47,13 @@ def test_distances_are_computed_in_float32_and_a_token_of_zeros_is_no_division_b
     assert zeros.grad is not None and zeros.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_states_in_bfloat16_are_compared_as_the_numbers_that_they_are(distance) -> None:
+    teacher, student = torch.randn(2, 3, 5, 64).bfloat16()
+    found = hidden_distance(teacher, student, distance)
+    assert torch.equal(found, hidden_distance(teacher.float(), student.float(), distance))
+
+
 def test_a_map_between_widths_is_the_best_and_the_gradient_that_of_what_it_leaves() -> None:
     teacher = torch.randn(40, 7, dtype=torch.float64) * torch.logspace(-2, 3, 40)[:, None]
     student = torch.randn(40, 5, dtype=torch.float64, requires_grad=True)

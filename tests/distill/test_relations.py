@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -102,6 +103,19 @@ def test_what_is_asked_of_the_kernel_for_cuda_is_the_same_divergence(monkeypatch
     both = [relation_vectors(found, 4) for found in (teacher, student)]
     streamed = streamed_divergence(*both, pieces, **how)
     torch.testing.assert_close(streamed, relations_divergence(*both, pieces, **how))
+
+
+def test_relations_are_computed_in_float32_under_autocast_too():
+    teacher, student = (
+        Projections(*(getattr(one, f.name).bfloat16() for f in fields(one)))
+        for one in (projections(4, 2, 8, seed=1), projections(6, 3, 4, seed=2))
+    )
+    assert {v.dtype for v in relation_vectors(student, 4)} == {torch.float32}
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(divergence(teacher, student, [[0] * 6] * 2, causal=True))
+    assert found[0].dtype == torch.float32 and torch.equal(*found)
 
 
 def test_heads_must_divide_every_projection():

@@ -83,6 +83,21 @@ def test_gradients_are_straight_through_in_float64(rows: bool) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("back_end", PRODUCTS)
+def test_an_open_autocast_rounds_nothing(back_end: products.BackEnd) -> None:
+    activation, weight = draw(64, 96, 48)
+    gradient, ends = torch.randn(64, 48), []
+    for enabled in (False, True):
+        x, w = leaves(activation, weight, torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = ternary_linear(
+                x, w, activation, weight, dtype=torch.float32, back_end=back_end
+            )
+            ends.append([output.detach(), *torch.autograd.grad(output, (x, w), gradient)])
+    assert all(map(torch.equal, *ends))
+    assert torch.equal(ends[1][0], reference.ternary_linear(*activation, *weight))
+
+
 def test_in_bfloat16_weights_stay_exact_and_activations_are_rounded_as_floats_are() -> None:
     activation, weight = draw(64, 96, 48)
     x, w = leaves(activation, weight, torch.float32)

@@ -145,8 +145,9 @@ def test_zero_strength_quantizes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(layer(x), F.linear(x, layer.weight))
 
 
-def test_bfloat16_autocast_keeps_parameters_and_their_gradients_in_float32() -> None:
-    layer, x = BitLinear(64, 100), torch.randn(5, 64)
+@pytest.mark.parametrize("bias", [False, True])
+def test_bfloat16_autocast_keeps_parameters_and_their_gradients_in_float32(bias: bool) -> None:
+    layer, x = BitLinear(64, 100, bias=bias), torch.randn(5, 64)
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(layer(x)[..., :64])
     assert output.dtype == torch.bfloat16

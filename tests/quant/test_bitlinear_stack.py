@@ -80,6 +80,13 @@ def test_full_strength_is_the_exact_product_of_codes() -> None:
     assert torch.equal(stack(given, routing), torch.cat(exact))
 
 
+def test_experts_compute_in_the_type_of_an_open_autocast() -> None:
+    stack = BitLinearStack(LinearStack(nn.Parameter(torch.randn(4, 6, 63))), fused=2)
+    routing = Routing.of(TAKEN_MK, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert stack(torch.randn(7, 63)[routing.token_P], routing).dtype == torch.bfloat16
+
+
 def test_rows_come_in_the_order_of_layers_and_go_back_to_their_tokens() -> None:
     routing = Routing.of(TAKEN_MK, 4)
     assert routing.sizes == [5, 3, 0, 6]

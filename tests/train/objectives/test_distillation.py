@@ -18,7 +18,7 @@ from wrinklefree.models.projections import captured_projections
 from wrinklefree.train.distill_settings import DistillSettings
 from wrinklefree.train.gradient_ratio_settings import GradientRatioSettings
 from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
-from wrinklefree.train.objectives.distillation import distillation
+from wrinklefree.train.objectives.distillation import _widened, distillation
 from wrinklefree.train.objectives.next_token import NextToken
 from wrinklefree.train.objectives.objective import Objective, TrainStep
 
@@ -192,6 +192,15 @@ def test_hidden_states_of_another_width_are_compared_through_the_best_map(
         optimizer.step()
         losses.append(loss.item())
     assert 0 < losses[-1] < 0.8 * losses[0] < 1.0  # a map of zeros leaves 1
+
+
+def test_the_map_between_widths_is_applied_as_it_was_fitted_under_autocast_too():
+    teacher, student, weight = torch.randn(2, 40, 12), torch.randn(2, 40, 8), torch.rand(2, 40)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(_widened(teacher, student, weight))
+    assert torch.equal(*found)
 
 
 @torch.no_grad()
