@@ -86,7 +86,9 @@ def test_healthy_training_passes_and_reports_each_parameter() -> None:
         assert moved.frozen_because is None and moved.unchanged < 0.5
     deviation = (model.norm.weight - 1).abs().max().item()
     assert report.norm_deviation == pytest.approx(deviation) and deviation > 1e-3
-    assert 0 < report.metrics()["movement/smallest_ratio"] <= 1.2
+    ratios = [moved.moved / moved.predicted for moved in report.parameters]
+    assert report.metrics()["movement/smallest_ratio"] == min(ratios) > 0
+    assert report.metrics()["movement/largest_ratio"] == max(ratios) <= 1.2
 
 
 def steady(

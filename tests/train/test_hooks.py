@@ -10,11 +10,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.quant.settings import QuantizerSettings
 from wrinklefree.stability.activations import ActivationTelemetry
 from wrinklefree.stability.settings import SpikeSettings
+from wrinklefree.train.averaging import Averaging
 from wrinklefree.train.hooks import Hook
 from wrinklefree.train.loop import Trainer
 
@@ -78,8 +80,19 @@ def test_the_finished_model_is_the_average(make_trainer: MakeTrainer, kind: str)
                 expected = 0.7 * expected + 0.3 * taken[step][name]
         torch.testing.assert_close(parameter.detach(), expected.float(), atol=1e-6, rtol=1e-6)
     assert facts["averaged"] == {"last": 3, "ema": 8}[kind]
-    assert facts["held_out_loss_last"] != facts["held_out_loss_averaged"]
-    assert 0 < facts["codes_changed"] < 1
+    (hook,) = (hook for hook in trainer.hooks if isinstance(hook, Averaging))
+    found = {"averaged": codes_of(trainer.model)}
+    assert facts["held_out_loss_averaged"] == hook._loss(trainer)
+    trainer.model.load_state_dict(taken[7], strict=False)
+    found["last"] = codes_of(trainer.model)
+    assert facts["held_out_loss_last"] == hook._loss(trainer) != facts["held_out_loss_averaged"]
+    changed = (found["averaged"] != found["last"]).float().mean().item()
+    assert facts["codes_changed"] == pytest.approx(changed) and changed > 0
+
+
+def codes_of(model: PreTrainedModel) -> torch.Tensor:
+    layers = (module for module in model.modules() if isinstance(module, BitLinear))
+    return torch.cat([layer.ternary_codes()[0].flatten() for layer in layers])
 
 
 @pytest.mark.parametrize("changes", [LAST, EMA], ids=["last", "ema"])

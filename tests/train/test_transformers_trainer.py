@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from wrinklefree.diffusion.settings import DiffusionSettings
 from wrinklefree.errors import UserError
 from wrinklefree.mixture.token_rows import TokenRows
 from wrinklefree.models.depths import mix_depths
@@ -29,6 +30,7 @@ from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.train.distill_settings import DistillationSettings
 from wrinklefree.train.future_tokens_settings import FutureTokensSettings
 from wrinklefree.train.loop import Trainer
+from wrinklefree.train.objectives.block_diffusion import BlockDiffusion
 from wrinklefree.train.objectives.distillation import distillation
 from wrinklefree.train.objectives.future_tokens import with_future_tokens
 from wrinklefree.train.objectives.next_token import NextToken
@@ -94,11 +96,17 @@ def with_a_teacher() -> tuple[PreTrainedModel, Objective]:
     return small_model(), distillation(NextToken(), taught, dense_model())
 
 
+def of_diffusion() -> tuple[PreTrainedModel, Objective]:
+    diffusion = DiffusionSettings(block_size=4, token_shift="noisy")
+    return small_model(), Objective(BlockDiffusion(diffusion, mask_token_id=29, seed=1))
+
+
 MODELS = {
     "experts": with_experts, "depths": of_mixed_depths, "later tokens": with_later_tokens,
-    "teacher": with_a_teacher,
+    "teacher": with_a_teacher, "diffusion": of_diffusion,
 }  # fmt: skip
 TERMS = {
+    "diffusion": set(),
     "experts": {"train/router_balance", "train/router_balance_weighted", "router/dead_experts"},
     "depths": {"train/token_choice", "train/token_choice_weighted", "choice/agreement"},
     "later tokens": {"train/future_tokens_weighted", "future_tokens/loss_2"},
