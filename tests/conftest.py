@@ -361,12 +361,12 @@ def begin_texts() -> Callable[[Path, str], int]:
     return begin
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def beginning_folder(
     tokenizer_folder: Path, begin_texts: Callable[[Path, str], int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
-    """``tokenizer_folder``, whose texts begin with its padding token."""
+    """The test's own ``tokenizer_folder``, whose texts begin with its padding token."""
     folder = tmp_path_factory.mktemp("beginning") / "tokenizer"
     shutil.copytree(tokenizer_folder, folder)
     begin_texts(folder, "<|padding|>")
