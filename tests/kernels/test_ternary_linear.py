@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,14 @@ def test_the_back_end_is_what_is_measured_or_named(
         capabilities.gains.cache_clear()
         assert chosen_back_end(device) == expected  # read from the file
     assert measured == [4.3, 0.1]
+    rates = {"int8": 0.5, "bfloat16": 1.0, "triton": 0.0}
+    capabilities.cache_file().write_text(json.dumps({"another machine": rates}), encoding="utf-8")
+    capabilities.gains.cache_clear()
+    assert chosen_back_end(device) == "float32"
+    entries = json.loads(capabilities.cache_file().read_text(encoding="utf-8"))
+    assert entries.pop("another machine") == rates and len(entries) == 1
+    assert [path.name for path in capabilities.cache_file().parent.iterdir()] == ["products.json"]
+    measured.pop()
     capabilities.cache_file().write_text("[]", encoding="utf-8")
     capabilities.gains.cache_clear()
     assert chosen_back_end(device) == "float32"  # measured anew

@@ -224,6 +224,22 @@ def test_other_code_and_libraries_are_named(
     assert f"from which differs: {named}" in run.said
 
 
+def test_a_continued_training_that_is_killed_at_once_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert run() == 0
+    assert ask(monkeypatch, "stage2") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", killed)
+        assert run(steps=8) == 130
+    assert run(steps=8) == 0
+    assert len(run.rates) == 3
+    assert read_manifest(OUTPUT).facts["continued_from"]["step"] == 5
+
+
 def test_who_asks_to_continue_is_not_given_the_kept_copy(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(FORCED, "")  # as an engine that forces nothing
     assert run() == 0
