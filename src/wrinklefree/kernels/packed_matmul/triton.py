@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.target_info import is_cuda, is_hip
+from triton import knobs
+from triton.language.target_info import is_cuda
 
 from wrinklefree.kernels.launch import launch
 from wrinklefree.kernels.packed_matmul.reference import CODES_PER_BYTE
@@ -17,6 +18,8 @@ from wrinklefree.kernels.quantize_activation.triton import ROUNDING, codes_at
 from wrinklefree.kernels.ternary_matmul.triton import scaled, scales
 
 BYTES_OF_A_WORD = 4
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+"""Whether Triton's interpreter runs the kernels of this process."""
 
 
 @triton.jit
@@ -32,6 +35,23 @@ def _store(
         result.to(result_pointer.dtype.element_ty),
         mask=(token < tokens)[:, None] & (row < rows)[None, :],
     )
+
+
+@triton.jit
+def _store_quarters(
+    sums_0, sums_1, sums_2, sums_3, ones, scale, weight_scale_pointer, result_pointer, token, row,
+    tokens, rows, PER_OUTPUT: tl.constexpr,
+):  # fmt: skip
+    """Sums of x (code + 1), with their factors, less those of x."""
+    # Every sum is a multiple of its factor: shifts are exact.
+    _store(sums_0 - ones, scale, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 0, PER_OUTPUT)  # fmt: skip
+    _store((sums_1 >> 2) - ones, scale, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 1, PER_OUTPUT)  # fmt: skip
+    _store((sums_2 >> 4) - ones, scale, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 2, PER_OUTPUT)  # fmt: skip
+    _store(sums_3 - ones, scale, weight_scale_pointer, result_pointer, token, row,
+           tokens, rows, 3, PER_OUTPUT)  # fmt: skip
 
 
 @triton.jit
@@ -99,31 +119,25 @@ def _packed_kernel(
         ones = tl.zeros((1, BLOCK_Q), tl.int32) + tl.sum(total, axis=0)
     else:
         ones = tl.zeros((BLOCK_M, BLOCK_Q), tl.int32) + total[:, None]
-    # Sum of x (code + 1) less that of x. Every sum is a multiple of its factor: shifts are exact.
-    _store(sums_0 - ones, scale, weight_scale_pointer, result_pointer, token, row,
-           tokens, rows, 0, PER_OUTPUT)  # fmt: skip
-    _store((sums_1 >> 2) - ones, scale, weight_scale_pointer, result_pointer, token, row,
-           tokens, rows, 1, PER_OUTPUT)  # fmt: skip
-    _store((sums_2 >> 4) - ones, scale, weight_scale_pointer, result_pointer, token, row,
-           tokens, rows, 2, PER_OUTPUT)  # fmt: skip
-    _store(sums_3 - ones, scale, weight_scale_pointer, result_pointer, token, row,
-           tokens, rows, 3, PER_OUTPUT)  # fmt: skip
+    _store_quarters(
+        sums_0, sums_1, sums_2, sums_3, ones, scale, weight_scale_pointer, result_pointer, token,
+        row, tokens, rows, PER_OUTPUT,
+    )  # fmt: skip
 
 
 @triton.jit
 def _four_products(a, b, sums):
     """``sums`` and the products of the four int8 that lie in each int32 of ``a`` and ``b``."""
+    if INTERPRETED:  # which has no instructions, and whose machine may have no driver to ask
+        sums += (a >> 24) * (b >> 24) + ((a << 8) >> 24) * ((b << 8) >> 24)
+        return sums + ((a << 16) >> 24) * ((b << 16) >> 24) + ((a << 24) >> 24) * ((b << 24) >> 24)
     if is_cuda():
         return tl.inline_asm_elementwise(
             "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, sums], tl.int32, True, 1
         )
-    if is_hip():
-        return tl.inline_asm_elementwise(
-            "v_dot4_i32_i8 $0, $1, $2, $3", "=v,v,v,v", [a, b, sums], tl.int32, True, 1
-        )
-    # The interpreter has no instructions.
-    sums += (a >> 24) * (b >> 24) + ((a << 8) >> 24) * ((b << 8) >> 24)
-    return sums + ((a << 16) >> 24) * ((b << 16) >> 24) + ((a << 24) >> 24) * ((b << 24) >> 24)
+    return tl.inline_asm_elementwise(
+        "v_dot4_i32_i8 $0, $1, $2, $3", "=v,v,v,v", [a, b, sums], tl.int32, True, 1
+    )
 
 
 @triton.jit
@@ -168,14 +182,11 @@ def _one_token_kernel(
     sums_2, sums_3 = tl.split(latter)
     token = tl.zeros((1,), tl.int32)
     scale = tl.load(scale_pointer + token)
-    _store(sums_0[None, :], scale, weight_scale_pointer, result_pointer, token, row, 1, rows, 0,
-           PER_OUTPUT)  # fmt: skip
-    _store(sums_1[None, :] >> 2, scale, weight_scale_pointer, result_pointer, token, row, 1, rows,
-           1, PER_OUTPUT)  # fmt: skip
-    _store(sums_2[None, :] >> 4, scale, weight_scale_pointer, result_pointer, token, row, 1, rows,
-           2, PER_OUTPUT)  # fmt: skip
-    _store(sums_3[None, :], scale, weight_scale_pointer, result_pointer, token, row, 1, rows, 3,
-           PER_OUTPUT)  # fmt: skip
+    # The sums of x are taken off already.
+    _store_quarters(
+        sums_0[None, :], sums_1[None, :], sums_2[None, :], sums_3[None, :], 0, scale,
+        weight_scale_pointer, result_pointer, token, row, 1, rows, PER_OUTPUT,
+    )  # fmt: skip
 
 
 def packed_matmul(
