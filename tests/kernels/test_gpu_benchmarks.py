@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreted import output_of
 
-SCRIPT = Path(__file__).with_name("run_gpu_benchmark.py")
 SIZES: dict[str, dict[str, Any]] = {
     "ternary_kernels": {"MODELS": {"x": [32, 24]}, "TOKENS": 70, "PACKED": [[64, 32]], "FEW": [1]},
     "step_kernels": {
@@ -25,13 +21,5 @@ SIZES: dict[str, dict[str, Any]] = {
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SIZES)
 def test_a_benchmark_of_a_gpu_finds_its_results_right_in_the_interpreter(name: str) -> None:
-    pytest.importorskip("triton")
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), name, json.dumps(SIZES[name])],
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-2000:]
-    assert result.stdout.count("timed: ") >= 2
+    said = output_of("run_gpu_benchmark.py", name, json.dumps(SIZES[name]), on_gpu=False)
+    assert said.count("timed: ") >= 2

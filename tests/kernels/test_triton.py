@@ -1,15 +1,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
+from interpreted import output_of
 
-SCRIPT = Path(__file__).with_name("compare_with_triton.py")
 OPERATIONS = (
     "quantize_activation",
     "quantize_weights",
@@ -22,18 +17,7 @@ OPERATIONS = (
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, dict[str, bool]]:
-    pytest.importorskip("triton")
-    # The interpreter is chosen when triton is imported, hence the process of its own.
-    interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        env={**os.environ, **interpret, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads(result.stdout)
+    return json.loads(output_of("compare_with_triton.py"))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

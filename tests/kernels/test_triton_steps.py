@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreted import output_of
 from torch import nn
 
 
 def results_of(script: str) -> dict[str, Any]:
-    """What a script beside this file prints; triton reads its environment when imported."""
-    pytest.importorskip("triton")
-    interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script))],
-        env={**os.environ, **interpret, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads(result.stdout)
+    return json.loads(output_of(script))
 
 
 def test_a_step_of_an_eight_bit_average_gives_the_bits_of_the_reference() -> None:

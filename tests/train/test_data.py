@@ -314,17 +314,17 @@ def section_of(stage: str, training: dict[str, Any]) -> dict[str, Any]:
     return {"distill": {"ar": training}} if stage == "distill" else {stage: training}
 
 
-def trained(
+def prepared(
     name: str, stage: Stage, make_settings: MakeSettings, tmp_path: Path, seed: int = 1, **data: Any
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Facts and history of a training stage under settings ``data``."""
-    function, _, more = STAGES[name]
+) -> Stage:
+    """A training stage under settings ``data``."""
+    _, _, more = STAGES[name]
     tokenizer = stage.inputs["mixture"].parent / "tokenizer"
     save_model(tmp_path / "teacher", small_model(quantized=False), ModelFormat(), tokenizer)
     save_model(tmp_path / "model", small_model(), ternary(), tokenizer)
     training = {**make_settings({"data": data}).model_dump(), **more}
     folders = {key: tmp_path / key for key in ("teacher", "model")}
-    own = replace(
+    return replace(
         stage,
         instance="ar",
         settings={"seed": seed, **section_of(name, training)},
@@ -332,18 +332,24 @@ def trained(
         folder=Path(tempfile.mkdtemp(dir=tmp_path)),
         work=Path(tempfile.mkdtemp(dir=tmp_path)),
     )
-    return function(own), read_history(own.folder)
+
+
+def trained(name: str, *given: Any, **chosen: Any) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Facts and history of such a stage."""
+    own = prepared(name, *given, **chosen)
+    return STAGES[name][0](own), read_history(own.folder)
 
 
 def test_a_base_begins_with_weights_of_the_seed(
     stage: Stage, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "stage_trainer", lambda *_, **__: SimpleNamespace(run=dict))
-    monkeypatch.setattr(f"{__name__}.read_history", load_model)
-    first, again, other = (
-        trained("base", stage, make_settings, tmp_path, seed=seed)[1][0].state_dict()
-        for seed in (1, 1, 2)
-    )
+    found = []
+    for seed in (1, 1, 2):
+        own = prepared("base", stage, make_settings, tmp_path, seed=seed)
+        make_base(own)
+        found.append(load_model(own.folder)[0].state_dict())
+    first, again, other = found
     names = [name for name, tensor in first.items() if not torch.equal(tensor, other[name])]
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
     assert "model.layers.0.self_attn.q_proj.weight" in names

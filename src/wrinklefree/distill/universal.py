@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wrinklefree.tokens.tokenizer import end_of_text_of, load_tokenizer, text_ids, token_bytes
+from wrinklefree.tokens.tokenizer import begin_of_text, end_of_text_of, load_tokenizer, token_bytes
 
 
 def universal_distance(teacher_NV: Tensor, student_NU: Tensor, temperature: float) -> Tensor:
@@ -40,7 +40,12 @@ class Spelling:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(folder)
         self.end_of_text_id = end_of_text_of(self.tokenizer, folder)
+        self._begin = begin_of_text(self.tokenizer)
         self._bytes_V = token_bytes(self.tokenizer).tolist()
+
+    def ids_of(self, text: str) -> list[int]:
+        """Tokens of a text from its beginning on, without the end of text."""
+        return [*self._begin, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
     def text_of(self, ids: list[int]) -> str | None:
         """What the ids say; None where they begin or end within a character."""
@@ -71,7 +76,7 @@ def aligned(ours: Spelling, theirs: Spelling, ids: list[int]) -> tuple[list[int]
     body = ids[:-1] if ends else ids
     if not (text := ours.text_of(body)):
         return [], {}
-    other = text_ids(theirs.tokenizer, text)
+    other = theirs.ids_of(text)
     if theirs.text_of(other) != text:
         return [], {}
     if ends:

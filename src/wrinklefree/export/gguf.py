@@ -43,8 +43,8 @@ from wrinklefree.quant.bitlinear import BitLinear
 from wrinklefree.tokens.tokenizer import (
     TOKENIZER_FILE,
     begin_of_text,
-    end_of_text_id,
-    read_tokenizer,
+    end_of_text_of,
+    load_tokenizer,
 )
 
 NAMES = {
@@ -213,9 +213,9 @@ def _write_tokenizer(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> 
     writer.add_token_merges(
         [one if isinstance(one, str) else " ".join(one) for one in content["model"]["merges"]]
     )
-    end = end_of_text_id(folder)
+    tokenizer = load_tokenizer(folder)
+    begin, end = begin_of_text(tokenizer), end_of_text_of(tokenizer, folder)
     named = SpecialVocab(folder, special_token_types=("bos",), n_vocab=vocabulary_size)
-    begin = begin_of_text(read_tokenizer(folder))
     writer.add_eos_token_id(end)
     writer.add_bos_token_id((begin or [named.special_token_ids.get("bos", end)])[0])
     writer.add_add_bos_token(bool(begin))  # as every row of training does

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from wrinklefree.errors import UserError
 from wrinklefree.kernels.sum_by_blocks import block_size
 from wrinklefree.kernels.vocabulary_loss import has_kernel
+from wrinklefree.kernels.vocabulary_loss.reference import widened
 from wrinklefree.models.attention import AttentionRule
 
 _DROPOUTS = ("dropout", "pdrop")
@@ -67,7 +68,7 @@ def logits_of(
     The head is a product with the whole vocabulary: over rows without a target it is wasted. All
     rows of a batch at once are the largest tensor there is: whoever can, takes some at a time.
     """
-    return _widened(loss_logits_of(model, hidden_ND, mask_token_id))
+    return widened(loss_logits_of(model, hidden_ND, mask_token_id))
 
 
 def loss_logits_of(
@@ -81,7 +82,7 @@ def loss_logits_of(
     assert head is not None, "a causal language model has a head"
     logits_NV = head(hidden_ND)
     if not has_kernel(logits_NV):
-        logits_NV = _widened(logits_NV)
+        logits_NV = widened(logits_NV)
     return logits_NV if mask_token_id is None else _excluded(logits_NV, mask_token_id)
 
 
@@ -91,16 +92,12 @@ def without_mask_token(logits_NV: Tensor, mask_token_id: int) -> Tensor:
     The mask token stands for a question and is never an answer. An id beyond the vocabulary (a
     teacher that lacks the token) leaves the logits as they are.
     """
-    return _excluded(_widened(logits_NV), mask_token_id)
+    return _excluded(widened(logits_NV), mask_token_id)
 
 
 def _excluded(logits_NV: Tensor, token: int) -> Tensor:
     ids_V = torch.arange(logits_NV.shape[-1], device=logits_NV.device)
     return logits_NV.masked_fill(ids_V == token, float("-inf"))
-
-
-def _widened(logits_NV: Tensor) -> Tensor:
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
 
 def require_embeddings(

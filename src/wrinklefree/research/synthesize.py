@@ -31,7 +31,7 @@ from wrinklefree.models.losses import cross_entropies
 from wrinklefree.models.teachers import brought
 from wrinklefree.research.synthesize_settings import SynthesizeSettings
 from wrinklefree.text.documents.parquet import read_documents
-from wrinklefree.tokens.tokenizer import begin_of_text, load_tokenizer, text_ids
+from wrinklefree.tokens.tokenizer import begin_of_text, load_tokenizer
 from wrinklefree.tracking.files import sha256_of_json, write_atomically
 from wrinklefree.tracking.progress import Progress, progress
 from wrinklefree.tracking.stage import Stage
@@ -62,14 +62,18 @@ class Writer:
         added = self.tokenizer.get_added_tokens_decoder()
         return sorted(number for number, token in added.items() if token.special)
 
+    @cached_property
+    def _begin(self) -> list[int]:
+        return begin_of_text(self.tokenizer)
+
     @property
     def _room(self) -> int:
         """How many tokens of a text its positions hold."""
-        return self.model.config.max_position_embeddings - len(begin_of_text(self.tokenizer))
+        return self.model.config.max_position_embeddings - len(self._begin)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of plain text from its beginning on."""
-        return text_ids(self.tokenizer, text)
+        return [*self._begin, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
     def reach(self, text: str) -> int:
         """How many characters its positions hold."""
@@ -82,11 +86,10 @@ class Writer:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         length = min(len(encoding.ids), self._room)
         (begin, end) = (encoding.offsets[index][1] for index in (0, length - 1))
-        first = begin_of_text(self.tokenizer)
-        ids_N = torch.tensor(first + encoding.ids[:length], device=self.model.device)
+        ids_N = torch.tensor(self._begin + encoding.ids[:length], device=self.model.device)
         hidden_ND = self.model.get_decoder()(ids_N[None], use_cache=False).last_hidden_state[0]
-        asked = slice(len(first), -1), slice(len(first) + 1, None)
-        nats = cross_entropies(self.model, hidden_ND[asked[0]], ids_N[asked[1]])
+        first = len(self._begin)
+        nats = cross_entropies(self.model, hidden_ND[first:-1], ids_N[first + 1 :])
         return nats.double().sum().item() / max(len(text[begin:end].encode()), 1)
 
 

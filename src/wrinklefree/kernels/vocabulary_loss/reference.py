@@ -12,7 +12,7 @@ from torch.nn import functional
 
 def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """Nats of each target, at least float32 [N]."""
-    return functional.cross_entropy(_widened(logits_NV), target_N, reduction="none")
+    return functional.cross_entropy(widened(logits_NV), target_N, reduction="none")
 
 
 def divergence(teacher_NV: Tensor, student_NV: Tensor, temperature: float, reverse: bool) -> Tensor:
@@ -27,7 +27,7 @@ def divergence(teacher_NV: Tensor, student_NV: Tensor, temperature: float, rever
 
 def log_probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
     """``log_softmax(logits / temperature)`` in at least float32."""
-    return (_widened(logits_NV) / temperature).log_softmax(-1)
+    return (widened(logits_NV) / temperature).log_softmax(-1)
 
 
 def kl_divergence(teacher_log: Tensor, student_log: Tensor) -> Tensor:
@@ -41,5 +41,6 @@ def kl_divergence(teacher_log: Tensor, student_log: Tensor) -> Tensor:
     return (teacher_log.exp() * difference).sum(-1)
 
 
-def _widened(logits_NV: Tensor) -> Tensor:
+def widened(logits_NV: Tensor) -> Tensor:
+    """The same numbers in at least float32."""
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))

@@ -26,6 +26,13 @@ def _softened(pointer, place, vocabulary, inverse_temperature):
 
 
 @triton.jit
+def _grown(largest, total, logit):
+    """The largest logit so far, and the sum of the exponentials below it, with a block more."""
+    now = tl.maximum(largest, tl.max(logit, axis=0))
+    return now, total * tl.exp(largest - now) + tl.sum(tl.exp(logit - now), axis=0)
+
+
+@triton.jit
 def _cross_entropy_kernel(
     logits_pointer,
     target_pointer,
@@ -41,9 +48,7 @@ def _cross_entropy_kernel(
     total = 0.0
     for start in range(0, vocabulary, BLOCK):
         logit = _softened(logits_pointer, start + tl.arange(0, BLOCK), vocabulary, 1.0)
-        now = tl.maximum(largest, tl.max(logit, axis=0))
-        total = total * tl.exp(largest - now) + tl.sum(tl.exp(logit - now), axis=0)
-        largest = now
+        largest, total = _grown(largest, total, logit)
     log = largest + tl.log(total)
     target = tl.load(logits_pointer + tl.load(target_pointer + token)).to(tl.float32)
     tl.store(loss_pointer + token, log - target)
@@ -102,10 +107,7 @@ def _divergence_kernel(
         total = total * kept + tl.sum(share, axis=0)
         gap = gap * kept + tl.sum(tl.where(share > 0.0, share * (first - second), 0.0), axis=0)
         largest = now
-        now = tl.maximum(second_largest, tl.max(second, axis=0))
-        kept = tl.exp(second_largest - now)
-        second_total = second_total * kept + tl.sum(tl.exp(second - now), axis=0)
-        second_largest = now
+        second_largest, second_total = _grown(second_largest, second_total, second)
     log = largest + tl.log(total)
     second_log = second_largest + tl.log(second_total)
     tl.store(divergence_pointer + token, gap / total - log + second_log)
@@ -159,9 +161,8 @@ class _CrossEntropy(torch.autograd.Function):
         tokens, vocabulary = logits_NV.shape
         loss_N, log_N = logits_NV.new_empty((2, tokens), dtype=torch.float32)
         ctx.numbers = (vocabulary, logits_NV.stride(0))
-        if tokens:
-            operands = (logits_NV, target_N, loss_N, log_N)
-            launch(_cross_entropy_kernel, (tokens,), *operands, *ctx.numbers, **CHOICES)
+        operands = (logits_NV, target_N, loss_N, log_N)
+        _launch(_cross_entropy_kernel, (tokens,), operands, ctx.numbers)
         ctx.save_for_backward(logits_NV, target_N, log_N)
         return loss_N
 
@@ -170,7 +171,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits_NV, *others = ctx.saved_tensors
         gradient_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
         operands = (logits_NV, *others, upstream[0].contiguous(), gradient_NV)
-        _launch_blocks(_cross_entropy_gradient_kernel, gradient_NV, operands, ctx.numbers)
+        _launch(_cross_entropy_gradient_kernel, _blocks(logits_NV), operands, ctx.numbers)
         return gradient_NV, None
 
 
@@ -186,8 +187,7 @@ class _Divergence(torch.autograd.Function):
         ctx.of_first = of_first
         ctx.numbers = (vocabulary, first_NV.stride(0), second_NV.stride(0), 1 / temperature)
         operands = (first_NV, second_NV, *results)
-        if tokens:
-            launch(_divergence_kernel, (tokens,), *operands, *ctx.numbers, **CHOICES)
+        _launch(_divergence_kernel, (tokens,), operands, ctx.numbers)
         ctx.save_for_backward(first_NV, second_NV, results)
         return results[0].clone()
 
@@ -197,17 +197,19 @@ class _Divergence(torch.autograd.Function):
         learner_NV = pair[0] if ctx.of_first else pair[1]
         gradient_NV = torch.empty_like(learner_NV, memory_format=torch.contiguous_format)
         operands = (*pair, *results, upstream[0].contiguous(), gradient_NV)
-        kernel, choice = _divergence_gradient_kernel, {"OF_FIRST": ctx.of_first}
-        _launch_blocks(kernel, gradient_NV, operands, ctx.numbers, **choice)
+        kernel, grid = _divergence_gradient_kernel, _blocks(learner_NV)
+        _launch(kernel, grid, operands, ctx.numbers, OF_FIRST=ctx.of_first)
         return (gradient_NV, None, None, None) if ctx.of_first else (None, gradient_NV, None, None)
 
 
-def _launch_blocks(
-    kernel: Any, gradient_NV: Tensor, operands: tuple[Tensor, ...], numbers: Any, **choices: Any
+def _blocks(logits_NV: Tensor) -> tuple[int, int]:
+    return len(logits_NV), -(-logits_NV.shape[1] // BLOCK)
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, ...], operands: tuple[Tensor, ...], numbers: Any, **choices: Any
 ) -> None:
-    tokens, vocabulary = gradient_NV.shape
-    if tokens:
-        grid = (tokens, triton.cdiv(vocabulary, BLOCK))
+    if grid[0]:  # a GPU starts no grid of nothing
         launch(kernel, grid, *operands, *numbers, **CHOICES, **choices)
 
 
